@@ -1,0 +1,61 @@
+"""Byte offsets of the structures that translated code and the machine share.
+
+A *thread context* (one for each thread, a row of a NumPy byte matrix) holds what a thread keeps between two runs: where to go on, the operands
+and results of the instruction that it stopped at, saved registers, local memory. The *block record* (one for each CTA, an int64 vector) holds
+what all its threads see: base addresses, sizes, grid indices, and where native code leaves faults and hazard records.
+"""
+
+from __future__ import annotations
+
+# ---- thread context (bytes)
+PC = 0  # i32: 0 at the start, otherwise where to go on
+CODE = 4  # i32: why the thread stopped: a site number, or one of the codes below
+TID = 8  # 3 x i32
+LANE = 20  # i32
+WARP = 24  # i32
+THREAD = 28  # i32: linear index in the CTA
+ROW = 32  # address of the thread's vector clock, u32[columns]
+STAMP = 40  # i64: clock | column << 32 | lane << 40
+LOG = 48  # address of the thread's access log
+LOGGED = 56  # i64: entries in it
+ARGUMENTS = 64  # 16 x i64: operands of the instruction that the thread stopped at
+ARGUMENT_SLOTS = 16
+RESULTS = ARGUMENTS + 8 * ARGUMENT_SLOTS  # 8 x i64
+RESULT_SLOTS = 8
+REGISTERS = RESULTS + 8 * RESULT_SLOTS  # saved registers, 8 bytes each; local memory follows
+
+# ---- codes besides site numbers (which start at 1)
+DONE, FAULT, BUDGET = -1, -2, -3
+
+# ---- block record (i64 fields)
+RANGES, RANGE_COUNT = 0, 1  # table of (base, end, writable), entries
+SHARED, SHARED_END = 2, 3  # address of shared byte 0, first byte past the end
+CELLS, ACCESS_SITES, READS, READ_COLUMNS = 4, 5, 6, 7  # the shadow of shared memory (shadow.py)
+PARAMETERS, SYMBOLS = 8, 9  # parameter buffer; addresses of module variables
+COUNTS = 10  # u64 for each basic block
+CTAID, NCTAID, NTID = 11, 14, 17  # three each
+BUDGET_LIMIT = 20  # loop iterations before a thread gives way
+LOG_LIMIT = 21  # log entries before a thread gives way
+FAULT_KIND, FAULT_SITE, FAULT_ADDRESS, FAULT_THREAD, FAULT_SIZE = 22, 23, 24, 25, 26
+RECORDS, RECORD_COUNT = 27, 28  # hazard records: RECORD_WORDS x i64 each
+SITE_RANGES = 29  # (base, end) that each access site last hit
+CLOCK = 30
+DYNAMIC_SHARED = 31
+GRID_CTA = 32  # linear CTA index
+BLOCK_FIELDS = 40
+
+RECORD_LIMIT, RECORD_WORDS = 1024, 6  # kind, site, address, thread, cell, reader column
+
+# ---- faults
+SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX = range(1, 8)
+
+# ---- hazard records
+LOAD_AFTER_WRITE, STORE_AFTER_WRITE, STORE_AFTER_READ, ATOMIC_AFTER_ACCESS, LOAD_UNWRITTEN = range(1, 6)
+
+# ---- addresses
+SHARED_FIRST = 1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
+GENERIC_SHARED = 1 << 56  # a generic address in the shared window is this plus the shared address
+
+# ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold byte mask (bits 6-9) and lane (bits 0-5; 63: several)
+CLOCK_STEP = 1024
+CELL_GENERIC, CELL_BARRIER, CELL_ATOMIC = 1 << 45, 1 << 46, 1 << 47

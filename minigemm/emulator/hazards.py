@@ -1,0 +1,369 @@
+"""Order: which accesses to shared memory happen before which, and what to say when one does not.
+
+Every thread has a *vector clock*, one entry for each column. A column stands for a warp, for an asynchronous reader (the TMA stores of one thread)
+or for an mbarrier (the TMA loads that complete on it). A thread's entry says up to which clock of that column everything is ordered before the
+thread. Barriers join the clocks of those who meet; an mbarrier collects the clocks of those who arrive and gives them to those whose wait succeeds.
+A second clock for each thread follows the *proxy fences*: what the thread may hand to asynchronous hardware.
+
+Accesses by threads are checked inline by native code against the shadow of shared memory (shadow.py); ranges touched by asynchronous copies are
+checked here.
+
+Sources: Lamport, "Time, Clocks" (1978); Flanagan and Freund, "FastTrack" (PLDI 2009); PTX ISA, "Memory Consistency Model" and "Proxies".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import context as c
+from .errors import Location
+from .report import Hazard
+
+STEP = c.CLOCK_STEP
+COLUMNS = 64  # to begin with; grows
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What a release publishes: the order known to the releasing threads, and the part of it that a proxy fence covers."""
+
+    order: np.ndarray
+    proxy: np.ndarray
+
+
+class Order:
+    """Vector clocks and the shadow of one CTA's shared memory."""
+
+    def __init__(self, threads: int, shared_bytes: int, asynchronous: bool, place: Callable[[int], tuple[Location | None, int]]) -> None:
+        """``place(site)`` gives the source location and PTX line of an instruction index."""
+        self.threads, self.warps = threads, -(-threads // 32)
+        self.place = place
+        readers = self.warps + (4 if asynchronous else 0)
+        self.read_columns = -(-readers // 8) * 8
+        self.words = -(-shared_bytes // 4) + 1
+        self.capacity = max(COLUMNS, self.read_columns + 16)
+        self.cells = np.zeros(self.words, np.uint64)
+        self.sites = np.zeros((self.words, 2), np.uint32)
+        self.reads = np.zeros((self.words, self.read_columns), np.uint32)
+        self.warp_of = np.arange(threads) >> 5
+        self.found: dict[tuple, Hazard] = {}
+        self.racing: set[str] = set()  # lines that some report names
+        self.unwritten: dict[str, tuple[int, int, int]] = {}  # reads of words that nobody had written, by line: site, address, thread
+        self.stale = True
+        self.reset()
+
+    def reset(self) -> None:
+        """A new CTA."""
+        self.cells[:] = 0
+        self.reads[:] = 0
+        self.unwritten.clear()
+        self.placed: dict[int, tuple[int, int, int]] = {}  # mbarrier address -> warp, clock and lane of its initialisation
+        self.order = np.zeros((self.threads, self.capacity), np.uint32)
+        self.proxy = np.zeros((self.threads, self.capacity), np.uint32)
+        self.clock = np.zeros(self.warps, np.uint32)
+        self.fences = Clocks(np.zeros(self.capacity, np.uint32), np.zeros(self.capacity, np.uint32))
+        self.columns = [f"warp {w}" for w in range(self.warps)]
+        self.readers: dict[int, int] = {}  # thread -> column
+        self.barriers: dict[int, int] = {}  # mbarrier address -> column
+        self.next_reader, self.next_column = self.warps, self.read_columns
+        self.names: dict[int, str] = {}
+        self.tick(np.arange(self.warps))
+
+    def tick(self, warps: np.ndarray) -> None:
+        """A new interval: what these warps do from now on is not covered by what they released before."""
+        self.clock[warps] += STEP
+        for w in warps:
+            rows = slice(32 * w, 32 * w + 32)
+            self.order[rows, w] = self.clock[w]
+        self.stale = True
+
+    def stamps(self) -> np.ndarray:
+        """clock | column << 32 | lane << 40 of each thread."""
+        thread = np.arange(self.threads, dtype=np.int64)
+        return self.clock[self.warp_of].astype(np.int64) | self.warp_of.astype(np.int64) << 32 | (thread & 31) << 40
+
+    # ------------------------------------------------------------------------------------------- synchronisation
+
+    def meet(self, ids: np.ndarray) -> None:
+        """A barrier among these threads: each knows what any of them knew."""
+        self.order[ids] = self.order[ids].max(0)
+        self.proxy[ids] = self.proxy[ids].max(0)
+        self.tick(np.unique(ids >> 5))
+
+    def release(self, ids: np.ndarray) -> Clocks:
+        clocks = Clocks(self.order[ids].max(0), self.proxy[ids].max(0))
+        self.tick(np.unique(ids >> 5))
+        return clocks
+
+    def acquire(self, ids: np.ndarray, clocks: Clocks) -> None:
+        self.order[ids] = np.maximum(self.order[ids], clocks.order)
+        self.proxy[ids] = np.maximum(self.proxy[ids], clocks.proxy)
+
+    def nothing(self) -> Clocks:
+        return Clocks(np.zeros(self.capacity, np.uint32), np.zeros(self.capacity, np.uint32))
+
+    def fence(self, ids: np.ndarray) -> None:
+        """A memory fence: ordered with every other fence, as they really came (a lock or flag between them is what orders them)."""
+        known = self.release(ids)
+        np.maximum(self.fences.order, known.order, out=self.fences.order)
+        np.maximum(self.fences.proxy, known.proxy, out=self.fences.proxy)
+        self.acquire(ids, self.fences)
+
+    def proxy_fence(self, ids: np.ndarray) -> None:
+        self.proxy[ids] = np.maximum(self.proxy[ids], self.order[ids])
+
+    # ------------------------------------------------------------------------------------------- columns
+
+    def barrier_column(self, address: int) -> int:
+        if address not in self.barriers:
+            if self.next_column == min(self.capacity, 255):
+                if self.capacity >= 255:  # columns are a byte: the last is shared from here on
+                    self.barriers[address] = self.next_column - 1
+                    return self.next_column - 1
+                self._grow()
+            self.barriers[address] = self.next_column
+            self.names[self.next_column] = f"mbarrier at shared address {address}"
+            self.next_column += 1
+        return self.barriers[address]
+
+    def reader_column(self, thread: int) -> int:
+        if thread not in self.readers:
+            column = min(self.next_reader, self.read_columns - 1)
+            self.next_reader += 1
+            self.readers[thread] = column
+            self.names[column] = f"the TMA stores of thread {thread}"
+        return self.readers[thread]
+
+    def _grow(self) -> None:
+        extra = self.capacity
+        self.capacity += extra
+        self.order = np.pad(self.order, ((0, 0), (0, extra)))
+        self.proxy = np.pad(self.proxy, ((0, 0), (0, extra)))
+        self.fences = Clocks(np.pad(self.fences.order, (0, extra)), np.pad(self.fences.proxy, (0, extra)))
+        self.stale = True
+
+    def fit(self, clocks: Clocks) -> Clocks:
+        """Clocks taken before the columns grew."""
+        short = self.capacity - len(clocks.order)
+        return Clocks(np.pad(clocks.order, (0, short)), np.pad(clocks.proxy, (0, short))) if short else clocks
+
+    # ------------------------------------------------------------------------------------------- asynchronous accesses
+
+    def asynchronous_write(self, thread: int, address: int, nbytes: int, column: int, clock: int, site: int) -> None:
+        """A TMA load of ``thread`` is going to write this range; column and clock say when its bytes may be read."""
+        words = slice(address >> 2, (address + nbytes + 3) >> 2)
+        cells, row = self.cells[words], self.order[thread]
+        at, when = self._parts(cells)
+        late = (when > row[at]) & (cells != 0)
+        if late.any():
+            k = int(np.argmax(late))
+            self._report_async_overwrite(thread, words.start + k, int(cells[k]), site)
+        else:
+            reads = self.reads[words]
+            unordered = reads > (row[: self.read_columns] | (STEP - 1))
+            if unordered.any():
+                k, j = (int(v[0]) for v in np.nonzero(unordered))
+                early = self.unwritten.get(self._at(int(self.sites[words.start + k, 1])))
+                if early is not None:
+                    self._report_not_complete(early[0], (words.start + k) * 4, early[2], "reads", column, site)
+                else:
+                    self._report_slot_overwritten(thread, words.start + k, j, site)
+        self.cells[words] = np.uint64(clock | column << 32 | 0xFF << 48)
+        self.sites[words, 0] = site
+
+    def asynchronous_read(self, thread: int, address: int, nbytes: int, clock: int, site: int) -> None:
+        """A TMA store of ``thread`` reads this range."""
+        words = slice(address >> 2, (address + nbytes + 3) >> 2)
+        cells, row = self.cells[words], self.order[thread]
+        at, when = self._parts(cells)
+        empty = (cells >> np.uint64(48)) & np.uint64(15) != 15
+        if empty.any():
+            self.unwritten.setdefault(self._at(site), (site, (words.start + int(np.argmax(empty))) * 4, thread))
+        late = when > row[at]
+        generic = (cells & np.uint64(c.CELL_GENERIC)) != 0
+        unfenced = generic & (when > self.proxy[thread][at])
+        if late.any():
+            k = int(np.argmax(late))
+            self._report_async_read(thread, words.start + k, int(cells[k]), site)
+        elif unfenced.any():
+            k = int(np.argmax(unfenced))
+            self._report_no_proxy_fence(thread, words.start + k, int(cells[k]), site)
+        self.reads[words, self.reader_column(thread)] = clock
+        self.sites[words, 1] = site
+
+    def warp_write(self, rows: np.ndarray, nbytes: int, warps: np.ndarray, site: int) -> None:
+        """A warp-wide store (stmatrix): row addresses (warps, rows), ``nbytes`` each. One lane stands for its warp."""
+        words = (rows[..., None] + np.arange(0, nbytes, 4)).reshape(len(warps), -1) >> 2
+        for w, at in zip(warps.tolist(), words, strict=True):
+            thread, row = 32 * w, self.order[32 * w]
+            column, when = self._parts(self.cells[at])
+            late = when > row[column]
+            reads = self.reads[at] > (row[: self.read_columns] | (STEP - 1))
+            if late.any():
+                k = int(np.argmax(late))
+                self._explain(c.STORE_AFTER_WRITE, site, int(at[k]) * 4, thread, int(self.cells[at[k]]), -1)
+            elif reads.any():
+                k, j = (int(v[0]) for v in np.nonzero(reads))
+                self._explain(c.STORE_AFTER_READ, site, int(at[k]) * 4, thread, int(self.cells[at[k]]), j | int(self.reads[at[k], j] & 63) << 8)
+            self.cells[at] = np.uint64(int(self.clock[w]) | w << 32 | c.CELL_GENERIC | 0xFF << 48)
+            self.sites[at, 0] = site
+
+    def warp_read(self, rows: np.ndarray, nbytes: int, warps: np.ndarray, site: int) -> None:
+        """A warp-wide load (ldmatrix)."""
+        words = (rows[..., None] + np.arange(0, nbytes, 4)).reshape(len(warps), -1) >> 2
+        for w, at in zip(warps.tolist(), words, strict=True):
+            thread, row = 32 * w, self.order[32 * w]
+            column, when = self._parts(self.cells[at])
+            empty = (self.cells[at] >> np.uint64(48)) & np.uint64(15) != 15
+            late = when > row[column]
+            if empty.any():
+                self.unwritten.setdefault(self._at(site), (site, int(at[np.argmax(empty)]) * 4, thread))
+            elif late.any():
+                k = int(np.argmax(late))
+                self._explain(c.LOAD_AFTER_WRITE, site, int(at[k]) * 4, thread, int(self.cells[at[k]]), -1)
+            self.reads[at, w] = np.uint32(int(self.clock[w]) | 15 << 6 | 63)
+            self.sites[at, 1] = site
+
+    @staticmethod
+    def _parts(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return ((cells >> np.uint64(32)) & np.uint64(255)).astype(np.int64), cells.astype(np.uint32)
+
+    # ------------------------------------------------------------------------------------------- mbarrier objects
+
+    def place_barrier(self, thread: int, address: int, site: int) -> None:
+        """Mark the words of an mbarrier: its clock is never reached, so that every ordinary access looks twice."""
+        word = address >> 2
+        self.placed[address] = (thread >> 5, int(self.clock[thread >> 5]), thread & 31)
+        self.cells[word : word + 2] = np.uint64(0xFFFFFFFF | (thread >> 5) << 32 | c.CELL_BARRIER | c.CELL_GENERIC | 0xFF << 48)
+        self.sites[word : word + 2, 0] = site
+
+    def clear_barrier(self, thread: int, address: int) -> None:
+        """mbarrier.inval: ordinary memory again."""
+        word = address >> 2
+        self.placed.pop(address, None)
+        self.cells[word : word + 2] = np.uint64(int(self.clock[thread >> 5]) | (thread >> 5) << 32 | (thread & 31) << 40 | 0xFF << 48)
+
+    def check_barrier_visible(self, ids: np.ndarray, address: int, site: int) -> None:
+        """Every user of an mbarrier must be ordered after its initialisation."""
+        column, clock, lane = self.placed.get(address, (0, 0, 0))
+        bad = self.order[ids, column] < clock
+        own = (ids >> 5 == column) & (self.clock[ids >> 5] == clock) & ((ids & 31) != lane)
+        if (bad | own).any():
+            thread = int(ids[np.argmax(bad | own)])
+            self.add(
+                "mbarrier-init", site, address, thread,
+                f"thread {thread} uses the mbarrier at shared address {address} that warp {column} initialised at {self._where_written(address >> 2)}, "
+                "but no barrier stands between",
+                (f"warp {column}", f"thread {thread}"),
+                "after mbarrier.init, fence (fence.mbarrier_init or fence.proxy.async) and __syncthreads() before any thread uses it",
+            )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------- words
+
+    def add(self, kind: str, site: int, address: int, thread: int, message: str, parties: tuple[str, ...], fix: str, other: int = -1) -> None:
+        """One finding for each (kind, place, other place); more of the same are counted."""
+        self.racing |= {self._at(site)} | ({self._at(other)} if other >= 0 else set())
+        key = (kind, self._at(site), self._at(other) if other >= 0 else "")
+        if key in self.found:
+            self.found[key].count += 1
+            return
+        location, line = self.place(site)
+        self.found[key] = Hazard(kind, message, location, line, address, parties, fix)
+
+    def drain(self, records: np.ndarray) -> None:
+        """Records of native code: accesses by threads."""
+        for kind, site, address, thread, cell, reader in records.tolist():
+            if kind == c.LOAD_UNWRITTEN:
+                self.unwritten.setdefault(self._at(site), (site, address, thread))
+            else:
+                self._explain(kind, site, address, thread, cell & (2**64 - 1), reader)
+
+    def unexplained(self) -> tuple[int, int, int] | None:
+        """A read of shared memory that nobody had written, and that no race explains: (site, address, thread)."""
+        return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
+
+    def _where_written(self, word: int) -> str:
+        return self._at(int(self.sites[word, 0]))
+
+    def _at(self, site: int) -> str:
+        location, line = self.place(site)
+        return str(location) if location else f"PTX line {line}"
+
+    def _who(self, cell: int) -> str:
+        column = cell >> 32 & 255
+        return f"warp {column} (lane {cell >> 40 & 31})" if column < self.warps else self.names.get(column, f"column {column}")
+
+    def _explain(self, kind: int, site: int, address: int, thread: int, cell: int, reader: int) -> None:
+        me = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})"
+        column = cell >> 32 & 255
+        word = address >> 2
+        other = int(self.sites[word, 0])
+        if cell & c.CELL_BARRIER and kind != c.STORE_AFTER_READ:
+            self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {address}, which is a live mbarrier, "
+                     "with an ordinary access", (me, f"mbarrier at {address}"),
+                     "use mbarrier instructions only, or mbarrier.inval before the memory is used again", other)  # fmt: skip
+        elif kind == c.STORE_AFTER_READ:
+            j = reader & 255
+            lane = reader >> 8 & 63
+            other = int(self.sites[word, 1])
+            if j >= self.warps and (early := self.unwritten.get(self._at(other))):
+                self._report_async_read(early[2], word, int(self.clock[thread >> 5]) | (thread >> 5) << 32 | (thread & 31) << 40, other, site)
+                return
+            if j >= self.warps:
+                self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address} while {self.names.get(j, 'a TMA store')} "
+                         f"(issued at {self._at(other)}) may still read it", (self.names.get(j, "TMA store"), me),
+                         "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by the issuing thread, then a barrier", other)  # fmt: skip
+                return
+            them = f"warp {j}" + (f" (lane {lane})" if lane < 32 else "")
+            self.add("race", site, address, thread, f"data race on shared memory: {me} writes address {address} that {them} reads at "
+                     f"{self._at(other)}, with no barrier between the read and this write", (them, me),
+                     self._fix(j, thread, "the read and the write"), other)  # fmt: skip
+        elif column >= self.warps:
+            self._report_not_complete(site, address, thread, "reads" if kind == c.LOAD_AFTER_WRITE else "writes", column, other)
+        else:
+            verb = {c.LOAD_AFTER_WRITE: "reads", c.STORE_AFTER_WRITE: "writes", c.ATOMIC_AFTER_ACCESS: "updates atomically"}[kind]
+            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address} that {self._who(cell)} wrote at "
+                     f"{self._at(other)}, with no barrier between", (self._who(cell), me),
+                     self._fix(column, thread, "the two"), other)  # fmt: skip
+
+    @staticmethod
+    def _fix(column: int, thread: int, between: str) -> str:
+        if column == thread >> 5:
+            return f"put __syncthreads() between {between}, reached by all threads (__syncwarp() where only this warp shares the data)"
+        return f"put __syncthreads() between {between}, reached by all threads"
+
+    def _report_not_complete(self, site: int, address: int, thread: int, verb: str, column: int, load: int) -> None:
+        me, barrier = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})", self.names.get(column, "an mbarrier")
+        self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {address}, the destination of a TMA load issued at "
+                 f"{self._at(load)}, before that load has completed on the {barrier}: the thread does not wait for this phase",
+                 (f"TMA load on the {barrier}", me), "let every thread that reads the tile wait on the mbarrier (mbarrier.try_wait.parity), with the "
+                 "parity of the phase that the load completes: 0 for the first, then flipped each time", load)  # fmt: skip
+
+    def _report_async_overwrite(self, thread: int, word: int, cell: int, site: int) -> None:
+        other = int(self.sites[word, 0])
+        self.add("tma-load-overwrites", site, word * 4, thread, f"the TMA load that thread {thread} issues writes shared address {word * 4} that "
+                 f"{self._who(cell)} wrote at {self._at(other)}, with no order between", (self._who(cell), f"TMA load of thread {thread}"),
+                 "issue the load only after a barrier, or after the mbarrier of the earlier load", other)  # fmt: skip
+
+    def _report_slot_overwritten(self, thread: int, word: int, column: int, site: int) -> None:
+        other = int(self.sites[word, 1])
+        who = f"warp {column}" if column < self.warps else self.names.get(column, "an asynchronous reader")
+        self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} "
+                 f"may still read it (at {self._at(other)})", (who, f"TMA load of thread {thread}"),
+                 "let all readers arrive at a barrier after their last read, and issue the next load after that barrier", other)  # fmt: skip
+
+    def _report_async_read(self, thread: int, word: int, cell: int, site: int, other: int = -1) -> None:
+        other = int(self.sites[word, 0]) if other < 0 else other
+        self.add("tma-store-too-early", site, word * 4, thread, f"the TMA store that thread {thread} issues reads shared address {word * 4} that "
+                 f"{self._who(cell)} writes at {self._at(other)}, with no barrier between", (self._who(cell), f"TMA store of thread {thread}"),
+                 "fence.proxy.async in every writing thread, then __syncthreads(), then the store", other)  # fmt: skip
+
+    def _report_no_proxy_fence(self, thread: int, word: int, cell: int, site: int) -> None:
+        other = int(self.sites[word, 0])
+        self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: the TMA store that thread {thread} issues reads shared address "
+                 f"{word * 4} through the async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence "
+                 "after it", (self._who(cell), f"TMA store of thread {thread}"),
+                 "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip

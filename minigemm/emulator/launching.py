@@ -1,0 +1,310 @@
+"""One launch: arguments in, report out."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import machine, native, profile as profiling
+from .errors import EmulatorError
+from .lower import Program, translate
+from .ptx import Function, Module, inline_calls, parse
+from .report import Counters, Report
+from .tma import TensorMap
+
+Dim = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A kernel ready to run: its description and its machine code."""
+
+    module: Module
+    program: Program
+    native: native.Native
+    seconds: float
+    origin: str  # "compiled", "disk" or "memory"
+
+
+def launch(
+    ptx: str,
+    grid: Dim,
+    block: Dim,
+    args: Sequence[Any],
+    kernel: str | None = None,
+    shared: int = 0,
+    cluster: Dim = (1, 1, 1),
+    *,
+    schedule: str | int = "late",
+    hazards: bool = True,
+    profile: bool = True,
+    instruction_limit: float = 1e11,
+    keep_requests: int = 0,
+) -> Report:
+    """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
+
+    Args:
+        ptx: the text of a module for ``sm_90a`` (or older), as NVRTC or nvcc emits it. With ``-lineinfo``, messages name CUDA source lines.
+        grid, block: CTAs and threads, one to three dimensions (x, y, z).
+        args: one for each kernel parameter, in order: CPU tensors (a pointer to their first element), :class:`TensorMap`, Python numbers
+            (as wide as the parameter; a float for an f32 or f64 parameter), NumPy scalars, ``ctypes`` structures or ``bytes``.
+        kernel: the entry's name; may be left out when the module has one entry.
+        shared: bytes of dynamic shared memory.
+        cluster: CTAs a cluster; only (1, 1, 1) so far.
+        schedule: ``"late"``: asynchronous work completes only when nobody can go on; ``"early"``: at once; an int: a seeded random order.
+        hazards: look for races and misuse of barriers and proxies (``report.hazards``), and for reads of shared memory that nobody wrote.
+        profile: count memory requests, sectors and bank conflicts.
+        instruction_limit: basic blocks after which a loop is called endless.
+        keep_requests: warp requests of each access to keep with their addresses, for pictures.
+
+    Returns:
+        a :class:`Report`; tensors among the arguments hold what the kernel wrote.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; nothing has run.
+        Fault: what a GPU faults on. Deadlock: what a GPU hangs on. Unsupported: an instruction that is not emulated, by name.
+    """
+    grid3, block3, cluster3 = _dim("grid", grid), _dim("block", block), _dim("cluster", cluster)
+    _check_shape(grid3, block3, cluster3, shared, schedule)
+    translated = translated_kernel(ptx, kernel, hazards, profile)
+    program = translated.program
+    limit = 227 * 1024
+    if program.dynamic_base - 1024 + shared > limit:
+        raise ValueError(f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {limit} that a CTA of a Hopper GPU can have")
+    _check_directives(program.function, block3)
+    memory = machine.Memory()
+    parameters = _parameters(program.function, args, memory)
+    memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
+    symbols = _module_variables(translated.module, program, memory)
+    counts = np.zeros(max(1, len(program.blocks)), np.uint64)
+    collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
+    run = machine.Kernel(
+        program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit
+    )  # fmt: skip
+    seconds = machine.run(run)
+    return _report(run, translated, seconds)
+
+
+def _dim(name: str, value: Dim) -> tuple[int, int, int]:
+    parts = (value,) if isinstance(value, int) else tuple(value)
+    if not 1 <= len(parts) <= 3 or not all(isinstance(v, (int, np.integer)) and v >= 1 for v in parts):
+        raise ValueError(f"{name}: expected one to three positive integers (x, y, z), got {value!r}")
+    return (*(int(v) for v in parts), 1, 1)[:3]  # type: ignore[return-value]
+
+
+def _check_shape(grid: tuple, block: tuple, cluster: tuple, shared: int, schedule: str | int) -> None:
+    if block[0] * block[1] * block[2] > 1024 or block[2] > 64:
+        raise ValueError(f"block: expected at most 1024 threads (z at most 64), got {block}")
+    if grid[0] >= 1 << 31 or grid[1] > 65535 or grid[2] > 65535:
+        raise ValueError(f"grid: expected at most (2**31 - 1, 65535, 65535), got {grid}")
+    if cluster != (1, 1, 1):
+        raise ValueError(f"cluster: only (1, 1, 1) is emulated so far, got {cluster}")
+    if not isinstance(shared, int) or shared < 0:
+        raise ValueError(f"shared: expected a number of bytes, got {shared!r}")
+    if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
+        raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
+
+
+def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
+    threads = block[0] * block[1] * block[2]
+    for name, exact in (("maxntid", False), ("reqntid", True)):
+        if name in function.directives:
+            bound = int(np.prod(function.directives[name]))
+            if threads > bound or (exact and threads != bound):
+                raise ValueError(f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}")
+
+
+# ---------------------------------------------------------------------------------------------------- translation
+
+_store: Any = None
+
+
+def set_store(store: Any) -> None:
+    """Where translated kernels are kept between processes: an object with ``get(key) -> bytes | None`` and ``put(key, bytes)``; None: nowhere."""
+    global _store
+    _store = store
+    translated_kernel.cache_clear()
+
+
+@functools.cache
+def _version() -> str:
+    """A change of the translator makes every stored translation stale."""
+    digest = hashlib.sha256()
+    for name in ("arithmetic.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py", "constants.py"):
+        digest.update(files(__package__).joinpath(name).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=128)
+def translated_kernel(ptx: str, kernel: str | None, hazards: bool, profile: bool) -> Translated:
+    """Parse, translate and compile one kernel; from memory or disk when it has been before."""
+    started = time.perf_counter()
+    key = native.cache_key("\0".join((_version(), ptx, kernel or "", str(hazards), str(profile))))
+    blob = _store.get(key) if _store is not None else None
+    origin = "disk"
+    if blob is None:
+        origin = "compiled"
+        module = parse(ptx)
+        program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile)
+        code = native.compile_ir(program.ir)
+        program.ir = ""
+        variables = Module(module.version, module.target, {}, module.variables, module.files)
+        blob = pickle.dumps((variables, program, code), protocol=pickle.HIGHEST_PROTOCOL)
+        if _store is not None:
+            _store.put(key, blob)
+    variables, program, code = pickle.loads(blob)
+    return Translated(variables, program, native.load(code), time.perf_counter() - started, origin)
+
+
+def _entry(module: Module, kernel: str | None) -> str:
+    entries = [name for name, f in module.functions.items() if f.entry]
+    if kernel is None:
+        if len(entries) != 1:
+            raise ValueError(f"kernel: the module has {len(entries)} entries ({', '.join(entries)}); name one")
+        return entries[0]
+    if kernel not in entries:
+        raise ValueError(f"kernel: the module has no entry {kernel!r}; it has {', '.join(entries) or 'none'}")
+    return kernel
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory) -> np.ndarray:
+    if len(args) != len(function.parameters):
+        raise ValueError(f"args: {function.name} takes {len(function.parameters)} parameters, got {len(args)} arguments")
+    size = max((p.offset + p.size for p in function.parameters), default=0)
+    raw = np.zeros(size + 128, np.uint8)
+    skip = -raw.ctypes.data % 64  # tensor maps are 64-byte aligned
+    buffer = raw[skip : skip + size]
+    for index, (parameter, value) in enumerate(zip(function.parameters, args, strict=True)):
+        data = _argument(index, parameter.size, value, memory)
+        if len(data) != parameter.size:
+            raise TypeError(f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}")
+        buffer[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(data, np.uint8)
+    return buffer
+
+
+def _argument(index: int, size: int, value: Any, memory: machine.Memory) -> bytes:
+    name = f"args[{index}]"
+    if isinstance(value, torch.Tensor):
+        _add_tensor(name, value, memory)
+        return int(value.data_ptr()).to_bytes(8, "little")
+    if isinstance(value, TensorMap):
+        _add_tensor(name, value.tensor, memory)
+        return value.encode()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tobytes()
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, (ctypes.Structure, ctypes.Array, ctypes._SimpleCData)):
+        return bytes(value)
+    if isinstance(value, (bool, int)):
+        if not -(1 << (8 * size - 1)) <= value < 1 << (8 * size):
+            raise ValueError(f"{name}: {value} does not fit a parameter of {size} bytes")
+        return (int(value) & ((1 << (8 * size)) - 1)).to_bytes(size, "little")
+    if isinstance(value, float):
+        if size not in (4, 8):
+            raise TypeError(f"{name}: a float for a parameter of {size} bytes")
+        return (np.float32(value) if size == 4 else np.float64(value)).tobytes()
+    if value is None and size == 8:
+        return bytes(8)
+    raise TypeError(f"{name}: expected a CPU tensor, a TensorMap, a number, a ctypes object or bytes, got {type(value).__name__}")
+
+
+def _add_tensor(name: str, tensor: torch.Tensor, memory: machine.Memory) -> None:
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name}: the emulator takes CPU tensors, got one on {tensor.device}")
+    if tensor.numel():
+        span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        shape = "x".join(str(n) for n in tensor.shape) or "scalar"
+        memory.add(tensor.data_ptr(), span * tensor.element_size(), True, _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor))
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Names a buffer in messages, and keeps it alive."""
+
+    text: str
+    tensor: Any
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _module_variables(module: Module, program: Program, memory: machine.Memory) -> np.ndarray:
+    """Memory for ``__device__`` and ``__constant__`` variables, fresh for each launch; their addresses in the program's order."""
+    every = {v.name: v for v in [*module.variables, *program.function.variables] if v.space in ("global", "const")}
+    wanted, queue = {}, list(program.symbols)
+    while queue:  # relocations bring further variables in
+        name = queue.pop()
+        if name not in wanted:
+            v = every.get(name)
+            if v is None:
+                raise EmulatorError(f"the module refers to {name}, which it does not define")
+            raw = np.zeros(v.size + 256, np.uint8)
+            skip = -raw.ctypes.data % max(v.align, 16)
+            wanted[name] = raw[skip : skip + max(v.size, 1)]
+            queue += [symbol for _, symbol, _ in v.relocations]
+    for name, data in wanted.items():
+        v = every[name]
+        if v.init is not None:
+            data[: len(v.init)] = np.frombuffer(v.init, np.uint8)
+        for offset, symbol, addend in v.relocations:
+            data[offset : offset + 8].view(np.int64)[0] = wanted[symbol].ctypes.data + addend
+        memory.add(data.ctypes.data, data.nbytes, v.space == "global", _Owner(f"variable {name}", data))
+    return np.array([wanted[name].ctypes.data for name in program.symbols] or [0], np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Report:
+    code = run.program.function.code
+    classes: dict[str, int] = {}
+    total = 0
+    for (first, length), count in zip(run.program.blocks, run.counts.tolist(), strict=False):
+        for ins in code[first : first + length]:
+            kind = instruction_class(ins.opcode, ins.modifiers)
+            classes[kind] = classes.get(kind, 0) + count
+        total += count * length
+    counters = Counters(instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1])), **run.traffic)
+    lines: Any = ()
+    if run.profile is not None:
+        counters, lines = run.profile.finish(counters, code)
+    return Report(
+        kernel=run.program.function.name, grid=run.grid, block=run.block, schedule=run.schedule, hazards=run.hazard_list, counters=counters,
+        lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin,
+    )  # fmt: skip
+
+
+def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
+    """The class under which an instruction is counted."""
+    if opcode in ("ld", "ldu", "st", "atom", "red"):
+        space = next((m.split("::")[0] for m in modifiers if m.split("::")[0] in ("global", "shared", "local", "const", "param")), "generic")
+        return f"{'atomic' if opcode in ('atom', 'red') else 'load' if opcode.startswith('ld') else 'store'} {space}"
+    if opcode in ("bra", "brx", "ret", "exit", "call"):
+        return "control"
+    if opcode in ("bar", "barrier", "mbarrier", "fence", "membar"):
+        return "synchronisation"
+    if opcode in ("shfl", "vote", "match", "redux", "elect", "activemask"):
+        return "warp"
+    if opcode == "cp":
+        return "asynchronous copy"
+    if opcode == "wgmma":
+        return "tensor core"
+    if opcode in ("cvt", "cvta"):
+        return "conversion"
+    if any(m in ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2") for m in modifiers):
+        return "fma" if opcode in ("fma", "mad") else "floating point"
+    return "move" if opcode in ("mov", "selp") else "predicate" if opcode in ("setp", "set") else "integer"

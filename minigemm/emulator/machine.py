@@ -1,0 +1,486 @@
+"""The machine: CTAs, their threads, and who runs when.
+
+A CTA's threads are rows of a byte matrix of contexts. ``run`` takes threads that are ready, lets native code run each of them until it stops, and
+serves what they stopped at; a handler either makes threads ready again or keeps them waiting. When nobody is ready, asynchronous work in flight
+completes; when there is none, the CTA is done, or it is a deadlock and the message names every waiter.
+
+Schedules: under ``"late"`` asynchronous work completes only when no thread can go on, under ``"early"`` at once, and under an integer seed at random
+moments, with warps in random order. A kernel that waits as it must gives the same result under each.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import context as c
+from .errors import Deadlock, EmulatorError, Fault, Location, Unsupported
+from .hazards import Order
+from .lower import Program, Site
+from .native import Native
+from .ptx import Symbol
+from .report import Event
+
+if TYPE_CHECKING:
+    from .profile import Profile
+
+ITERATIONS = 1024  # of a loop, before a thread gives way
+PATIENCE = 512  # rounds in which nobody's state changes, before it is a deadlock
+LOG_ENTRIES = 512
+
+Handler = Callable[["Block", Site, np.ndarray], None]
+HANDLERS: dict[str, Handler] = {}
+
+
+def serves(*names: str) -> Callable[[Handler], Handler]:
+    """Register a handler for instructions whose name starts with one of ``names`` (the longest match counts)."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+def handler_for(site: Site) -> Handler:
+    parts = site.instruction.name.split(".")
+    for n in range(len(parts), 0, -1):
+        found = HANDLERS.get(".".join(parts[:n]))
+        if found:
+            return found
+    ins = site.instruction
+    raise Unsupported(f"unknown PTX instruction {ins.name} (PTX line {ins.line})", ins.location)
+
+
+@dataclass
+class Waiting:
+    """Threads that wait, and what for: the raw material of a deadlock message."""
+
+    ids: np.ndarray
+    site: Site
+    why: Callable[[], str]
+
+
+@dataclass
+class Memory:
+    """Every buffer that a kernel may touch through global addresses."""
+
+    ranges: list[tuple[int, int, bool, Any]] = field(default_factory=list)  # base, bytes, writable, owner
+
+    def add(self, base: int, nbytes: int, writable: bool, owner: object) -> None:
+        if nbytes:
+            self.ranges.append((base, nbytes, writable, owner))
+
+    def table(self) -> np.ndarray:
+        return np.array([(b, b + n, int(w)) for b, n, w, _ in self.ranges] or [(0, 0, 0)], np.int64).reshape(-1)
+
+    def bytes(self, address: int, n: int) -> np.ndarray:
+        """A writable uint8 view of ``n`` bytes. Raises Fault where they are not all inside one buffer."""
+        import ctypes
+
+        for base, size, _, _ in self.ranges:
+            if base <= address and address + n <= base + size:
+                return np.frombuffer((ctypes.c_uint8 * n).from_address(address), np.uint8)
+        raise Fault(f"{n} bytes at global address {address:#x} lie outside every buffer of this launch; {self.nearest(address)}")
+
+    def nearest(self, address: int) -> str:
+        """Where an address lies beside the nearest buffer, in words."""
+        if not self.ranges:
+            return "the launch has no buffers"
+        base, size, _, owner = min(self.ranges, key=lambda r: max(r[0] - address, address - (r[0] + r[1]), 0))
+        if address < base:
+            return f"it is {base - address} bytes before {owner}"
+        if address >= base + size:
+            return f"it is {address - base - size} bytes past the end of {owner} ({size} bytes)"
+        return f"it begins inside {owner} ({size} bytes) at byte {address - base}"
+
+
+@dataclass
+class Kernel:
+    """What the CTAs of one launch share."""
+
+    program: Program
+    native: Native
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+    parameters: np.ndarray
+    symbols: np.ndarray
+    memory: Memory
+    schedule: str | int
+    hazards: bool
+    profile: Profile | None
+    counts: np.ndarray
+    instruction_limit: float
+    events: list[Event] = field(default_factory=list)
+    hazard_list: list = field(default_factory=list)
+    traffic: dict[str, int] = field(default_factory=dict)
+    printed: Callable[[str], None] = print
+    handlers: list[Handler] = field(default_factory=list)
+
+    def place(self, site: int) -> tuple[Location | None, int]:
+        code = self.program.function.code
+        if site >= len(code):
+            return None, 0
+        return code[site].location, code[site].line
+
+    def add_traffic(self, key: str, amount: int) -> None:
+        self.traffic[key] = self.traffic.get(key, 0) + amount
+
+
+class Block:
+    """One CTA."""
+
+    def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
+        self.kernel, self.index, self.pool = kernel, index, pool
+        p = kernel.program
+        bx, by, bz = kernel.block
+        self.threads = bx * by * bz
+        self.contexts, self.shared, self.order = pool.contexts, pool.shared, pool.order
+        self.c32 = self.contexts.view(np.int32)
+        self.c64 = self.contexts.view(np.int64)
+        self.arguments = self.c64[:, c.ARGUMENTS // 8 : c.RESULTS // 8]
+        self.results = self.c64[:, c.RESULTS // 8 : c.REGISTERS // 8]
+        self.c32[:, c.PC // 4] = 0
+        if p.local_bytes:
+            self.contexts[:, p.local_offset : p.local_offset + p.local_bytes] = 0
+        if self.order:
+            self.order.reset()
+        self.record = pool.record.copy()
+        self.record[c.CTAID : c.CTAID + 3] = index
+        self.record[c.GRID_CTA] = linear
+        self.linear = linear
+        self.random = random.Random(kernel.schedule * 1000003 + linear) if isinstance(kernel.schedule, int) else None
+        self.ready: list[np.ndarray] = [np.arange(self.threads, dtype=np.int32)]
+        self.alive = np.ones(self.threads, bool)
+        self.flight: deque[Callable[[], None]] = deque()
+        self.named: dict[int, Any] = {}  # barriers, gatherings, mbarriers: the handlers' own state
+        self.gathering: dict[tuple, list[np.ndarray]] = {}
+        self.barriers: dict[int, Any] = {}
+        self.bulk: dict[int, Any] = {}
+        self.warp_ids = np.zeros(0, np.int64)  # the warps that a collective serves
+        self.waiting: dict[int, Waiting] = {}
+        self.ticket = 0
+        self.steps = 0
+        self.idle_rounds = 0
+        self.fingerprint: tuple | None = None
+
+    # ------------------------------------------------------------------------------------------- what handlers use
+
+    def go(self, ids: np.ndarray) -> None:
+        """These threads are ready."""
+        if len(ids):
+            self.ready.append(ids)
+
+    def wait(self, ids: np.ndarray, site: Site, why: Callable[[], str]) -> int:
+        """These threads wait; the ticket takes them out again with ``wake``."""
+        self.ticket += 1
+        self.waiting[self.ticket] = Waiting(ids, site, why)
+        return self.ticket
+
+    def wake(self, ticket: int) -> np.ndarray:
+        ids = self.waiting.pop(ticket).ids
+        self.go(ids)
+        return ids
+
+    def launch_async(self, complete: Callable[[], None]) -> None:
+        """Asynchronous work: ``complete`` runs now, late, or at a random moment."""
+        if self.kernel.schedule == "early":
+            complete()
+        else:
+            self.flight.append(complete)
+
+    def event(self, kind: str, agent: str, detail: str, site: Site | None = None) -> None:
+        if self.linear == 0 and len(self.kernel.events) < 4096:
+            self.kernel.events.append(Event(self.steps, kind, agent, detail, site.instruction.location if site else None))
+
+    def fault(self, message: str, site: Site, ids: np.ndarray | None = None) -> Fault:
+        who = f", thread {int(ids[0])} of CTA {self.index}" if ids is not None and len(ids) else f", CTA {self.index}"
+        return Fault(f"{message} ({site.instruction.name}, PTX line {site.instruction.line}{who})", site.instruction.location)
+
+    def hazard(self, kind: str, site: Site, address: int, thread: int, message: str, parties: tuple[str, ...], fix: str) -> None:
+        if self.order:
+            self.order.add(kind, site.index, address, thread, message, parties, fix)
+
+    def shared_bytes(self, address: int, n: int, site: Site, what: str) -> np.ndarray:
+        if not c.SHARED_FIRST <= address <= len(self.shared) - n:
+            raise self.fault(f"{what}: {n} bytes at shared address {address:#x} lie outside the CTA's shared memory "
+                             f"[{c.SHARED_FIRST:#x}, {len(self.shared):#x})", site)  # fmt: skip
+        return self.shared[address : address + n]
+
+    # ------------------------------------------------------------------------------------------- running
+
+    def run(self) -> bool:
+        """Run until the CTA is done (True) or only spins (False)."""
+        while True:
+            ids = self._next()
+            if ids is None:
+                if self._deliver():
+                    continue
+                if not self.alive.any():
+                    self._finish()
+                    return True
+                if self._nudge():
+                    continue
+                raise self._deadlock()
+            if not self._step(ids):
+                return False
+
+    def _next(self) -> np.ndarray | None:
+        if not self.ready:
+            return None
+        if self.random is None:
+            ids = np.concatenate(self.ready) if len(self.ready) > 1 else self.ready[0]
+            self.ready = []
+            return np.sort(ids)
+        if self.flight and self.random.random() < 0.25:
+            self._deliver()
+        ids = np.sort(np.concatenate(self.ready))
+        warps = np.unique(ids >> 5)
+        chosen = warps[self.random.randrange(len(warps))]
+        self.ready = [ids[ids >> 5 != chosen]] if len(warps) > 1 else []
+        return ids[ids >> 5 == chosen]
+
+    def _deliver(self) -> bool:
+        if not self.flight:
+            return False
+        if self.random is None:
+            self.flight.popleft()()
+        else:
+            k = self.random.randrange(len(self.flight))
+            self.flight.rotate(-k)
+            complete = self.flight.popleft()
+            self.flight.rotate(k)
+            complete()
+        return True
+
+    def _step(self, ids: np.ndarray) -> bool:
+        kernel, pool = self.kernel, self.pool
+        self.steps += 1
+        if self.order and self.order.stale:
+            rows = self.order.order
+            self.c64[:, c.ROW // 8] = rows.ctypes.data + np.arange(self.threads) * rows.strides[0]
+            self.c64[:, c.STAMP // 8] = self.order.stamps()
+            self.order.stale = False
+        ids = np.ascontiguousarray(ids, np.int32)
+        kernel.native.step(  # type: ignore[operator]
+            self.contexts.ctypes.data, self.contexts.strides[0], len(ids), ids.ctypes.data, self.record.ctypes.data
+        )
+        if self.order and self.record[c.RECORD_COUNT]:
+            count = int(min(self.record[c.RECORD_COUNT], c.RECORD_LIMIT))
+            self.order.drain(pool.records[:count])
+            self.record[c.RECORD_COUNT] = 0
+        if kernel.profile is not None:
+            kernel.profile.take(pool.log, self.c64[:, c.LOGGED // 8], ids, self.linear)
+        codes = self.c32[ids, c.CODE // 4]
+        if (codes == c.FAULT).any():
+            raise self._fault()
+        first = int(codes[0])
+        if (codes == first).all():
+            groups = [(first, ids)]
+        else:
+            groups = [(int(code), ids[codes == code]) for code in np.unique(codes)]
+        for code, group in groups:
+            if code == c.DONE:
+                self.alive[group] = False
+                self.exited(group)
+            elif code == c.BUDGET:
+                self.go(group)
+            else:
+                kernel.handlers[code - 1](self, kernel.program.sites[code - 1], group)
+        return self._patience(groups)
+
+    def exited(self, ids: np.ndarray) -> None:
+        """Threads that are gone no longer count at barriers: see warps.py."""
+        for notify in EXIT_HOOKS:
+            notify(self, ids)
+
+    def _patience(self, groups: list[tuple[int, np.ndarray]]) -> bool:
+        """False when the CTA has spun for a while: let others run. Raises when nothing can change any more."""
+        if any(code != c.BUDGET for code, _ in groups) or self.flight:
+            self.idle_rounds = 0
+            return True
+        ids = groups[0][1]
+        state = hash(self.contexts[ids].tobytes()) if self.idle_rounds % 8 == 0 else None
+        if state is not None and state != self.fingerprint:
+            self.fingerprint = state
+            self.idle_rounds = 0
+        self.idle_rounds += 1
+        if float(self.kernel.counts.sum()) > self.kernel.instruction_limit:
+            raise EmulatorError(f"no end after {self.kernel.instruction_limit:.0e} basic blocks: an endless loop at {self._loop(ids)}?")
+        return self.idle_rounds % 32 != 0
+
+    def _loop(self, ids: np.ndarray) -> str:
+        """The line at which a spinning thread gave way."""
+        number = int(self.c32[ids[0], c.PC // 4])
+        ins = self.kernel.program.function.code[self.kernel.program.loops.get(number, 0)]
+        return str(ins.location or f"PTX line {ins.line}")
+
+    def spinning(self) -> bool:
+        return self.idle_rounds >= PATIENCE
+
+    def spin_deadlock(self) -> Deadlock:
+        ids = np.concatenate(self.ready)
+        return Deadlock(f"CTA {self.index}: thread {int(ids[0])} and {len(ids) - 1} more spin at {self._loop(ids)}; nothing can change what they wait for"
+                        + self._waiters())  # fmt: skip
+
+    def _nudge(self) -> bool:
+        """A try_wait may return false: threads that peek at an mbarrier get that answer before it is called a deadlock."""
+        return any(hook(self) for hook in IDLE_HOOKS)
+
+    def _waiters(self) -> str:
+        """One line for each place at which threads wait, and for each reason."""
+        lines: dict[tuple[str, str], list[np.ndarray]] = {}
+        for waiting in self.waiting.values():
+            ins = waiting.site.instruction
+            where = str(ins.location or f"PTX line {ins.line}")
+            lines.setdefault((where, waiting.why()), []).append(waiting.ids)
+        return "".join(f"\n  {_names(np.concatenate(ids))} at {where}: {why}" for (where, why), ids in lines.items())
+
+    def _deadlock(self) -> Deadlock:
+        waiting = list(self.waiting.values())
+        location = waiting[0].site.instruction.location if waiting else None
+        self._finish_order()
+        return Deadlock(f"deadlock in CTA {self.index}: no thread can go on, {int(self.alive.sum())} of {self.threads} have not finished"
+                        + self._waiters() + self._suspects(), location)  # fmt: skip
+
+    def _suspects(self) -> str:
+        found = list(self.order.found.values()) if self.order else []
+        return "\n  a likely cause: " + found[0].message if found else ""
+
+    def _fault(self) -> EmulatorError:
+        r = self.record
+        kind, site, address, thread, size = (int(r[k]) for k in (c.FAULT_KIND, c.FAULT_SITE, c.FAULT_ADDRESS, c.FAULT_THREAD, c.FAULT_SIZE))
+        ins = self.kernel.program.function.code[site]
+        access = self.kernel.program.accesses.get(site)
+        verb = "write" if access and access.store else "read"
+        end = f"[{c.SHARED_FIRST:#x}, {len(self.shared):#x})"
+        what = {
+            c.SHARED_BOUNDS: f"out-of-bounds {verb} of {size} bytes at shared address {address:#x}; the CTA's shared memory is {end}",
+            c.GLOBAL_BOUNDS: f"out-of-bounds {verb} of {size} bytes at global address {address:#x}: {self.kernel.memory.nearest(address)}",
+            c.MISALIGNED: f"misaligned {verb}: {size} bytes at address {address:#x}, which is no multiple of {size}",
+            c.READ_ONLY: f"write of {size} bytes at {address:#x}, which is read-only memory",
+            c.TRAP: "the kernel executed trap",
+            c.LOCAL_BOUNDS: f"out-of-bounds access to local memory: {size} bytes at offset {address} of {self.kernel.program.local_bytes}",
+            c.BAD_INDEX: f"branch table index {address} is out of range",
+        }[kind]
+        tid = self._tid(thread)
+        self._finish_order()
+        return Fault(f"{what} ({ins.name}, PTX line {ins.line}, thread {tid} of CTA {self.index}){self._suspects()}", ins.location)
+
+    def _tid(self, thread: int) -> tuple[int, int, int]:
+        bx, by, _ = self.kernel.block
+        return thread % bx, thread // bx % by, thread // (bx * by)
+
+    def _finish(self) -> None:
+        for hook in END_HOOKS:
+            hook(self)
+        self._finish_order()
+
+        if self.order and (unwritten := self.order.unexplained()):
+            site, address, thread = unwritten
+            ins = self.kernel.program.function.code[site]
+            raise Fault(f"read of shared address {address:#x}, which was never written ({ins.name}, PTX line {ins.line}, thread {self._tid(thread)} of "
+                        f"CTA {self.index})", ins.location)  # fmt: skip
+
+    def _finish_order(self) -> None:
+        if self.order:
+            self.kernel.hazard_list += [h for h in self.order.found.values() if h not in self.kernel.hazard_list]
+
+
+def _names(ids: np.ndarray) -> str:
+    """Threads in words: warps where all 32 lanes are there, lanes elsewhere."""
+    parts = []
+    for w in np.unique(ids >> 5).tolist():
+        lanes = np.sort(ids[ids >> 5 == w] & 31)
+        parts.append(f"warp {w}" if len(lanes) == 32 else f"warp {w} (lane{'s' if len(lanes) > 1 else ''} {_spans(lanes)})")
+    return ", ".join(parts)
+
+
+def _spans(numbers: np.ndarray) -> str:
+    """0-3, 7."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+EXIT_HOOKS: list[Callable[[Block, np.ndarray], None]] = []
+IDLE_HOOKS: list[Callable[[Block], bool]] = []
+END_HOOKS: list[Callable[[Block], None]] = []
+
+
+class Pool:
+    """The arrays of one resident CTA, used again by the next."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        p = kernel.program
+        bx, by, bz = kernel.block
+        threads = bx * by * bz
+        stride = p.context_bytes
+        self.contexts = np.zeros((threads, stride), np.uint8)
+        dynamic = kernel.shared
+        size = max(p.dynamic_base + dynamic, c.SHARED_FIRST + p.static_shared)
+        raw = np.zeros(size + 2048, np.uint8)
+        skip = -raw.ctypes.data % 1024
+        self.shared = raw[skip : skip + size]
+        asynchronous = any(s.instruction.opcode in ("cp", "wgmma") for s in p.sites)
+        self.order = Order(threads, size, asynchronous, kernel.place) if kernel.hazards else None
+        c32, c64 = self.contexts.view(np.int32), self.contexts.view(np.int64)
+        t = np.arange(threads)
+        for offset, values in ((c.TID, t % bx), (c.TID + 4, t // bx % by), (c.TID + 8, t // (bx * by)), (c.LANE, t % 32), (c.WARP, t // 32), (c.THREAD, t)):
+            c32[:, offset // 4] = values
+        if kernel.profile is not None:
+            self.log = np.zeros((threads, LOG_ENTRIES + len(p.accesses) + 8), np.uint64)
+            c64[:, c.LOG // 8] = self.log.ctypes.data + t * self.log.strides[0]
+        self.records = np.zeros((c.RECORD_LIMIT, c.RECORD_WORDS), np.int64)
+        self.ranges = kernel.memory.table()
+        self.site_ranges = np.zeros(2 * len(p.function.code) + 2, np.int64)
+        r = self.record = np.zeros(c.BLOCK_FIELDS, np.int64)
+        r[c.RANGES], r[c.RANGE_COUNT] = self.ranges.ctypes.data, len(kernel.memory.ranges)
+        r[c.SHARED], r[c.SHARED_END] = self.shared.ctypes.data, size
+        if self.order:
+            r[c.CELLS], r[c.ACCESS_SITES] = self.order.cells.ctypes.data, self.order.sites.ctypes.data
+            r[c.READS], r[c.READ_COLUMNS] = self.order.reads.ctypes.data, self.order.read_columns
+        r[c.PARAMETERS], r[c.SYMBOLS] = kernel.parameters.ctypes.data, kernel.symbols.ctypes.data
+        r[c.COUNTS] = kernel.counts.ctypes.data
+        r[c.NCTAID : c.NCTAID + 3], r[c.NTID : c.NTID + 3] = kernel.grid, kernel.block
+        r[c.BUDGET_LIMIT], r[c.LOG_LIMIT] = ITERATIONS, LOG_ENTRIES
+        r[c.RECORDS] = self.records.ctypes.data
+        r[c.SITE_RANGES] = self.site_ranges.ctypes.data
+        r[c.DYNAMIC_SHARED] = dynamic
+
+
+def run(kernel: Kernel) -> float:
+    """Run every CTA of the grid; seconds that it took. CTAs run one after another, except that one which only spins lets the next start beside it."""
+    from . import asynchronous, host_calls, warps  # noqa: F401  (they register handlers)
+
+    started = time.perf_counter()
+    kernel.handlers = [handler_for(site) for site in kernel.program.sites]
+    gx, gy, gz = kernel.grid
+    free: list[Pool] = []
+    resident: deque[Block] = deque()
+    order = range(gx * gy * gz)
+    pending = deque(order)
+    while pending or resident:
+        if pending and all(b.idle_rounds for b in resident):
+            n = pending.popleft()
+            block = Block(kernel, (n % gx, n // gx % gy, n // (gx * gy)), n, free.pop() if free else Pool(kernel))
+        else:
+            block = resident.popleft()
+        if block.run():
+            free.append(block.pool)
+        else:
+            resident.append(block)
+            if not pending and all(b.spinning() for b in resident):
+                raise block.spin_deadlock()
+    return time.perf_counter() - started
+
+
+def symbol_name(operand: object) -> str:
+    return operand.name if isinstance(operand, Symbol) else ""

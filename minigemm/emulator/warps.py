@@ -1,0 +1,358 @@
+"""What threads do together: barriers of the CTA, collectives of a warp, fences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import collectives
+from .errors import Unsupported
+from .lower import Site
+from .machine import EXIT_HOOKS, Block, serves
+
+FULL = 0xFFFFFFFF
+
+# ---------------------------------------------------------------------------------------------------- barriers
+
+
+@dataclass
+class NamedBarrier:
+    """One of a CTA's 16 barriers. ``expected`` is a number of threads, or None: every thread that has not exited."""
+
+    number: int
+    expected: int | None
+    groups: list[tuple[np.ndarray, Site, int]] = field(default_factory=list)  # threads, site, ticket (0: only arrived)
+
+    def arrived(self) -> int:
+        return sum(len(ids) for ids, _, _ in self.groups)
+
+
+@serves("bar.sync", "bar.arrive", "bar.red", "barrier.sync", "barrier.arrive", "barrier.red", "barrier.cta")
+def bar(block: Block, site: Site, ids: np.ndarray) -> None:
+    """``bar.sync a{, b}``, ``bar.arrive a, b``, ``bar.red.op d, a{, b}, p``: b threads meet at barrier a (default: all of the CTA)."""
+    reduction = "red" in site.instruction.modifiers
+    counted = len(site.arguments) == (3 if reduction else 2)
+    for number in np.unique(block.arguments[ids, 0]).tolist():
+        group = ids[block.arguments[ids, 0] == number]
+        expected = int(block.arguments[group[0], 1]) if counted else None
+        if not 0 <= number < 16:
+            raise block.fault(f"barrier {number} does not exist: a CTA has 16", site, group)
+        if expected is not None and expected % 32:
+            raise block.fault(f"barrier {number} expects {expected} threads, which is no multiple of 32", site, group)
+        barrier = block.named.get(number)
+        if barrier is None:
+            barrier = block.named[number] = NamedBarrier(number, expected)
+        elif barrier.expected != expected:
+            block.hazard(
+                "barrier-count", site, 0, int(group[0]),
+                f"barrier {number} is used at once with {barrier.expected or 'all'} and with {expected or 'all'} threads",
+                (f"barrier {number}",), "give every bar.sync and bar.arrive of one barrier the same thread count",
+            )  # fmt: skip
+            barrier.expected = max(barrier.expected or 0, expected or 0) or None
+        ticket = 0
+        if "arrive" not in site.instruction.modifiers:
+            ticket = block.wait(group, site, lambda barrier=barrier: _barrier_state(block, barrier))
+        barrier.groups.append((group, site, ticket))
+        _complete(block, barrier)
+        if "arrive" in site.instruction.modifiers:
+            block.go(group)
+
+
+def _barrier_state(block: Block, barrier: NamedBarrier) -> str:
+    expected = barrier.expected if barrier.expected is not None else int(block.alive.sum())
+    return f"barrier {barrier.number}, {barrier.arrived()} of {expected} threads have arrived"
+
+
+def _complete(block: Block, barrier: NamedBarrier) -> None:
+    expected = barrier.expected if barrier.expected is not None else int(block.alive.sum())
+    arrived = barrier.arrived()
+    if arrived < expected or not barrier.groups:
+        return
+    site = barrier.groups[-1][1]
+    if arrived > expected:
+        block.hazard(
+            "barrier-count", site, 0, int(barrier.groups[-1][0][0]), f"{arrived} threads arrived at barrier {barrier.number}, which expects {expected}",
+            (f"barrier {barrier.number}",), "let exactly the threads that the count names use this barrier number",
+        )  # fmt: skip
+    del block.named[barrier.number]
+    _check_aligned(block, barrier)
+    every = np.concatenate([ids for ids, _, _ in barrier.groups])
+    if block.order:
+        block.order.meet(every)
+    if "red" in site.instruction.modifiers:
+        at = len(site.arguments) - 1
+        values = np.concatenate([block.arguments[ids, at] for ids, _, _ in barrier.groups]) != 0
+        modifiers = site.instruction.modifiers
+        block.results[every, 0] = int(values.sum()) if "popc" in modifiers else int(values.all() if "and" in modifiers else values.any())
+    block.kernel.add_traffic("barriers", 1)
+    block.event("barrier", "cta", f"barrier {barrier.number}: {len(every)} threads met", site)
+    for _, _, ticket in barrier.groups:
+        if ticket:
+            block.wake(ticket)
+
+
+def _check_aligned(block: Block, barrier: NamedBarrier) -> None:
+    """The aligned forms want all lanes of a warp at the same instruction."""
+    seen: dict[int, Site] = {}
+    for ids, site, _ in barrier.groups:
+        aligned = site.instruction.opcode == "bar" or "aligned" in site.instruction.modifiers
+        for w in np.unique(ids >> 5).tolist():
+            first = seen.setdefault(w, site)
+            if first.index != site.index and aligned:
+                block.hazard(
+                    "barrier-divergence", site, 0, int(ids[0]),
+                    f"lanes of warp {w} arrived at barrier {barrier.number} from different instructions ({first.instruction.location} and "
+                    f"{site.instruction.location}): __syncthreads() in divergent code",
+                    (f"warp {w}",), "move __syncthreads() out of the branch, so that all lanes of a warp reach the same one",
+                )  # fmt: skip
+
+
+@serves("barrier.cluster.arrive")
+def cluster_arrive(block: Block, site: Site, ids: np.ndarray) -> None:
+    """The cluster is this one CTA."""
+    state = block.named.setdefault("cluster", [0, 0, None])
+    if block.order:
+        clocks = block.order.release(ids)
+        if state[2] is not None:
+            before = block.order.fit(state[2])
+            clocks = type(clocks)(np.maximum(before.order, clocks.order), np.maximum(before.proxy, clocks.proxy))
+        state[2] = clocks
+    state[0] += len(ids)
+    block.go(ids)
+    _cluster_complete(block)
+
+
+@serves("barrier.cluster.wait")
+def cluster_wait(block: Block, site: Site, ids: np.ndarray) -> None:
+    ticket = block.wait(ids, site, lambda: "the cluster barrier, at which not every thread has arrived")
+    block.named.setdefault("cluster waiters", []).append(ticket)
+    _cluster_complete(block)
+
+
+def _cluster_complete(block: Block) -> None:
+    state = block.named.get("cluster")
+    tickets = block.named.get("cluster waiters", [])
+    if state is None or state[0] < int(block.alive.sum()) or not tickets:
+        return
+    waiting = sum(len(block.waiting[t].ids) for t in tickets)
+    if waiting < int(block.alive.sum()):
+        return
+    del block.named["cluster"], block.named["cluster waiters"]
+    for ticket in tickets:
+        ids = block.wake(ticket)
+        if block.order and state[2] is not None:
+            block.order.acquire(ids, block.order.fit(state[2]))
+
+
+# ---------------------------------------------------------------------------------------------------- warps
+
+
+@dataclass
+class Gathering:
+    """Lanes of one warp that have come to a collective with this member mask."""
+
+    mask: int
+    groups: list[tuple[np.ndarray, Site, int]] = field(default_factory=list)
+
+
+def _gather(block: Block, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
+    """Collect lanes until all members came. The (warp, thread ids, mask) that are complete; the others wait."""
+    ready = []
+    name = site.instruction.opcode + ("." + site.instruction.modifiers[0] if site.instruction.modifiers else "")
+    warp_of = ids >> 5
+    for w in np.unique(warp_of).tolist():
+        mine = ids[warp_of == w]
+        for mask in np.unique(masks[warp_of == w]).tolist():
+            group = mine[masks[warp_of == w] == mask]
+            outside = [int(t) for t in group if not mask >> (int(t) & 31) & 1]
+            if outside:
+                raise block.fault(f"lane {outside[0] & 31} executes {name} with member mask {mask:#010x}, which does not hold it", site, group)
+            if len(group) == 32 or _members(block, w, mask) == len(group):
+                ready.append((w, group, mask))
+                continue
+            key = ("warp", w, name, mask)
+            gathering = block.named.setdefault(key, Gathering(mask))
+            state = lambda g=gathering, w=w: (  # noqa: E731
+                f"{name} with member mask {g.mask:#010x}, {sum(len(i) for i, _, _ in g.groups)} of {_members(block, w, g.mask)} lanes have come"
+            )
+            gathering.groups.append((group, site, block.wait(group, site, state)))
+            done = _take(block, key, w)
+            if done is not None:
+                ready.append((w, done, mask))
+    return ready
+
+
+def _members(block: Block, warp: int, mask: int) -> int:
+    lanes = block.alive[32 * warp : 32 * warp + 32]
+    return int(sum(1 for lane, alive in enumerate(lanes.tolist()) if alive and mask >> lane & 1))
+
+
+def _take(block: Block, key: tuple, warp: int) -> np.ndarray | None:
+    gathering = block.named[key]
+    if sum(len(ids) for ids, _, _ in gathering.groups) < _members(block, warp, gathering.mask):
+        return None
+    del block.named[key]
+    return np.sort(np.concatenate([block.waiting.pop(ticket).ids for _, _, ticket in gathering.groups]))
+
+
+def _exited(block: Block, ids: np.ndarray) -> None:
+    """Threads that have exited do not count any more."""
+    for barrier in [b for b in block.named.values() if isinstance(b, NamedBarrier) and b.expected is None]:
+        _complete(block, barrier)
+    _cluster_complete(block)
+    for key in [k for k, v in block.named.items() if isinstance(v, Gathering)]:
+        site = block.named[key].groups[0][1]
+        done = _take(block, key, key[1])
+        if done is not None:
+            _serve(block, site, [(key[1], done, key[3])])
+
+
+EXIT_HOOKS.append(_exited)
+
+#: Where the member mask stands among the arguments.
+MASK = {"shfl": 3, "vote": 1, "match": 1, "redux": 1, "elect": 0, "bar": 0}
+
+
+@serves("shfl", "vote", "match", "redux", "elect", "bar.warp", "ldmatrix", "stmatrix", "movmatrix")
+def collective(block: Block, site: Site, ids: np.ndarray) -> None:
+    opcode = site.instruction.opcode
+    if opcode in MASK:
+        masks = block.arguments[ids, MASK[opcode]] & FULL
+    else:
+        masks = np.full(len(ids), FULL, np.int64)
+    _serve(block, site, _gather(block, site, ids, masks))
+
+
+@serves("activemask")
+def activemask(block: Block, site: Site, ids: np.ndarray) -> None:
+    for w in np.unique(ids >> 5).tolist():
+        group = ids[ids >> 5 == w]
+        block.results[group, 0] = int(sum(1 << (int(t) & 31) for t in group))
+    block.go(ids)
+
+
+def _serve(block: Block, site: Site, ready: list[tuple[int, np.ndarray, int]]) -> None:
+    """Serve the complete warps of one site, all at once."""
+    if not ready:
+        return
+    every = np.concatenate([ids for _, ids, _ in ready])
+    if block.order:
+        for _, ids, _ in ready:
+            block.order.meet(ids)
+    opcode = site.instruction.opcode
+    if opcode != "bar":
+        if opcode not in COLLECTIVES:
+            raise Unsupported(f"unknown PTX instruction {site.instruction.name}", site.instruction.location)
+        block.warp_ids = np.array([w for w, _, _ in ready])
+        arguments = np.zeros((len(ready), 32, len(site.arguments)), np.int64)
+        active = np.zeros((len(ready), 32), bool)
+        for k, (_, ids, _) in enumerate(ready):
+            arguments[k, ids & 31] = block.arguments[ids, : len(site.arguments)]
+            active[k, ids & 31] = True
+        results = COLLECTIVES[opcode](block, site, arguments, active)
+        for k, (_, ids, _) in enumerate(ready):
+            for slot, values in enumerate(results):
+                block.results[ids, slot] = values[k, ids & 31]
+    block.go(every)
+
+
+Results = list[np.ndarray]
+
+
+def _each(values: np.ndarray) -> np.ndarray:
+    """One value a warp, for each of its lanes."""
+    return np.broadcast_to(np.asarray(values, np.int64)[:, None], (len(values), 32))
+
+
+def _shuffle(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    mode = site.instruction.modifiers[1]
+    found = collectives.shuffle(mode, arguments[..., 0] & FULL, arguments[..., 1], arguments[..., 2], active)
+    if (found.undefined & active).any() and block.order:
+        w, lane = (int(v[0]) for v in np.nonzero(found.undefined & active))
+        block.hazard(
+            "shuffle-source", site, 0, lane, f"lane {lane} reads by shfl.sync from a lane that has exited or is not in the member mask: the value is undefined",
+            (f"lane {lane}",), "let every lane that is read from execute the shuffle and stand in the mask",
+        )  # fmt: skip
+    return [found.value.astype(np.int64), found.predicate.astype(np.int64)]
+
+
+def _vote(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    mode = site.instruction.modifiers[1]
+    predicate = arguments[..., 0] != 0
+    return [_each(collectives.ballot(predicate, active) if mode == "ballot" else collectives.vote(mode, predicate, active))]
+
+
+def _match(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    values = arguments[..., 0] if "b64" in site.instruction.modifiers else arguments[..., 0] & FULL
+    if "any" in site.instruction.modifiers:
+        return [collectives.match_any(values, active).astype(np.int64)]
+    mask, alike = collectives.match_all(values, active)
+    return [_each(mask), _each(alike)]
+
+
+def _redux(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    _, operation, *rest = site.instruction.modifiers
+    return [_each(collectives.reduce(operation, rest[-1], arguments[..., 0], active))]
+
+
+def _elect(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    leader = collectives.elect(active)
+    return [_each(leader), (np.arange(32) == leader[:, None]).astype(np.int64)]
+
+
+def _matrix_rows(block: Block, site: Site, addresses: np.ndarray, count: int) -> np.ndarray:
+    rows = addresses[:, : 8 * count] & FULL
+    for address in (int(rows.min()), int(rows.max())):
+        block.shared_bytes(address, 16, site, site.instruction.opcode)
+    if (rows & 15).any():
+        raise block.fault(f"misaligned row address {int(rows[rows & 15 != 0][0]):#x}: rows are 16-byte aligned", site)
+    return addresses & FULL
+
+
+def _ldmatrix(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    count = len(site.results)
+    addresses = _matrix_rows(block, site, arguments[..., 0], count)
+    if block.order:
+        block.order.warp_read(addresses[:, : 8 * count], 16, block.warp_ids, site.index)
+    values = collectives.load_matrix(block.shared, addresses, count, "trans" in site.instruction.modifiers)
+    return [values[..., k].astype(np.int64) for k in range(count)]
+
+
+def _stmatrix(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) -> Results:
+    registers = (arguments[..., 1:] & FULL).astype(np.uint32)
+    addresses = _matrix_rows(block, site, arguments[..., 0], registers.shape[-1])
+    if block.order:
+        block.order.warp_write(addresses[:, : 8 * registers.shape[-1]], 16, block.warp_ids, site.index)
+    collectives.store_matrix(block.shared, addresses, registers, "trans" in site.instruction.modifiers)
+    return []
+
+
+COLLECTIVES = {
+    "shfl": _shuffle, "vote": _vote, "match": _match, "redux": _redux, "elect": _elect, "ldmatrix": _ldmatrix, "stmatrix": _stmatrix,
+}  # fmt: skip
+
+
+@serves("fence", "membar")
+def fence(block: Block, site: Site, ids: np.ndarray) -> None:
+    if block.order:
+        modifiers = site.instruction.modifiers
+        if "proxy" in modifiers:
+            block.order.proxy_fence(ids)
+        elif "mbarrier_init" not in modifiers:
+            block.order.fence(ids)
+    block.go(ids)
+
+
+@serves("nanosleep", "setmaxnreg", "griddepcontrol")
+def nothing(block: Block, site: Site, ids: np.ndarray) -> None:
+    block.go(ids)
+
+
+@serves("mapa")
+def mapa(block: Block, site: Site, ids: np.ndarray) -> None:
+    """An address in the shared memory of a CTA of the cluster; the cluster is this one CTA."""
+    if (block.arguments[ids, 1] & FULL).any():
+        raise block.fault("mapa names a CTA rank that the cluster of one CTA does not have", site, ids)
+    block.results[ids, 0] = block.arguments[ids, 0]
+    block.go(ids)

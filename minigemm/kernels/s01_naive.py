@@ -1,0 +1,58 @@
+"""s01: a thread an output.
+
+Idea: the product as the formula says it. Each thread takes one element of d and walks along k, 16 bytes (16 elements) of a and of b at a time.
+Nothing is shared: every element of a is read n times and every element of b m times, from whatever cache holds it.
+
+Shapes: a (m, k), b (n, k) e4m3, one scale each; d (m, n) BF16. Any m and n, k a multiple of 16. Sums are FP32, in order of k.
+Legal configs: block_m x block_n threads a CTA, at most 1024.
+Errors: see `Stage.gemm`.
+Source: CUDA C++ Programming Guide, "Programming Model".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import types
+from ..layout import ceil_div
+from ..quantize import Quantized
+from ..types import Launch, Legality, Problem
+from .stage import Stage, check_grid, check_tiles, row_pitch
+
+TITLE = "naive"
+IDEA = "a thread an output"
+
+
+@dataclass(frozen=True)
+class Config(types.Config):
+    """Outputs (threads) of a CTA: block_m rows by block_n columns."""
+
+    block_m: int = 8
+    block_n: int = 32
+
+
+def is_legal(config: Config, problem: Problem) -> Legality:
+    """Whether this config can run this problem, and if not, why."""
+    tiles = check_tiles((config.block_m, config.block_n), (1, 1), 0, 40)
+    return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
+
+
+def default_config(problem: Problem) -> Config:
+    """A warp along n, so that its stores are one run of memory; the block is taller where m needs it."""
+    return Config(block_m=32 if problem.m > 8 * 65535 else 8)
+
+
+def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
+    """One CTA for each block_m x block_n outputs."""
+    m, n, k = problem.m, problem.n, problem.k
+    return Launch(
+        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        block=(config.block_m * config.block_n, 1, 1),
+        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, row_pitch(a), row_pitch(b)),
+    )
+
+
+stage = Stage("s01_naive", TITLE, IDEA, Config, is_legal, default_config, launch)  # type: ignore[arg-type]
+gemm = stage.gemm

@@ -1,0 +1,83 @@
+"""s02: shared-memory tiles and register tiles.
+
+Idea: bytes that many threads need are fetched once. The CTA copies a (block_m, block_k) tile of a and a (block_n, block_k) tile of b to shared
+memory; each thread keeps a (thread_m, thread_n) tile of sums in registers, so that one value read from shared memory serves thread_m or thread_n
+products. A row of a tile is padded by 16 bytes: without it, 8 rows that are read at once would lie in the same banks.
+
+Shapes: a (m, k), b (n, k) e4m3, one scale each; d (m, n) BF16. Any m and n, k a multiple of 16. Sums are FP32, in order of k, so the result has the
+bits of s01.
+Legal configs: block_k of 32, 64 or 128; block_m, block_n multiples of thread_m, thread_n; at most 1024 threads, 227 KiB and 255 registers.
+Errors: see `Stage.gemm`.
+Source: CUDA C++ Programming Guide, "Shared Memory".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import types
+from ..layout import ceil_div
+from ..quantize import Quantized
+from ..types import Launch, Legality, Problem
+from .stage import Stage, check_grid, check_tiles, row_pitch
+
+TITLE = "tiled"
+IDEA = "shared-memory tiles, register tiles"
+
+
+@dataclass(frozen=True)
+class Config(types.Config):
+    """Tile of a CTA, and of a thread, in elements."""
+
+    block_m: int = 128
+    block_n: int = 128
+    block_k: int = 64
+    thread_m: int = 8
+    thread_n: int = 8
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA."""
+        return (self.block_m // self.thread_m) * (self.block_n // self.thread_n)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Both tiles, rows padded by 16 bytes."""
+        return (self.block_m + self.block_n) * (self.block_k + 16)
+
+    def constants(self) -> dict[str, int]:
+        """The fields, and SHARED_BYTES, which the kernel asserts."""
+        return {**super().constants(), "SHARED_BYTES": self.shared_bytes}
+
+
+def is_legal(config: Config, problem: Problem) -> Legality:
+    """Whether this config can run this problem, and if not, why."""
+    if config.block_k not in (32, 64, 128):
+        return Legality(f"block_k must be 32, 64 or 128, got {config.block_k}")
+    registers = config.thread_m * config.thread_n + 6 * (config.thread_m + config.thread_n) + 24
+    tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
+    return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
+
+
+def default_config(problem: Problem) -> Config:
+    """128x128 where it fills the GPU (132 SMs), 64x64 where the problem is small."""
+    if ceil_div(problem.m, 128) * ceil_div(problem.n, 128) >= 132:
+        return Config()
+    return Config(block_m=64, block_n=64, thread_m=4, thread_n=4)
+
+
+def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
+    """One CTA for each block_m x block_n outputs."""
+    m, n, k = problem.m, problem.n, problem.k
+    return Launch(
+        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        block=(config.threads, 1, 1),
+        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, row_pitch(a), row_pitch(b)),
+        shared=config.shared_bytes,
+    )
+
+
+stage = Stage("s02_tiled", TITLE, IDEA, Config, is_legal, default_config, launch)  # type: ignore[arg-type]
+gemm = stage.gemm

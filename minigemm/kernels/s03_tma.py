@@ -1,0 +1,93 @@
+"""s03: TMA and mbarriers; the math of s02.
+
+Idea: the copy engine moves tiles. One thread names a box of a tensor map; TMA fetches it, fills what lies outside the matrix with zeros, swizzles
+16-byte chunks so that rows spread over the banks without padding, and completes an mbarrier with the bytes it brought. The result leaves the same way,
+from shared memory, after a proxy fence: ordinary stores and TMA reach shared memory by different paths.
+
+Shapes: a (m, k), b (n, k) e4m3, one scale each; d (m, n) BF16. Any m and n, k a multiple of 16. Sums are FP32, in order of k, so the result has the
+bits of s01 and s02. Rows of d that are no multiple of 16 bytes (n % 8 != 0) are stored by threads.
+Legal configs: block_k of 32, 64 or 128 (the swizzle's span in bytes); block_m, block_n up to 256 (a TMA box) and multiples of 8, and of thread_m,
+thread_n; at most 1024 threads, 227 KiB and 255 registers.
+Errors: see `Stage.gemm`.
+Sources: PTX ISA, "cp.async.bulk.tensor", "mbarrier", "Shared memory layout: swizzle modes"; CUDA Driver API, "Tensor Map Object Management".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import types
+from ..layout import ceil_div, round_up
+from ..quantize import Quantized
+from ..types import Launch, Legality, Problem, TensorMap
+from .stage import Stage, check_grid, check_tiles
+
+TITLE = "TMA"
+IDEA = "tensor maps, mbarriers, swizzle"
+
+
+@dataclass(frozen=True)
+class Config(types.Config):
+    """Tile of a CTA, and of a thread, in elements."""
+
+    block_m: int = 128
+    block_n: int = 128
+    block_k: int = 128
+    thread_m: int = 8
+    thread_n: int = 8
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA."""
+        return (self.block_m // self.thread_m) * (self.block_n // self.thread_n)
+
+    @property
+    def shared_bytes(self) -> int:
+        """The tiles of a, b and d, each at a multiple of 1024 bytes, and the barrier behind them."""
+        tiles = (self.block_m * self.block_k, self.block_n * self.block_k)
+        return sum(round_up(tile, 1024) for tile in tiles) + round_up(round_up(self.block_m * self.block_n * 2, 8) + 8, 1024)
+
+    def constants(self) -> dict[str, int]:
+        """The fields, and SHARED_BYTES, which the kernel asserts."""
+        return {**super().constants(), "SHARED_BYTES": self.shared_bytes}
+
+
+def is_legal(config: Config, problem: Problem) -> Legality:
+    """Whether this config can run this problem, and if not, why."""
+    if config.block_k not in (32, 64, 128):
+        return Legality(f"block_k must be 32, 64 or 128 (the spans of the swizzle), got {config.block_k}")
+    for name, value in (("block_m", config.block_m), ("block_n", config.block_n)):
+        if value > 256 or value % 8:
+            return Legality(f"{name} must be a multiple of 8 up to 256 (the side of a TMA box), got {value}")
+    registers = config.thread_m * config.thread_n + 6 * (config.thread_m + config.thread_n) + 24
+    tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
+    return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
+
+
+def default_config(problem: Problem) -> Config:
+    """128x128 where it fills the GPU (132 SMs), 64x64 where the problem is small."""
+    if ceil_div(problem.m, 128) * ceil_div(problem.n, 128) >= 132:
+        return Config()
+    return Config(block_m=64, block_n=64, thread_m=4, thread_n=4)
+
+
+def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
+    """One CTA for each block_m x block_n outputs."""
+    m, n, k = problem.m, problem.n, problem.k
+    map_a = TensorMap(a.data, (config.block_m, config.block_k), swizzle=config.block_k)
+    map_b = TensorMap(b.data, (config.block_n, config.block_k), swizzle=config.block_k)
+    tma_store = n * d.element_size() % 16 == 0
+    # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
+    map_d = TensorMap(d, (config.block_m, config.block_n)) if tma_store else map_a
+    return Launch(
+        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        block=(config.threads, 1, 1),
+        args=(map_a, map_b, map_d, d, a.scale, b.scale, m, n, k, int(tma_store)),
+        shared=config.shared_bytes,
+    )
+
+
+stage = Stage("s03_tma", TITLE, IDEA, Config, is_legal, default_config, launch)  # type: ignore[arg-type]
+gemm = stage.gemm

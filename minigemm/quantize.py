@@ -1,0 +1,124 @@
+"""Casts to FP8 (e4m3) with one scale a tensor, a 1x128 row block, or a 128x128 block; back again; and the float64 reference product.
+
+A scale is amax / 448, so that the largest magnitude of its block becomes e4m3's largest finite value. The number that an element stands for is
+`data * scale`. Source of the fine-grained scheme: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3.3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .layout import ceil_div, empty_m_major
+
+__all__ = ["BLOCK", "E4M3_MAX", "GRANULARITIES", "Quantized", "activations", "dequantize", "quantize", "reference", "weights"]
+
+E4M3_MAX = 448.0
+BLOCK = 128
+GRANULARITIES = ("tensor", "1x128", "128x128")
+_INPUTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """An FP8 matrix and its scales.
+
+    data: float8_e4m3fn (rows, k), last dimension contiguous.
+    scale: float32 on the data's device. "tensor": 0-d. "1x128": (rows, ceil(k / 128)), M-major with strides (1, rows rounded up to 4); row-major
+        ones, as other libraries make them, are taken too. "128x128": (ceil(rows / 128), ceil(k / 128)), row-major.
+    granularity: "tensor", "1x128" or "128x128".
+    """
+
+    data: torch.Tensor
+    scale: torch.Tensor
+    granularity: str
+
+
+def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
+    """Cast a matrix to e4m3.
+
+    Args:
+        x: (rows, k) float16, bfloat16, float32 or float64, on any device, any strides. Rows and k need not be multiples of 128. NaN stays NaN;
+            an infinity has no finite scale and is refused nowhere: its block becomes NaN, as the product would.
+        granularity: "tensor" (one scale), "1x128" (activations) or "128x128" (weights).
+
+    Returns:
+        Quantized with `x ~= data * scale`. Blocks of zeros get the scale 1, so that nothing is divided by zero.
+
+    Raises:
+        TypeError: x is no floating-point tensor of these dtypes. ValueError: x is not 2-D, or the granularity is unknown.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _INPUTS:
+        raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dim() != 2:
+        raise ValueError(f"x: expected a matrix (rows, k), got shape {tuple(x.shape)}")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
+    rows, k = x.shape
+    x = x.to(torch.float32) if x.dtype != torch.float64 else x
+    if granularity == "tensor":
+        scale = _scale(x.abs().amax() if x.numel() else x.new_zeros(()))
+        return Quantized(_cast(x / scale.to(x.dtype)), scale, granularity)
+    height = 1 if granularity == "1x128" else BLOCK
+    blocks_m, blocks_k = ceil_div(rows, height), ceil_div(k, BLOCK)
+    padded = torch.nn.functional.pad(x, (0, blocks_k * BLOCK - k, 0, blocks_m * height - rows))
+    tiles = padded.reshape(blocks_m, height, blocks_k, BLOCK)
+    amax = tiles.abs().amax((1, 3)) if tiles.numel() else x.new_zeros((blocks_m, blocks_k))
+    scale = _scale(amax)
+    data = _cast(tiles / scale.to(x.dtype)[:, None, :, None]).view(torch.uint8).reshape(blocks_m * height, blocks_k * BLOCK)[:rows, :k]
+    if granularity == "1x128":
+        scale = empty_m_major(rows, blocks_k, x.device).copy_(scale)
+    return Quantized(data.contiguous().view(torch.float8_e4m3fn), scale, granularity)
+
+
+def _scale(amax: torch.Tensor) -> torch.Tensor:
+    """amax / 448 in float32; 1 for blocks of zeros, and where amax is so small that the quotient is no normal number."""
+    scale = (amax / E4M3_MAX).to(torch.float32)
+    return torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
+
+
+def _cast(x: torch.Tensor) -> torch.Tensor:
+    """To e4m3, saturating: torch versions differ on what lies above 448. NaN is kept by clamp and cast."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float32).to(torch.float8_e4m3fn)
+
+
+def dequantize(q: Quantized) -> torch.Tensor:
+    """The float32 (rows, k) that q stands for: each element times its block's scale, rounded once."""
+    data = q.data.to(torch.float32)
+    return data * expanded_scale(q)
+
+
+def expanded_scale(q: Quantized) -> torch.Tensor:
+    """The scale of every element: float32, 0-d or (rows, k)."""
+    if q.granularity == "tensor":
+        return q.scale
+    rows, k = q.data.shape
+    scale = q.scale.repeat_interleave(BLOCK, 1)[:, :k]
+    return scale if q.granularity == "1x128" else scale.repeat_interleave(BLOCK, 0)[:rows]
+
+
+def reference(a: Quantized, b: Quantized) -> torch.Tensor:
+    """The exact product to measure against: float64 (m, n) of the dequantized (m, k) and (n, k). Scales enter in float64, unrounded."""
+    left = a.data.to(torch.float32).double() * expanded_scale(a).double()
+    right = b.data.to(torch.float32).double() * expanded_scale(b).double()
+    return left @ right.T
+
+
+def activations(m: int, k: int, seed: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Float32 (m, k) like the activations of a language model: heavy-tailed (Student t, 4 degrees of freedom), one channel in 100 thirty times larger."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn((m, k), generator=generator)
+    chi = torch.randn((4, m, k), generator=generator).square().sum(0) / 4
+    x = normal / chi.sqrt().clamp_min(1e-3)
+    outliers = torch.randperm(k, generator=generator)[: max(1, k // 100)] if k else torch.zeros(0, dtype=torch.long)
+    x[:, outliers] *= 30
+    return x.to(device)
+
+
+def weights(n: int, k: int, seed: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Float32 (n, k) like a trained linear layer's weights: normal, standard deviation k ** -0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn((n, k), generator=generator) * max(k, 1) ** -0.5).to(device)

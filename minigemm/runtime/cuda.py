@@ -1,0 +1,136 @@
+"""Launches on a Hopper GPU, through the driver. torch owns memory, streams and the context."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import jit, types
+
+__all__ = ["check_device", "launch", "load", "tensor_map"]
+
+_lock = threading.Lock()
+_loaded: dict[tuple[str, int], Loaded] = {}  # (kernel's key, device)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A kernel in the memory of one GPU."""
+
+    function: Any
+    device: int
+    module: Any
+
+
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise ValueError(f"cuda-bindings is needed to launch on a GPU and could not be imported ({error}): pip install cuda-bindings") from None
+    return driver
+
+
+def _check(answer: tuple, what: str) -> Any:
+    """The result of a driver call, or an exception that says what failed."""
+    error, *results = answer
+    if error != _driver().CUresult.CUDA_SUCCESS:
+        _, name = _driver().cuGetErrorName(error)
+        _, text = _driver().cuGetErrorString(error)
+        hint = ""
+        if name in (b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", b"CUDA_ERROR_NO_BINARY_FOR_GPU", b"CUDA_ERROR_INVALID_IMAGE"):
+            hint = ". The driver is older than the compiler (NVRTC): update the driver, or install nvidia-cuda-nvrtc of the driver's CUDA version"
+        raise RuntimeError(f"{what}: {name.decode()} ({text.decode()}){hint}")
+    return results[0] if results else None
+
+
+@functools.cache
+def check_device(device: torch.device) -> None:
+    """ValueError, in one sentence, when the device is no Hopper GPU."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(
+            f"device: {name} has compute capability {capability[0]}.{capability[1]}, and these kernels need a Hopper GPU (9.0: H100, H200, GH200); "
+            "move the tensors to the CPU (.cpu()) to run the same kernels on the emulator"
+        )
+
+
+def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
+    """The kernel on that GPU, allowed `shared` bytes of dynamic shared memory."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    found = _loaded.get((kernel.key, index))
+    if found is not None:
+        return found
+    with _lock, torch.cuda.device(index):
+        driver = _driver()
+        torch.cuda.current_stream()  # torch makes its context current
+        torch.empty(1, device=f"cuda:{index}")
+        module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
+        function = _check(driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}")
+        if shared > 48 * 1024:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(driver.cuFuncSetAttribute(function, attribute, shared), f"{shared} bytes of shared memory for {kernel.name}")
+        loaded = _loaded[kernel.key, index] = Loaded(function, index, module)
+    return loaded
+
+
+def tensor_map(description: types.TensorMap) -> Any:
+    """The driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
+    driver = _driver()
+    tensor = description.tensor
+    kinds = driver.CUtensorMapDataType
+    kind = {
+        1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    }[tensor.element_size()]
+    swizzle = {
+        0: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE,
+        32: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B,
+        64: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
+        128: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+    }[description.swizzle]
+    shape, strides = tuple(reversed(tensor.shape)), tuple(reversed(tensor.stride()))
+    pitches = [max(stride, 1) * tensor.element_size() for stride in strides[1:]]
+    for axis, size in enumerate(shape[1:]):
+        if size == 1:  # the stride of a single row means nothing, but the driver checks it
+            pitches[axis] = -(-shape[0] * tensor.element_size() // 16) * 16
+    rank = len(shape)
+    answer = driver.cuTensorMapEncodeTiled(
+        kind, rank, tensor.data_ptr(), [driver.cuuint64_t(v) for v in shape], [driver.cuuint64_t(v) for v in pitches],
+        [driver.cuuint32_t(v) for v in reversed(description.box)], [driver.cuuint32_t(1)] * rank,
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B, driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    return _check(answer, f"a tensor map for shape {tuple(tensor.shape)}, box {description.box}, swizzle {description.swizzle}")
+
+
+def _parameter(arg: Any) -> tuple[Any, Any]:
+    """Value and type as cuLaunchKernel takes them; a type of None marks an object that gives its own address."""
+    if isinstance(arg, torch.Tensor):
+        return arg.data_ptr(), ctypes.c_void_p
+    if isinstance(arg, types.TensorMap):
+        return tensor_map(arg), None
+    if isinstance(arg, (bool, int)):
+        return int(arg), ctypes.c_int
+    if isinstance(arg, float):
+        return arg, ctypes.c_float
+    if isinstance(arg, ctypes._SimpleCData):
+        return arg.value, type(arg)
+    raise TypeError(f"args: no kernel parameter for a {type(arg).__name__}")
+
+
+def launch(loaded: Loaded, launch: types.Launch) -> None:
+    """Launch on torch's current stream of the kernel's GPU; returns without waiting."""
+    driver = _driver()
+    pairs = [_parameter(arg) for arg in launch.args]
+    parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
+    stream = torch.cuda.current_stream(loaded.device).cuda_stream
+    with torch.cuda.device(loaded.device):
+        answer = driver.cuLaunchKernel(loaded.function, *launch.grid, *launch.block, launch.shared, stream, parameters, 0)
+    _check(answer, "launch")

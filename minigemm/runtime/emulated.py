@@ -1,0 +1,85 @@
+"""Launches on the Hopper emulator, for CPU tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import emulator, jit, types
+
+__all__ = ["check_device", "launch", "load", "observe", "tensor_map"]
+
+
+@dataclass
+class _Observation:
+    schedule: str | int
+    hazards: bool
+    requests: int
+    reports: list[emulator.Report] = field(default_factory=list)
+
+
+_observing: ContextVar[_Observation | None] = ContextVar("minigemm_observation", default=None)
+_warned: set[tuple[str, str]] = set()
+
+
+@contextmanager
+def observe(schedule: str | int = "late", hazards: bool = True, requests: int = 0) -> Iterator[list[emulator.Report]]:
+    """Collect the emulator's reports of every call on CPU tensors inside the `with`.
+
+        with minigemm.observe() as seen:
+            d = s03_tma.gemm(a, b)
+        seen[0]                     # draws itself in Jupyter; seen[0].hazards, seen[0].counters
+
+    Args:
+        schedule: when asynchronous work completes: "late" (only when no thread can go on), "early" (at once), or an integer seed for a random order.
+        hazards: whether to look for races and misuse. False is about twice as fast.
+        requests: warp requests of each memory access to keep with their addresses, for pictures.
+
+    Outside of it a hazard warns once for each place (HazardWarning). A fault or deadlock raises in both.
+    """
+    if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
+        raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
+    observation = _Observation(schedule, hazards, requests)
+    token = _observing.set(observation)
+    try:
+        yield observation.reports
+    finally:
+        _observing.reset(token)
+
+
+def check_device(device: torch.device) -> None:
+    """Any CPU will do."""
+
+
+def load(kernel: jit.Kernel, shared: int, device: torch.device) -> jit.Kernel:
+    """The PTX is what the emulator runs; it translates it at the first launch and keeps the result."""
+    return kernel
+
+
+def tensor_map(description: types.TensorMap) -> emulator.TensorMap:
+    """The emulator's tensor map."""
+    return emulator.TensorMap(description.tensor, description.box, description.swizzle)
+
+
+def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
+    """Run the launch to its end."""
+    observation = _observing.get()
+    chosen = observation or _Observation("late", True, 0)
+    args = [tensor_map(arg) if isinstance(arg, types.TensorMap) else arg for arg in launch.args]
+    report = emulator.launch(
+        kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, cluster=launch.cluster,
+        schedule=chosen.schedule, hazards=chosen.hazards, profile=observation is not None, keep_requests=chosen.requests,
+    )  # fmt: skip
+    if observation is not None:
+        observation.reports.append(report)
+        return
+    for hazard in report.hazards:
+        place = (kernel.name, f"{hazard.kind} {hazard.location}")
+        if place not in _warned:
+            _warned.add(place)
+            warnings.warn(f"{kernel.name}: {hazard}", types.HazardWarning, stacklevel=4)

@@ -1,0 +1,86 @@
+"""The words that every layer shares: a problem, a configuration, whether the two agree, and what a launch is made of.
+
+Nothing here imports the rest of minigemm, and nothing here computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+__all__ = ["CompileError", "Config", "HazardWarning", "Launch", "Legality", "Problem", "TensorMap"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The size of one product: `d (m, n) = a (m, k) @ b (n, k).T`, in elements."""
+
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """The compile-time choices of a stage. Each stage subclasses it; every field is an int or a bool."""
+
+    def constants(self) -> dict[str, int]:
+        """The prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`; a bool becomes 0 or 1."""
+        return {field.name.upper(): int(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Legality:
+    """The answer of a stage's `is_legal`: true, or false with one sentence that says why.
+
+    Reads as `if not (ok := stage.is_legal(config, problem)): raise ValueError(ok.reason)`.
+    """
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True, eq=False)
+class TensorMap:
+    """A tensor that the kernel reads or writes through TMA, one `box` at a time.
+
+    `box` counts elements, innermost dimension last, as in `tensor.shape`. `swizzle` is the span in bytes of the
+    shared-memory swizzle: 0, 32, 64 or 128.
+    """
+
+    tensor: torch.Tensor
+    box: tuple[int, ...]
+    swizzle: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One kernel launch, the same for both runtimes.
+
+    What each of `args` becomes in the kernel's parameter list: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
+    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float; ctypes and NumPy scalars stay as they are.
+    `shared` is the dynamic shared memory in bytes.
+    """
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: tuple[object, ...]
+    shared: int = 0
+    cluster: tuple[int, int, int] = (1, 1, 1)
+
+
+class CompileError(ValueError):
+    """A kernel source that the compiler refused: `log` is what it said, `source_path` the file that holds the code."""
+
+    def __init__(self, message: str, log: str = "", source_path: Path | None = None):
+        super().__init__(message)
+        self.log = log
+        self.source_path = source_path
+
+
+class HazardWarning(UserWarning):
+    """The emulator saw a kernel do what a GPU does not promise to get right: a race, a missing fence."""

@@ -1,0 +1,34 @@
+"""What the README and the pages show works as shown: the first examples run, and every link leads to a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_first_example_runs(page: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, page, "exec"), names)
+    assert tuple(getattr(names["d"], "shape", ())) == (256, 128)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    broken = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not broken
+
+
+def test_readme_tree_is_the_tree() -> None:
+    """One line a folder, and every folder there."""
+    (tree,) = re.findall(r"## The tree\n\n```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    shown = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    package = {path.name for path in (ROOT / "minigemm").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert shown == {"minigemm", "notebooks", "docs", "tests"} | {f"minigemm/{name}" for name in package}
