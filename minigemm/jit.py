@@ -2,7 +2,7 @@
 
 The source that is compiled is the config's constants, a `#line` that gives the file its own line numbers back, and the
 file. Whatever else the compiler reads (headers, flags, its version) is part of the key under which the result is kept:
-in memory, then on disk (`minigemm.cache`). Headers are handed over as text: what was hashed is what is compiled.
+in memory, then on disk (`minigemm.emulator.cache`). Headers are handed over as text: what was hashed is what is compiled.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import cache, diagnostics
+from . import diagnostics
+from .emulator import cache
 from .types import CompileError, Config
 
-__all__ = ["FLAGS", "HEADERS", "PRELUDE", "Kernel", "build"]
+__all__ = ["FLAGS", "HEADERS", "PRELUDE", "Kernel", "build", "compiler_version", "measure"]
 
 HEADERS = Path(__file__).parent / "kernels"
 FLAGS = (
@@ -173,12 +174,12 @@ def _stamp(path: str | Path) -> Stamp:
 
 
 def _key(unit: _Unit, name: str, kernel: str) -> str:
-    parts = [_FORMAT, _compiler(), FLAGS, name, kernel, unit.rendered, sorted(unit.headers.items())]
+    parts = [_FORMAT, compiler_version(), FLAGS, name, kernel, unit.rendered, sorted(unit.headers.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @functools.cache
-def _compiler() -> str:
+def compiler_version() -> str:
     """NVRTC's version, without loading it where it came in a wheel: that alone would outlast a whole warm start.
 
     Where two generations of CUDA meet, cuda-bindings loads one of them; both are named, and so is cuda-bindings.
@@ -212,6 +213,19 @@ def _nvrtc() -> tuple[ModuleType, tuple[int, int]]:
             f"minigemm needs NVRTC 12.4 or newer, not {major}.{minor}: pip install --upgrade nvidia-cuda-nvrtc"
         )
     return nvrtc, (major, minor)
+
+
+def measure(source: Path, config: Config, *, name: str, kernel: str) -> tuple[float, float]:
+    """Seconds of a cold compilation, and of a start from the disk cache, of the kernel that `build` would give."""
+    started = time.perf_counter()
+    unit = _read(Path(source), config)
+    _compile(unit, _key(unit, name, kernel), kernel)
+    cold = time.perf_counter() - started
+    build(source, config, name=name, kernel=kernel)
+    _built.pop((os.fspath(source), config, name, kernel), None)
+    started = time.perf_counter()
+    build(source, config, name=name, kernel=kernel)
+    return cold, time.perf_counter() - started
 
 
 def _compile(unit: _Unit, key: str, kernel: str) -> bytes:

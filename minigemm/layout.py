@@ -38,9 +38,7 @@ def empty_m_major(m: int, k: int, device: torch.device | str = "cpu") -> torch.T
 
 def is_m_major(scale: torch.Tensor) -> bool:
     """Whether a float32 (m, k) scale lies as `empty_m_major` lays it out."""
-    m, k = scale.shape
-    rows = m <= 1 or scale.stride(0) == 1
-    return rows and (k <= 1 or scale.stride(1) == max(tma_aligned_size(m, 4), 4))
+    return scale.stride() == (1, max(tma_aligned_size(scale.shape[0], 4), 4))
 
 
 def to_m_major(scale: torch.Tensor) -> torch.Tensor:
@@ -49,5 +47,4 @@ def to_m_major(scale: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"scale: expected a 2-D float32 tensor, got {scale.dim()}-D {scale.dtype}")
     if is_m_major(scale):
         return scale
-    out = empty_m_major(*scale.shape, device=scale.device)
-    return out.copy_(scale)
+    return empty_m_major(scale.shape[0], scale.shape[1], scale.device).copy_(scale)

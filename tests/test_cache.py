@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from minigemm import cache
+from minigemm.emulator import cache
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="about POSIX owners and modes")
 
@@ -41,7 +41,7 @@ def start(code: str, **options) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=Path(cache.__file__).parents[1],
+        cwd=Path(cache.__file__).parents[2],
         **options,
     )
 
@@ -85,7 +85,7 @@ def test_an_error_of_the_maker_passes_and_leaves_nothing(place: Path) -> None:
 def test_eight_processes_make_an_entry_once(place: Path, tmp_path: Path) -> None:
     code = f"""
         import time
-        from minigemm import cache
+        from minigemm.emulator import cache
 
         def make():
             with open({str(tmp_path / "made")!r}, "a") as file:
@@ -109,7 +109,7 @@ def test_a_killed_process_breaks_nothing(place: Path, moment: str) -> None:
     code = f"""
         import os, time
         from pathlib import Path
-        from minigemm import cache
+        from minigemm.emulator import cache
 
         def hang(*_):
             print("now", flush=True)
@@ -186,7 +186,7 @@ def test_a_disk_that_takes_nothing(trouble: str) -> None:
     code = f"""
         import os, resource, tempfile, warnings
         import filelock
-        from minigemm import cache
+        from minigemm.emulator import cache
 
         if os.getuid() == 0:
             os.setgid(65534)

@@ -20,13 +20,13 @@ ROOT = Path(minigemm.__file__).parent
 
 # Bottom first. A module may import its own layer and those before it.
 LAYERS = (
-    ("types",),
-    ("cache", "diagnostics", "layout", "quantize", "jit", "tuning"),
-    ("emulator",),
+    ("emulator", "types"),
+    ("diagnostics", "layout", "quantize", "jit", "tuning"),
     ("runtime", "kernels"),
     ("plan",),
     ("api",),
-    ("nn", "compat", "inspection", "views", "bench", "cli"),
+    ("nn", "compat", "inspection", "views", "bench", "tour", "doctor", "gpu_tests", "recordings", "course"),
+    ("cli",),
     ("__main__",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

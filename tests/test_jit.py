@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from minigemm import cache, diagnostics, jit
+from minigemm import diagnostics, jit
+from minigemm.emulator import cache
 from minigemm.types import CompileError, Config
 
 ROOT = Path(jit.__file__).parents[1]
@@ -181,7 +182,7 @@ def test_flags_and_compiler_are_part_of_the_key(
     if part == "flags":
         monkeypatch.setattr(jit, "FLAGS", (*jit.FLAGS, "--extra-device-vectorization"))
     else:
-        monkeypatch.setattr(jit, "_compiler", lambda: "NVRTC 99.0")
+        monkeypatch.setattr(jit, "compiler_version", lambda: "NVRTC 99.0")
     after = build(path)
     assert after.origin == "compiled" and after.key != before.key
 
@@ -477,7 +478,7 @@ def test_without_wheels_nvrtc_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -
         raise jit.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(jit.metadata, "version", absent)
-    assert re.fullmatch(r"NVRTC \d+\.\d+", jit._compiler.__wrapped__())
+    assert re.fullmatch(r"NVRTC \d+\.\d+", jit.compiler_version.__wrapped__())
 
 
 # What it costs

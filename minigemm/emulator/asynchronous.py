@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from . import context as c, tma
+from . import context as c
+from . import tma
+from .errors import Fault
 from .hazards import STEP, Clocks
 from .lower import Site
 from .machine import END_HOOKS, IDLE_HOOKS, Block, serves
@@ -186,12 +189,16 @@ def wait(block: Block, site: Site, ids: np.ndarray) -> None:
             _passed(block, barrier, group)
             block.go(group)
         elif blocking:
-            ticket = block.wait(group, site, lambda b=barrier, v=value: (
-                f"the mbarrier at shared address {b.address:#x}, parity {v & 1}; it is in {b.state.describe()}. {b.state.diagnose()}"))  # fmt: skip
+            ticket = block.wait(group, site, partial(_why_waiting, barrier, value))
             barrier.waiters.append((group, barrier.state.phase, site, ticket))
         else:
             block.results[group, 0] = 0
             block.go(group)
+
+
+def _why_waiting(barrier: Barrier, value: int) -> str:
+    state = barrier.state
+    return f"the mbarrier at shared address {barrier.address:#x}, parity {value & 1}; it is in {state.describe()}. {state.diagnose()}"
 
 
 @serves("mbarrier.pending_count")
@@ -270,7 +277,7 @@ def tensor_copy(block: Block, site: Site, ids: np.ndarray) -> None:
 def _check_alignment(block: Block, site: Site, thread: int, address: int, descriptor: tma.Descriptor) -> None:
     try:
         warning = tma.shared_alignment(address, descriptor.swizzle)
-    except tma.Fault as error:
+    except Fault as error:
         raise block.fault(error.message, site, np.array([thread])) from None
     if warning:
         message, _, fix = warning.rpartition(". ")
@@ -402,7 +409,9 @@ def bulk_copy(block: Block, site: Site, ids: np.ndarray) -> None:
             source = block.shared_bytes(address, size, site, "bulk copy")
             operation, kind = _reduction(site), modifiers[-1]
 
-            def push(source: np.ndarray = source, target: int = first & U64, address: int = address) -> None:
+            def push(
+                source: np.ndarray = source, target: int = first & U64, address: int = address, operation: str = operation, kind: str = kind
+            ) -> None:
                 if operation:
                     tma.bulk_reduce(target, address, source.copy(), memory, operation, kind)
                 else:

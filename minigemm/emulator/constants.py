@@ -104,7 +104,7 @@ def _expression(tokens: list[str], level: int, resolve: Callable[[str], int | st
             symbol, value = yes if value else no
             continue
         other, right = _expression(tokens, _LEVEL[sign] + 1, resolve)
-        if (symbol or other) and (sign not in "+-" or other and (symbol or sign == "-")):
+        if (symbol or other) and (sign not in "+-" or (other and (symbol or sign == "-"))):
             raise ValueError(f"an address takes only an offset, not '{sign}'")
         symbol, value = symbol or other, int(_BINARY[sign](value, right))
     return symbol, value

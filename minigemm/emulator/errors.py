@@ -12,8 +12,8 @@ __all__ = ["Deadlock", "EmulatorError", "Fault", "Location", "Unsupported"]
 class Location:
     """A line of the CUDA source.
 
-    `inlined_at` is the call that brought the line into its caller, and `function` the (mangled) name of the function that
-    was inlined; in the kernel's own lines both are empty.
+    `inlined_at` is the call that brought the line into its caller, and `function` the (mangled) name of the
+    function that was inlined; in the kernel's own lines both are empty.
     """
 
     file: str

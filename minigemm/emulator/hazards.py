@@ -315,7 +315,7 @@ class Order:
             if j >= self.warps:
                 self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address} while {self.names.get(j, 'a TMA store')} "
                          f"(issued at {self._at(other)}) may still read it", (self.names.get(j, "TMA store"), me),
-                         "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by the issuing thread, then a barrier", other)  # fmt: skip
+                         "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by its thread, then a barrier", other)  # fmt: skip
                 return
             them = f"warp {j}" + (f" (lane {lane})" if lane < 32 else "")
             self.add("race", site, address, thread, f"data race on shared memory: {me} writes address {address} that {them} reads at "
@@ -353,7 +353,7 @@ class Order:
         who = f"warp {column}" if column < self.warps else self.names.get(column, "an asynchronous reader")
         self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} "
                  f"may still read it (at {self._at(other)})", (who, f"TMA load of thread {thread}"),
-                 "let all readers arrive at a barrier after their last read, and issue the next load after that barrier", other)  # fmt: skip
+                 "let all readers meet at a barrier after their last read, and issue the next load behind it", other)  # fmt: skip
 
     def _report_async_read(self, thread: int, word: int, cell: int, site: int, other: int = -1) -> None:
         other = int(self.sites[word, 0]) if other < 0 else other

@@ -32,9 +32,10 @@ __all__ = ["inline_calls"]
 def inline_calls(module: Module, entry_name: str) -> Function:
     """The kernel `entry_name` with every call spliced in; the kernel itself when it calls nothing.
 
-    Each call is an instance of its own: its registers, labels and local variables get names such as `%r1#2`, while shared,
-    global and constant variables stay one. The variables that pass arguments become local ones. Functions without a body
-    (`vprintf`, `malloc`) stay calls. An instruction's location leads through the calls up to the kernel.
+    Each call is an instance of its own: its registers, labels and local variables get names such as `%r1#2`, while
+    shared, global and constant variables stay one. The variables that pass arguments become local ones. Functions
+    without a body (`vprintf`, `malloc`) stay calls. An instruction's location leads through the calls up to the
+    kernel.
 
     Raises ValueError for a name that is no kernel, Unsupported for recursion and for calls through a pointer.
     """
@@ -51,8 +52,8 @@ def inline_calls(module: Module, entry_name: str) -> Function:
 class _Instance:
     """One call of a function, or the kernel itself, whose `tag` is empty.
 
-    `symbols` names the function's parameters and variables as they are in the kernel, `at` is where the call is, `chain`
-    the functions that led to it.
+    `symbols` names the function's parameters and variables as they are in the kernel, `at` is where the call is,
+    `chain` the functions that led to it.
     """
 
     function: Function
@@ -200,7 +201,7 @@ class _Inliner:
     def passed(
         self, parameters: list[Parameter], arguments: Operand, instance: _Instance, call: Instruction
     ) -> list[tuple[Operand, Operand, str]]:
-        """Makes each `.param` variable of the caller the callee's own; returns the (inner, outer, type) that must be copied."""
+        """Makes the caller's `.param` variables the callee's own; returns each (inner, outer, type) to copy."""
         items = arguments.items if isinstance(arguments, Vector) else ()
         if len(items) != len(parameters):
             message = f"{instance.function.name} takes or returns {len(parameters)} values, not {len(items)}"

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import machine, native, profile as profiling
+from . import asynchronous, cache, host_calls, machine, native, warps  # noqa: F401 (handlers register themselves)
+from . import profile as profiling
 from .errors import EmulatorError
 from .lower import Program, translate
 from .ptx import Function, Module, inline_calls, parse
-from .report import Counters, Report
+from .report import Counters, LineCount, Report, Request
 from .tma import TensorMap
 
 Dim = int | Sequence[int]
@@ -48,7 +49,7 @@ def launch(
     schedule: str | int = "late",
     hazards: bool = True,
     profile: bool = True,
-    instruction_limit: float = 1e11,
+    instruction_limit: float = 2e10,
     keep_requests: int = 0,
 ) -> Report:
     """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
@@ -126,16 +127,6 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
 
 # ---------------------------------------------------------------------------------------------------- translation
 
-_store: Any = None
-
-
-def set_store(store: Any) -> None:
-    """Where translated kernels are kept between processes: an object with ``get(key) -> bytes | None`` and ``put(key, bytes)``; None: nowhere."""
-    global _store
-    _store = store
-    translated_kernel.cache_clear()
-
-
 @functools.cache
 def _version() -> str:
     """A change of the translator makes every stored translation stale."""
@@ -150,20 +141,31 @@ def translated_kernel(ptx: str, kernel: str | None, hazards: bool, profile: bool
     """Parse, translate and compile one kernel; from memory or disk when it has been before."""
     started = time.perf_counter()
     key = native.cache_key("\0".join((_version(), ptx, kernel or "", str(hazards), str(profile))))
-    blob = _store.get(key) if _store is not None else None
-    origin = "disk"
-    if blob is None:
-        origin = "compiled"
-        module = parse(ptx)
-        program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile)
-        code = native.compile_ir(program.ir)
-        program.ir = ""
-        variables = Module(module.version, module.target, {}, module.variables, module.files)
-        blob = pickle.dumps((variables, program, code), protocol=pickle.HIGHEST_PROTOCOL)
-        if _store is not None:
-            _store.put(key, blob)
-    variables, program, code = pickle.loads(blob)
-    return Translated(variables, program, native.load(code), time.perf_counter() - started, origin)
+    blob, found = cache.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile))
+    module, program, code = pickle.loads(blob)
+    return Translated(module, program, native.load(code), time.perf_counter() - started, "disk" if found else "compiled")
+
+
+def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool) -> bytes:
+    """Everything that a launch needs, as it is kept: the module's variables, the program, the object code."""
+    module = parse(ptx)
+    program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile)
+    code = native.compile_ir(program.ir)
+    program.ir = ""
+    variables = Module(module.version, module.target, {}, module.variables, module.files)
+    return pickle.dumps((variables, program, code), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def translation_seconds(ptx: str, kernel: str, hazards: bool, profile: bool, repeats: int) -> tuple[float, list[float]]:
+    """Seconds of one translation without any cache, and of loading what it gave, several times."""
+    started = time.perf_counter()
+    blob = _translate(ptx, kernel, hazards, profile)
+    cold, stored = time.perf_counter() - started, []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        native.load(pickle.loads(blob)[2])
+        stored.append(time.perf_counter() - started)
+    return cold, stored
 
 
 def _entry(module: Module, kernel: str | None) -> str:
@@ -279,12 +281,15 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
             classes[kind] = classes.get(kind, 0) + count
         total += count * length
     counters = Counters(instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1])), **run.traffic)
-    lines: Any = ()
+    lines: Sequence[LineCount] = ()
+    requests: Sequence[Request] = ()
     if run.profile is not None:
         counters, lines = run.profile.finish(counters, code)
+        requests = run.profile.requests(code)
     return Report(
         kernel=run.program.function.name, grid=run.grid, block=run.block, schedule=run.schedule, hazards=run.hazard_list, counters=counters,
-        lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin,
+        lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin, requests=requests,
+        looked_for_hazards=run.hazards,
     )  # fmt: skip
 
 

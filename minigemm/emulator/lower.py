@@ -19,11 +19,26 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-from . import arithmetic, context as c, shadow
+from . import arithmetic, shadow
+from . import context as c
 from .arithmetic import BITS, OPERATIONS, type_of
 from .errors import Unsupported
 from .ptx import (
-    Address, Function, Immediate, Instruction, Label, Module, Negated, Operand, Pair, Register, Sink, Special, Symbol, Variable, Vector,
+    Address,
+    Function,
+    Immediate,
+    Instruction,
+    Label,
+    Module,
+    Negated,
+    Operand,
+    Pair,
+    Register,
+    Sink,
+    Special,
+    Symbol,
+    Variable,
+    Vector,
 )  # fmt: skip
 
 #: Instructions at which a thread yields, with the number of leading operands that are results.
@@ -178,8 +193,8 @@ class _Lowering:
         if isinstance(operand, Special):
             return self.special(operand.name, bits)
         if isinstance(operand, Symbol):
-            value = self.symbol(operand.name, bits)
-            return self.let(f"add i{bits} {value}, {operand.offset}") if operand.offset else value
+            place = self.symbol(operand.name, bits)
+            return self.let(f"add i{bits} {place}, {operand.offset}") if operand.offset else place
         if isinstance(operand, Address):
             base = self.read(operand.base, 64)
             return self.cast(self.let(f"add i64 {base}, {operand.offset}") if operand.offset else base, 64, bits)
@@ -336,7 +351,7 @@ class _Lowering:
         blocks = [(first, last) for first, last in zip(leaders, ends, strict=True) if first < count]
         self.live = {first: 0 for first, _ in blocks}
         self.live[count] = 0
-        self.block_end = {first: last for first, last in blocks}
+        self.block_end = dict(blocks)
         changed = True
         while changed:
             changed = False

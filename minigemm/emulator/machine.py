@@ -87,7 +87,7 @@ class Memory:
 
         for base, size, _, _ in self.ranges:
             if base <= address and address + n <= base + size:
-                return np.frombuffer((ctypes.c_uint8 * n).from_address(address), np.uint8)
+                return np.ctypeslib.as_array((ctypes.c_uint8 * n).from_address(address))
         raise Fault(f"{n} bytes at global address {address:#x} lie outside every buffer of this launch; {self.nearest(address)}")
 
     def nearest(self, address: int) -> str:
@@ -161,8 +161,7 @@ class Block:
         self.ready: list[np.ndarray] = [np.arange(self.threads, dtype=np.int32)]
         self.alive = np.ones(self.threads, bool)
         self.flight: deque[Callable[[], None]] = deque()
-        self.named: dict[int, Any] = {}  # barriers, gatherings, mbarriers: the handlers' own state
-        self.gathering: dict[tuple, list[np.ndarray]] = {}
+        self.named: dict[Any, Any] = {}  # barriers and gatherings: the handlers' own state
         self.barriers: dict[int, Any] = {}
         self.bulk: dict[int, Any] = {}
         self.warp_ids = np.zeros(0, np.int64)  # the warps that a collective serves
@@ -170,7 +169,7 @@ class Block:
         self.ticket = 0
         self.steps = 0
         self.idle_rounds = 0
-        self.fingerprint: tuple | None = None
+        self.fingerprint: int | None = None
 
     # ------------------------------------------------------------------------------------------- what handlers use
 
@@ -304,6 +303,9 @@ class Block:
 
     def _patience(self, groups: list[tuple[int, np.ndarray]]) -> bool:
         """False when the CTA has spun for a while: let others run. Raises when nothing can change any more."""
+        if self.steps % 64 == 0 and float(self.kernel.counts.sum()) > self.kernel.instruction_limit:
+            raise EmulatorError(f"no end after {self.kernel.instruction_limit:.0e} basic blocks: an endless loop? Thread {int(groups[0][1][0])} is at "
+                                f"{self._loop(groups[0][1])}")  # fmt: skip
         if any(code != c.BUDGET for code, _ in groups) or self.flight:
             self.idle_rounds = 0
             return True
@@ -313,14 +315,13 @@ class Block:
             self.fingerprint = state
             self.idle_rounds = 0
         self.idle_rounds += 1
-        if float(self.kernel.counts.sum()) > self.kernel.instruction_limit:
-            raise EmulatorError(f"no end after {self.kernel.instruction_limit:.0e} basic blocks: an endless loop at {self._loop(ids)}?")
         return self.idle_rounds % 32 != 0
 
     def _loop(self, ids: np.ndarray) -> str:
         """The line at which a spinning thread gave way."""
-        number = int(self.c32[ids[0], c.PC // 4])
-        ins = self.kernel.program.function.code[self.kernel.program.loops.get(number, 0)]
+        program = self.kernel.program
+        code, number = int(self.c32[ids[0], c.CODE // 4]), int(self.c32[ids[0], c.PC // 4])
+        ins = program.sites[code - 1].instruction if code > 0 else program.function.code[program.loops.get(number, 0)]
         return str(ins.location or f"PTX line {ins.line}")
 
     def spinning(self) -> bool:
@@ -458,8 +459,6 @@ class Pool:
 
 def run(kernel: Kernel) -> float:
     """Run every CTA of the grid; seconds that it took. CTAs run one after another, except that one which only spins lets the next start beside it."""
-    from . import asynchronous, host_calls, warps  # noqa: F401  (they register handlers)
-
     started = time.perf_counter()
     kernel.handlers = [handler_for(site) for site in kernel.program.sites]
     gx, gy, gz = kernel.grid

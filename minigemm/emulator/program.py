@@ -121,8 +121,8 @@ Operand = Register | Special | Immediate | Symbol | Address | Vector | Label | S
 class Instruction:
     """One instruction. `line` is the line of the PTX text, from 1; `location` the line of the CUDA source.
 
-    The operands of a `call` are always (Vector of return values, Symbol or Register of the function, Vector of arguments),
-    and a Label of the prototype when the call is indirect.
+    The operands of a `call` are always (Vector of return values, Symbol or Register of the function, Vector of
+    arguments), and a Label of the prototype when the call is indirect.
     """
 
     opcode: str
@@ -144,8 +144,8 @@ class Variable:
     """A variable with its `size` and `align` in bytes; `space` is "shared", "global", "const", "local" or "param".
 
     `init` holds the initial bytes (None: zeros, or nothing at all for shared and local ones), `relocations` the
-    (offset, symbol, addend) of every 8 bytes in it that are to become the address of `symbol` plus `addend`. The dynamic
-    shared memory is `extern` with size 0.
+    (offset, symbol, addend) of every 8 bytes in it that are to become the address of `symbol` plus `addend`. The
+    dynamic shared memory is `extern` with size 0.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Variable:
 
 @dataclass(slots=True)
 class Parameter:
-    """A parameter or return value: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter."""
+    """A parameter or result: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter."""
 
     name: str
     offset: int
@@ -172,10 +172,10 @@ class Parameter:
 class Function:
     """A kernel (`entry`) or device function.
 
-    `registers` maps each register that is used to its type ("b32", "f32", "pred"); `labels` each label that is jumped to to
-    an index into `code`, its length included; `branch_targets` the name of a `.branchtargets` list to its labels.
-    `variables` are those declared inside. `directives` holds `.maxntid` and its like: `{"maxntid": (128, 1, 1)}`. `defined`
-    is false for a prototype without a body.
+    `registers` maps each register that is used to its type ("b32", "f32", "pred"); `labels` each label that is
+    jumped to to an index into `code`, its length included; `branch_targets` the name of a `.branchtargets` list to
+    its labels. `variables` are those declared inside. `directives` holds `.maxntid` and its like: `{"maxntid":
+    (128, 1, 1)}`. `defined` is false for a prototype without a body.
     """
 
     name: str

@@ -65,7 +65,7 @@ __all__ = [
 #: Bytes of each type that a variable can have; the handles of textures, surfaces and samplers are 64 bits wide.
 SIZES = {
     **{f"{kind}{bits}": bits // 8 for kind in "bus" for bits in (8, 16, 32, 64)},
-    **{"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "b128": 16, "texref": 8, "surfref": 8, "samplerref": 8},
+    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "b128": 16, "texref": 8, "surfref": 8, "samplerref": 8,
 }  # fmt: skip
 SPACES = ("shared", "global", "const", "local", "param")
 

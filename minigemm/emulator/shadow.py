@@ -10,8 +10,19 @@ only writes a record: hazards.py turns records into words.
 from __future__ import annotations
 
 from .context import (
-    ACCESS_SITES, ATOMIC_AFTER_ACCESS, CELL_ATOMIC, CELL_GENERIC, LOAD_AFTER_WRITE, LOAD_UNWRITTEN, RECORD_COUNT, RECORD_LIMIT,
-    RECORD_WORDS, RECORDS, STORE_AFTER_READ, STORE_AFTER_WRITE, THREAD,
+    ACCESS_SITES,
+    ATOMIC_AFTER_ACCESS,
+    CELL_ATOMIC,
+    CELL_GENERIC,
+    LOAD_AFTER_WRITE,
+    LOAD_UNWRITTEN,
+    RECORD_COUNT,
+    RECORD_LIMIT,
+    RECORD_WORDS,
+    RECORDS,
+    STORE_AFTER_READ,
+    STORE_AFTER_WRITE,
+    THREAD,
 )  # fmt: skip
 
 ARGS = "ptr %ctx, ptr %rt, ptr %smem, ptr %cells, ptr %reads, i64 %columns, ptr %row, i64 %stamp, i64 %word, i32 %mask, i64 %site"

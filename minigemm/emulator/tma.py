@@ -31,6 +31,7 @@ __all__ = [
     "bulk_load",
     "bulk_reduce",
     "bulk_store",
+    "check_box",
     "decode",
     "gather",
     "reduce",
@@ -43,6 +44,7 @@ __all__ = [
 Bytes = NDArray[np.uint8]
 
 CHUNK = 16  # bytes: the unit that swizzles permute, and that every bulk copy is a multiple of
+BOX_MAX = 228 * 1024  # bytes: the shared memory of an SM
 
 
 class Memory(Protocol):
@@ -277,6 +279,8 @@ def _describe(tensor_map: TensorMap) -> Descriptor:
         f"a last dimension of at most {swizzle} bytes, the swizzle's span",
         f"{inner} bytes ({box}, {name})",
     )
+    moved = element.size * math.prod(-(-size // step) for size, step in zip(box, steps, strict=True))
+    check(moved <= BOX_MAX, "box", f"at most {BOX_MAX} bytes", f"{moved} bytes ({box}, {name})")
     check(tensor_map.fill in _FILLS, "fill", '"zero" or "nan"', repr(tensor_map.fill))
     check(
         tensor_map.fill == "zero" or element.is_float,
@@ -307,6 +311,38 @@ def require_tile_mode(modifiers: Iterable[str]) -> None:
 # --- boxes in global memory
 
 
+def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool) -> str:
+    """Check where a box lies, when its copy is issued. Raises Fault where a GPU does; returns a warning, or "".
+
+    `coordinates` are innermost first, signed. `store` says that the box is written or reduced into the tensor.
+    """
+    if len(coordinates) != len(descriptor.dims):
+        raise Fault(
+            f"{len(coordinates)} coordinates for a tensor map of {len(descriptor.dims)} dimensions: the .1d to .5d "
+            "of the instruction must be the map's"
+        )
+    size = descriptor.type.size
+    if coordinates[0] * size % CHUNK:
+        raise Fault(
+            f"misaligned box: the first coordinate, {coordinates[0]}, is {coordinates[0] * size} bytes into a row, "
+            "no multiple of 16. A GPU stops at such a copy with an illegal instruction"
+        )
+    if not store:
+        return ""
+    if min(coordinates) < 0:
+        raise Fault(
+            f"a TMA store to negative coordinates, {tuple(coordinates)}: a GPU stops at it with an illegal instruction. "
+            "Loads fill what lies before the tensor; stores may hang over its far end only"
+        )
+    width, right = descriptor.dims[0] * size, (coordinates[0] + descriptor.extents[0]) * size
+    if width % CHUNK and right > width:
+        return (
+            f"a TMA store over the end of rows of {width} bytes, no multiple of 16: it writes whole 16-byte chunks, so "
+            f"{-width % CHUNK} bytes after each row are overwritten. Store the last columns with guarded thread stores"
+        )
+    return ""
+
+
 def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -> Bytes:
     """The box at `coordinates` (innermost first, signed), dense: (box_bytes,); outside the tensor it is filled."""
     inside = _Clipped(descriptor, coordinates)
@@ -314,25 +350,26 @@ def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -
         return inside.view(memory).flatten()
     box = np.zeros(inside.shape, np.uint8)
     if descriptor.fill == "nan":
-        box.view(descriptor.type.integer)[...] = _canonical_nan(descriptor.type)
+        box.view(np.uint16)[...] = 0x7FF7  # as recorded on an H200, for every type
     if not inside.empty:
         box[inside.part] = inside.view(memory)
     return box.reshape(-1)
 
 
 def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory) -> None:
-    """Write the dense box `data` (box_bytes,) at `coordinates`; what lies outside the tensor is dropped."""
-    inside = _Clipped(descriptor, coordinates)
+    """Write the dense box `data` (box_bytes,) at `coordinates`; what lies outside the tensor is dropped, except that
+    rows end with a whole 16-byte chunk, as on the hardware."""
+    inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
         inside.view(memory)[...] = data.reshape(inside.shape)[inside.part]
 
 
 def reduce(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory, operation: str) -> None:
-    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data`, element by element.
+    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data`, as `scatter` would write it.
 
-    `operation` is add, min, max, inc, dec, and, or, xor. Raises Unsupported, by name, where the type has none such.
+    `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault where the TMA has no such operation for the type.
     """
-    inside = _Clipped(descriptor, coordinates)
+    inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
         target = inside.view(memory)
         source = np.ascontiguousarray(data.reshape(inside.shape)[inside.part])
@@ -344,12 +381,8 @@ class _Clipped:
 
     __slots__ = ("_address", "_shape", "_span", "_strides", "empty", "part", "shape", "whole")
 
-    def __init__(self, descriptor: Descriptor, coordinates: Sequence[int]):
-        if len(coordinates) != len(descriptor.dims):
-            raise Fault(
-                f"{len(coordinates)} coordinates for a tensor map of {len(descriptor.dims)} dimensions: the .1d to .5d "
-                "of the instruction must be the map's"
-            )
+    def __init__(self, descriptor: Descriptor, coordinates: Sequence[int], *, store: bool = False):
+        check_box(descriptor, coordinates, store=store)
         size = descriptor.type.size
         self._address, self._span = descriptor.address, size
         self.empty, self.whole = False, True
@@ -360,7 +393,10 @@ class _Clipped:
         for i, extent in enumerate(descriptor.extents):
             step, start = descriptor.element_strides[i], int(coordinates[i])
             low = max(0, -(start // step))
-            high = min(extent, -((start - descriptor.dims[i]) // step))
+            end = descriptor.dims[i]
+            if store and not i:
+                end += -end % (CHUNK // size)  # a store ends with a whole chunk
+            high = min(extent, -((start - end) // step))
             if high <= low:
                 self.empty, self.whole = True, False
             elif low > 0 or high < extent:
@@ -458,7 +494,7 @@ _OPERATIONS = {
     "u32": ("add", "min", "max", "inc", "dec", "and", "or", "xor"),
     "s32": ("add", "min", "max", "and", "or", "xor"),
     "u64": ("add", "min", "max", "and", "or", "xor"),
-    "s64": ("add", "min", "max", "and", "or", "xor"),
+    "s64": ("min", "max", "and", "or", "xor"),
     "f16": ("add", "min", "max"),
     "bf16": ("add", "min", "max"),
     "f32": ("add",),
@@ -469,7 +505,10 @@ _OPERATIONS = {
 def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
     """`old OP new` for elements of one type, both contiguous arrays of bytes of one shape; the result is a new one."""
     if operation not in _OPERATIONS.get(str(element), ()):
-        raise Unsupported(f"bulk reduction .{operation} of {element} elements")
+        raise Fault(
+            f"bulk reduction .{operation} of {element} elements: the TMA has none, and a GPU stops at it with an "
+            f"illegal instruction. There are {', '.join(_OPERATIONS.get(str(element), ())) or 'none'} for this type"
+        )
     if element.is_float:
         return _combine_floats(operation, element, old, new)
     a, b = (each.view(f"{'i' if element.kind == 's' else 'u'}{element.size}") for each in (old, new))
@@ -486,7 +525,7 @@ def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> By
 
 
 def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
-    """Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0; NaN results are canonical."""
+    """Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0. Compared with an H200."""
     bits_a, bits_b = old.view(element.integer), new.view(element.integer)
     # FP32 holds the sum of two 16-bit floats so precisely that rounding it again rounds the exact sum.
     a, b = _widen(element, bits_a), _widen(element, bits_b)
@@ -495,6 +534,8 @@ def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes
             total = a + b
             bits = _narrow(element, total)
         bits[np.isnan(total)] = _canonical_nan(element)
+        if element.size == 8:  # FP64 keeps NaNs as they are, the new one first, and inf - inf is the negative one
+            bits = np.where(np.isnan(b), bits_b, np.where(np.isnan(a), bits_a, bits))
     else:
         sign = element.integer.type(1 << (8 * element.size - 1))
         prefer_a = (a < b) | ((a == b) & ((bits_a & sign) != 0))
@@ -507,7 +548,7 @@ def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes
 
 def _canonical_nan(element: ElementType) -> int:
     """The bit pattern of the NaN that the hardware makes."""
-    return 0x7FF8000000000000 if element.size == 8 else (1 << (8 * element.size - 1)) - 1
+    return 0xFFF8000000000000 if element.size == 8 else (1 << (8 * element.size - 1)) - 1
 
 
 def _widen(element: ElementType, bits: NDArray) -> NDArray:

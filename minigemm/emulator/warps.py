@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def bar(block: Block, site: Site, ids: np.ndarray) -> None:
             barrier.expected = max(barrier.expected or 0, expected or 0) or None
         ticket = 0
         if "arrive" not in site.instruction.modifiers:
-            ticket = block.wait(group, site, lambda barrier=barrier: _barrier_state(block, barrier))
+            ticket = block.wait(group, site, partial(_barrier_state, block, barrier))
         barrier.groups.append((group, site, ticket))
         _complete(block, barrier)
         if "arrive" in site.instruction.modifiers:
@@ -173,14 +174,16 @@ def _gather(block: Block, site: Site, ids: np.ndarray, masks: np.ndarray) -> lis
                 continue
             key = ("warp", w, name, mask)
             gathering = block.named.setdefault(key, Gathering(mask))
-            state = lambda g=gathering, w=w: (  # noqa: E731
-                f"{name} with member mask {g.mask:#010x}, {sum(len(i) for i, _, _ in g.groups)} of {_members(block, w, g.mask)} lanes have come"
-            )
-            gathering.groups.append((group, site, block.wait(group, site, state)))
+            gathering.groups.append((group, site, block.wait(group, site, partial(_gathering_state, block, w, name, gathering))))
             done = _take(block, key, w)
             if done is not None:
                 ready.append((w, done, mask))
     return ready
+
+
+def _gathering_state(block: Block, warp: int, name: str, gathering: Gathering) -> str:
+    come = sum(len(ids) for ids, _, _ in gathering.groups)
+    return f"{name} with member mask {gathering.mask:#010x}, {come} of {_members(block, warp, gathering.mask)} lanes have come"
 
 
 def _members(block: Block, warp: int, mask: int) -> int:
@@ -269,7 +272,7 @@ def _shuffle(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray
     mode = site.instruction.modifiers[1]
     found = collectives.shuffle(mode, arguments[..., 0] & FULL, arguments[..., 1], arguments[..., 2], active)
     if (found.undefined & active).any() and block.order:
-        w, lane = (int(v[0]) for v in np.nonzero(found.undefined & active))
+        lane = int(np.nonzero(found.undefined & active)[1][0])
         block.hazard(
             "shuffle-source", site, 0, lane, f"lane {lane} reads by shfl.sync from a lane that has exited or is not in the member mask: the value is undefined",
             (f"lane {lane}",), "let every lane that is read from execute the shuffle and stand in the mask",

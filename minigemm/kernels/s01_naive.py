@@ -11,6 +11,7 @@ Source: CUDA C++ Programming Guide, "Programming Model".
 
 from __future__ import annotations
 
+from ctypes import c_int64
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +41,17 @@ def is_legal(config: Config, problem: Problem) -> Legality:
 
 
 def default_config(problem: Problem) -> Config:
-    """A warp along n, so that its stores are one run of memory; the block is taller where m needs it."""
-    return Config(block_m=32 if problem.m > 8 * 65535 else 8)
+    """A warp along n, so that its stores are one run of memory."""
+    return Config()
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
     return Launch(
-        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.block_m * config.block_n, 1, 1),
-        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, row_pitch(a), row_pitch(b)),
+        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, c_int64(row_pitch(a)), c_int64(row_pitch(b)), c_int64(n)),
     )
 
 

@@ -1,27 +1,27 @@
 // s02_tiled: shared-memory and register tiles.
 //
 // A CTA computes a BLOCK_M x BLOCK_N tile of d. It walks along K by BLOCK_K: its threads copy a tile of a and a tile of b
-// into shared memory, then each computes THREAD_M x THREAD_N outputs from there. What comes from global memory serves a
-// whole tile of products now, and what comes from shared memory THREAD_M or THREAD_N of them.
+// into shared memory, then each computes THREAD_M x THREAD_N outputs from there. What comes from global memory now
+// serves a whole tile of products, and what comes from shared memory THREAD_M or THREAD_N of them.
 
 #include "ptx.cuh"
 
 constexpr int kThreadsM = BLOCK_M / THREAD_M;
 constexpr int kThreadsN = BLOCK_N / THREAD_N;
 constexpr int kThreads = kThreadsM * kThreadsN;
-constexpr int kWarpM = 4, kWarpN = 8;         // a warp's threads: nearly square, so that together they read few rows
-constexpr int kVector = 16;                   // elements that a thread loads at once
-constexpr int kVectors = BLOCK_K / kVector;   // in a tile's row
-constexpr int kPitch = BLOCK_K + PADDING;     // 16 bytes more: 8 rows' elements of one k lie in different banks
+constexpr int kWarpM = 4, kWarpN = 8;        // a warp's threads: nearly square, so that together they read few rows
+constexpr int kVector = 16;                  // elements that a thread loads at once
+constexpr int kVectors = BLOCK_K / kVector;  // in a tile's row
+constexpr int kPitch = BLOCK_K + PADDING;    // with 16 bytes of padding, the same k of 8 rows lies in different banks
 
 struct Shared {
   alignas(16) e4m3 a[BLOCK_M][kPitch];  // (BLOCK_M, BLOCK_K), rows kPitch apart
-  alignas(16) e4m3 b[BLOCK_N][kPitch];  // (BLOCK_N, BLOCK_K)
+  alignas(16) e4m3 b[BLOCK_N][kPitch];  // (BLOCK_N, BLOCK_K), rows kPitch apart
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// The tile of x (rows, k) that begins at (row0, k0); zeros outside x.
+// The tile of x (rows, k) that begins at (row0, k0); zeros where it hangs over the edge.
 template <int kRows>
 void load(e4m3 (&tile)[kRows][kPitch], const e4m3* x, int rows, int k, i64 ldx, int row0, int k0) {
   for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
@@ -34,15 +34,15 @@ void load(e4m3 (&tile)[kRows][kPitch], const e4m3* x, int rows, int k, i64 ldx, 
   }
 }
 
-// Four elements of a tile's row.
+// Four elements of a tile's row, from k on.
 template <int kRows>
 float4 read(const e4m3 (&tile)[kRows][kPitch], int row, int k) {
   return cvt_rn_f32_e4m3x4(*reinterpret_cast<const e4m3x4*>(&tile[row][k]));
 }
 
-// acc (THREAD_M, THREAD_N) += the tiles' product, for the rows m + i * kThreadsM and n + j * kThreadsN.
+// acc (THREAD_M, THREAD_N) += the product of the tiles' rows m + i * kThreadsM and n + j * kThreadsN.
 void compute(float (&acc)[THREAD_M][THREAD_N], const Shared& shared, int m, int n) {
-#pragma unroll 1
+#pragma unroll 1  // the body is long enough
   for (int k = 0; k < BLOCK_K; k += 4) {
     float4 a[THREAD_M], b[THREAD_N];
 #pragma unroll
@@ -57,14 +57,15 @@ void compute(float (&acc)[THREAD_M][THREAD_N], const Shared& shared, int m, int 
   }
 }
 
-// The tile of d that begins at (row0, column0), as far as it lies inside d.
-void store(bf16* d, const float (&acc)[THREAD_M][THREAD_N], float scale, int rows, int columns, i64 ldd, int row0, int column0) {
+// d (rows, columns) at (row + i * kThreadsM, column + j * kThreadsN), as far as that lies inside.
+void store(bf16* d, const float (&acc)[THREAD_M][THREAD_N], float scale, int rows, int columns, i64 ldd, int row,
+           int column) {
 #pragma unroll
-  for (int i = 0; i < THREAD_M; ++i) {
+  for (int i = 0; i < THREAD_M; ++i, row += kThreadsM) {
 #pragma unroll
     for (int j = 0; j < THREAD_N; ++j) {
-      const int row = row0 + i * kThreadsM, column = column0 + j * kThreadsN;
-      if (row < rows && column < columns) d[row * ldd + column] = cvt_rn_bf16_f32(acc[i][j] * scale);
+      const bool inside = row < rows && column + j * kThreadsN < columns;
+      if (inside) d[row * ldd + column + j * kThreadsN] = cvt_rn_bf16_f32(acc[i][j] * scale);
     }
   }
 }
@@ -86,9 +87,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) s02_tiled(
   for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
     load(shared.a, a, m, k, lda, row0, k0);
     load(shared.b, b, n, k, ldb, column0, k0);
-    __syncthreads();  // all threads arrive with their part of the tiles written, and wait for it to be complete
+    __syncthreads();  // all threads arrive with their part of the tiles written, and wait for the rest
     compute(acc, shared, thread_m, thread_n);
-    __syncthreads();  // all threads arrive when they have read, and wait before the tiles are overwritten
+    __syncthreads();  // all threads arrive when they have read, and wait before they overwrite
   }
   store(d, acc, *scale_a * *scale_b, m, n, ldd, row0 + thread_m, column0 + thread_n);
 }

@@ -6,13 +6,15 @@ products. A row of a tile is padded by 16 bytes: without it, 8 rows that are rea
 
 Shapes: a (m, k), b (n, k) e4m3, one scale each; d (m, n) BF16. Any m and n, k a multiple of 16. Sums are FP32, in order of k, so the result has the
 bits of s01.
-Legal configs: block_k of 32, 64 or 128; block_m, block_n multiples of thread_m, thread_n; at most 1024 threads, 227 KiB and 255 registers.
+Legal configs: block_k and padding multiples of 16; block_m a multiple of 4 * thread_m and block_n of 8 * thread_n (a warp is 4x8 threads); at most
+1024 threads, 227 KiB and 255 registers.
 Errors: see `Stage.gemm`.
 Source: CUDA C++ Programming Guide, "Shared Memory".
 """
 
 from __future__ import annotations
 
+from ctypes import c_int64
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +31,14 @@ IDEA = "shared-memory tiles, register tiles"
 
 @dataclass(frozen=True)
 class Config(types.Config):
-    """Tile of a CTA, and of a thread, in elements."""
+    """Tile of a CTA, and of a thread, in elements; `padding` bytes behind each row of a tile."""
 
     block_m: int = 128
     block_n: int = 128
     block_k: int = 64
     thread_m: int = 8
     thread_n: int = 8
+    padding: int = 16
 
     @property
     def threads(self) -> int:
@@ -44,8 +47,8 @@ class Config(types.Config):
 
     @property
     def shared_bytes(self) -> int:
-        """Both tiles, rows padded by 16 bytes."""
-        return (self.block_m + self.block_n) * (self.block_k + 16)
+        """Both tiles, with their padding."""
+        return (self.block_m + self.block_n) * (self.block_k + self.padding)
 
     def constants(self) -> dict[str, int]:
         """The fields, and SHARED_BYTES, which the kernel asserts."""
@@ -54,9 +57,11 @@ class Config(types.Config):
 
 def is_legal(config: Config, problem: Problem) -> Legality:
     """Whether this config can run this problem, and if not, why."""
-    if config.block_k not in (32, 64, 128):
-        return Legality(f"block_k must be 32, 64 or 128, got {config.block_k}")
-    registers = config.thread_m * config.thread_n + 6 * (config.thread_m + config.thread_n) + 24
+    if config.block_k < 16 or config.block_k % 16:
+        return Legality(f"block_k must be a multiple of 16 (threads load 16 bytes at once), got {config.block_k}")
+    if config.padding < 0 or config.padding % 16:
+        return Legality(f"padding must be a multiple of 16 bytes, so that rows stay aligned, got {config.padding}")
+    registers = config.thread_m * config.thread_n + 4 * (config.thread_m + config.thread_n) + 40
     tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
     return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
 
@@ -72,9 +77,9 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
     return Launch(
-        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),
-        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, row_pitch(a), row_pitch(b)),
+        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, c_int64(row_pitch(a)), c_int64(row_pitch(b)), c_int64(n)),
         shared=config.shared_bytes,
     )
 

@@ -14,6 +14,7 @@ Sources: PTX ISA, "cp.async.bulk.tensor", "mbarrier", "Shared memory layout: swi
 
 from __future__ import annotations
 
+from ctypes import c_int64
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +31,14 @@ IDEA = "tensor maps, mbarriers, swizzle"
 
 @dataclass(frozen=True)
 class Config(types.Config):
-    """Tile of a CTA, and of a thread, in elements."""
+    """Tile of a CTA, and of a thread, in elements; without `swizzle` rows of a tile lie as they come."""
 
     block_m: int = 128
     block_n: int = 128
     block_k: int = 128
     thread_m: int = 8
     thread_n: int = 8
+    swizzle: bool = True
 
     @property
     def threads(self) -> int:
@@ -45,9 +47,10 @@ class Config(types.Config):
 
     @property
     def shared_bytes(self) -> int:
-        """The tiles of a, b and d, each at a multiple of 1024 bytes, and the barrier behind them."""
-        tiles = (self.block_m * self.block_k, self.block_n * self.block_k)
-        return sum(round_up(tile, 1024) for tile in tiles) + round_up(round_up(self.block_m * self.block_n * 2, 8) + 8, 1024)
+        """The tiles of a and b, each where the swizzle's pattern begins, the tile of d, the barrier."""
+        period = 8 * self.block_k
+        tiles = round_up(self.block_m * self.block_k, period) + round_up(self.block_n * self.block_k, 128)
+        return round_up(round_up(tiles + self.block_m * self.block_n * 2, 8) + 8, max(period, 128))
 
     def constants(self) -> dict[str, int]:
         """The fields, and SHARED_BYTES, which the kernel asserts."""
@@ -61,7 +64,7 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     for name, value in (("block_m", config.block_m), ("block_n", config.block_n)):
         if value > 256 or value % 8:
             return Legality(f"{name} must be a multiple of 8 up to 256 (the side of a TMA box), got {value}")
-    registers = config.thread_m * config.thread_n + 6 * (config.thread_m + config.thread_n) + 24
+    registers = config.thread_m * config.thread_n + 4 * (config.thread_m + config.thread_n) + 40
     tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
     return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
 
@@ -76,15 +79,16 @@ def default_config(problem: Problem) -> Config:
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
-    map_a = TensorMap(a.data, (config.block_m, config.block_k), swizzle=config.block_k)
-    map_b = TensorMap(b.data, (config.block_n, config.block_k), swizzle=config.block_k)
+    swizzle = config.block_k if config.swizzle else 0
+    map_a = TensorMap(a.data, (config.block_m, config.block_k), swizzle=swizzle)
+    map_b = TensorMap(b.data, (config.block_n, config.block_k), swizzle=swizzle)
     tma_store = n * d.element_size() % 16 == 0
     # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
     map_d = TensorMap(d, (config.block_m, config.block_n)) if tma_store else map_a
     return Launch(
-        grid=(ceil_div(n, config.block_n), ceil_div(m, config.block_m), 1),
+        grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),
-        args=(map_a, map_b, map_d, d, a.scale, b.scale, m, n, k, int(tma_store)),
+        args=(map_a, map_b, map_d, d, a.scale, b.scale, m, n, k, c_int64(n), int(tma_store)),
         shared=config.shared_bytes,
     )
 

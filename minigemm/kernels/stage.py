@@ -135,7 +135,10 @@ def check_tiles(block: tuple[int, int], thread: tuple[int, int], shared: int, re
     for size, part, axis in ((block[0], thread[0], "m"), (block[1], thread[1], "n")):
         if size % part:
             return f"block_{axis} = {size} must be a multiple of thread_{axis} = {part}"
-    threads = (block[0] // thread[0]) * (block[1] // thread[1])
+    across, down = block[1] // thread[1], block[0] // thread[0]
+    if thread != (1, 1) and (down % 4 or across % 8):
+        return f"{down} x {across} threads do not make whole warps of 4 x 8: block_m must be a multiple of 4 * thread_m, block_n of 8 * thread_n"
+    threads = across * down
     if threads > THREAD_LIMIT:
         return f"{threads} threads exceed the {THREAD_LIMIT} of a CTA: take larger thread_m or thread_n, or smaller blocks"
     if shared > SHARED_LIMIT:
@@ -148,6 +151,6 @@ def check_tiles(block: tuple[int, int], thread: tuple[int, int], shared: int, re
 
 def check_grid(m: int, n: int, block_m: int, block_n: int) -> str:
     """Why a grid of tiles cannot be launched; "" when it can."""
-    if -(-m // block_m) > 65535:
-        return f"m = {m} needs {-(-m // block_m)} rows of tiles, more than the 65535 of a grid: take a larger block_m"
+    if -(-n // block_n) > 65535:
+        return f"n = {n} needs {-(-n // block_n)} columns of tiles, more than the 65535 of a grid: take a larger block_n"
     return ""

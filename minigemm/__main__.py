@@ -1,0 +1,5 @@
+"""`python -m minigemm`."""
+
+from .cli import main
+
+raise SystemExit(main())

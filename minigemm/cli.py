@@ -1,0 +1,173 @@
+"""python -m minigemm tour | doctor | inspect | bench | test-gpu"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 when all went well."""
+    parser = argparse.ArgumentParser(prog="minigemm", description="FP8 GEMMs for Hopper, stage by stage, on a GPU or on an emulator.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    tour = commands.add_parser("tour", help="run every stage on one problem and show what it did")
+    for name, default in (("m", 256), ("n", 256), ("k", 512)):
+        tour.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    tour.add_argument("--seed", type=int, default=0)
+    tour.add_argument("--stage", action="append", help="s01_naive, or 1; may be repeated; default: all")
+    tour.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
+    doctor.add_argument("--json", action="store_true")
+    inspect = commands.add_parser("inspect", help="source, PTX, SASS and resources of a stage")
+    inspect.add_argument("stage")
+    inspect.add_argument("--show", choices=("summary", "source", "ptx", "sass"), default="summary")
+    bench = commands.add_parser("bench", help="measure")
+    bench.add_argument("--emulator", action="store_true", help="the emulator's speed on one core")
+    bench.add_argument("--json", action="store_true")
+    gpu = commands.add_parser("test-gpu", help="the tests on a Hopper GPU, and compute-sanitizer where it is installed")
+    gpu.add_argument("--record", metavar="FILE", type=Path, help="store the GPU's results as data for the CPU's tests")
+    gpu.add_argument("--sanitizer", choices=("yes", "no"), default="yes")
+    options = parser.parse_args(arguments)
+    return {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "bench": _bench, "test-gpu": _test_gpu}[options.command](options)
+
+
+def _fail(message: str) -> int:
+    print(f"minigemm: {message}", file=sys.stderr)
+    return 2
+
+
+# ---------------------------------------------------------------------------------------------------- tour
+
+
+def _tour(options: argparse.Namespace) -> int:
+    from . import tour
+    from .kernels import stage_named
+    from .types import Problem
+
+    if min(options.m, options.n, options.k) < 1 or options.k % 16:
+        return _fail(f"expected m, n, k of at least 1 and k a multiple of 16, got m={options.m} n={options.n} k={options.k}")
+    try:
+        chosen = tuple(stage_named(name) for name in options.stage or ()) or None
+    except ValueError as error:
+        return _fail(str(error))
+    problem, device = Problem(options.m, options.n, options.k), tour.best_device()
+    if options.json:
+        results = tour.run(problem, chosen, options.seed, device)
+        print(json.dumps({"machine": tour.machine(device), "stages": [result.to_dict() for result in results]}))
+    else:
+        results = _with_progress(problem, chosen, options.seed, device)
+        _show(results, tour.machine(device))
+    return 1 if any(result.error for result in results) else 0
+
+
+def _with_progress(problem: Any, chosen: Any, seed: int, device: Any) -> list[Any]:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from . import tour
+    from .kernels import stages
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("starting", total=2 * len(chosen or stages()) + 1)
+
+        def heard(text: str) -> None:
+            progress.update(task, description=text, advance=1)
+
+        return tour.run(problem, chosen, seed, device, heard)
+
+
+def _show(results: list[Any], machine: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    first = results[0]
+    where = machine.get("gpu") or "the Hopper emulator (no Hopper GPU here)"
+    console.print(f"d ({first.m} x {first.n}) = a ({first.m} x {first.k}) @ b ({first.n} x {first.k}).T in FP8, on [bold]{where}[/bold]")
+    on_gpu = first.runtime == "cuda"
+    table = Table(show_lines=True)
+    table.add_column("stage")
+    last = ("TFLOPS", "of the\nfloor") if on_gpu else ("instruc-\ntions", "global\nshared", "TMA\ncopies", "bank\nconflicts")
+    for name in ("compile\nwarm", "run", "error", *last):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        cells = [f"[bold]{r.stage}[/bold]\n{r.idea}", f"{r.compile_s:.2f} s\n{r.warm_s * 1e3:.1f} ms", _seconds(r.run_s), f"{r.rel_err:.1e}"]
+        if on_gpu:
+            cells += [f"{r.tflops or 0:.1f}", f"{(r.floor_share or 0):.1%}"]
+        else:
+            count = r.counters.get
+            moved = count("global_load_bytes", 0) + count("global_store_bytes", 0) + count("tma_load_bytes", 0) + count("tma_store_bytes", 0)
+            shared = count("shared_load_bytes", 0) + count("shared_store_bytes", 0)
+            cells += [_short(count("instructions", 0)), f"{_short(moved)}B\n{_short(shared)}B", str(count("tma_transactions", 0)),
+                      _short(count("bank_conflicts", 0))]  # fmt: skip
+        table.add_row(*cells, style="red" if r.error else "")
+    console.print(table)
+    for r in results:
+        if r.error:
+            console.print(f"[red]{r.stage} is wrong:[/red] {r.error}", markup=True, highlight=False)
+    if not any(r.error for r in results):
+        console.print(f"Every stage is right: error below 3e-03 against float64 ({machine['runtime']}).")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} us"
+
+
+def _short(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value:.0f} "
+
+
+# ---------------------------------------------------------------------------------------------------- doctor
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import doctor
+
+    findings = doctor.examine()
+    if options.json:
+        print(json.dumps([{"name": f.name, "ok": f.ok, "found": f.found, "advice": f.advice} for f in findings]))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for finding in findings:
+            mark = "[green]ok[/green]" if finding.ok else "[yellow]--[/yellow]"
+            console.print(f"{mark}  [bold]{finding.name}[/bold]: {finding.found}" + (f"\n    {finding.advice}" if finding.advice else ""))
+    return 0 if all(f.ok for f in findings if f.needed) else 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspection import inspect
+    from .kernels import stage_named
+
+    try:
+        found = inspect(stage_named(options.stage))
+    except ValueError as error:
+        return _fail(str(error))
+    print(found if options.show == "summary" else getattr(found, options.show))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import bench
+
+    if not options.emulator:
+        return _fail("bench: only --emulator so far")
+    results = bench.emulator_speed()
+    print(json.dumps(results) if options.json else bench.as_text(results))
+    return 0
+
+
+def _test_gpu(options: argparse.Namespace) -> int:
+    from . import gpu_tests
+
+    return gpu_tests.run(record=options.record, sanitizer=options.sanitizer == "yes")

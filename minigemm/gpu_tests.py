@@ -1,0 +1,91 @@
+"""`python -m minigemm test-gpu`: the stage tests on a Hopper GPU, compute-sanitizer over every stage, and recordings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import quantize, recordings, tour
+from .kernels import stages
+from .types import Problem
+
+__all__ = ["run"]
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+RAGGED = ((64, 64, 128), (77, 50, 144), (1, 8, 16), (130, 129, 272))
+
+
+def run(record: Path | None = None, sanitizer: bool = True) -> int:
+    """0 when everything passed. What cannot be run here is said, and is no pass."""
+    device = tour.best_device()
+    if device.type != "cuda":
+        print("minigemm: test-gpu needs a Hopper GPU (compute capability 9.0), and torch sees none; `make test` runs everything else", file=sys.stderr)
+        return 2
+    failures = 0
+    tests = Path(__file__).parents[1] / "tests"
+    if tests.is_dir():
+        failures += subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)], check=False).returncode != 0
+    else:
+        print("tests: not run (the tests are in the repository, not in the wheel)")
+    if sanitizer:
+        failures += run_sanitizer()
+    if record is not None:
+        count = recordings.record(record, device, {**tour.machine(device), "driver": driver_version()})
+        print(f"recorded {count} outputs in {record}")
+    return 1 if failures else 0
+
+
+def driver_version() -> str:
+    """The installed driver, as nvidia-smi says it."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.split("\n")[0].strip()
+
+
+def run_sanitizer() -> int:
+    """compute-sanitizer's tools over each stage at ragged shapes; how many failed."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        print("compute-sanitizer: not run (not installed)")
+        return 0
+    failed = 0
+    for tool in TOOLS:
+        for module in stages():
+            name = module.stage.name
+            command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "minigemm.gpu_tests", name]
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            clean = answer.returncode == 0
+            failed += not clean
+            print(f"compute-sanitizer {tool} {name}: {'clean' if clean else 'FAILED'}", flush=True)
+            if not clean:
+                print(answer.stdout[-3000:], answer.stderr[-1000:])
+    return failed
+
+
+def exercise(name: str) -> dict[str, Any]:
+    """One stage at ragged shapes, checked: what runs under the sanitizer."""
+    device = tour.best_device()
+    worst = 0.0
+    for m, n, k in RAGGED:
+        stage = next(module.stage for module in stages() if module.stage.name == name)
+        a = quantize.quantize(quantize.activations(m, k, device=device), "tensor")
+        b = quantize.quantize(quantize.weights(n, k, device=device), "tensor")
+        d = stage.gemm(a, b, stage.default_config(Problem(m, n, k)))
+        reference = quantize.reference(a, b)
+        error = tour.relative_error(d, reference)
+        if not error <= tour.tolerance(reference):
+            raise SystemExit(f"{name}: relative error {error} at {m}x{n}x{k}")
+        worst = max(worst, error)
+    return {"stage": name, "rel_err": worst}
+
+
+if __name__ == "__main__":
+    print(json.dumps(exercise(sys.argv[1])))

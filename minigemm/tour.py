@@ -1,0 +1,164 @@
+"""The main job: every stage on one problem, with what it did and whether it is right."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import jit, quantize
+from .kernels import stages
+from .runtime.emulated import observe
+from .types import Problem
+
+__all__ = ["TOLERANCE", "StageResult", "best_device", "machine", "relative_error", "run", "tolerance"]
+
+TOLERANCE = 3e-3  # of ||d - ref||_F / ||ref||_F: BF16 rounds to 1.7e-3 on average
+FLUSH_BYTES = 256 << 20  # zeroed before each timed call: more than the L2 cache holds
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One row of the table. Times in seconds; `error` is "" when the stage is right."""
+
+    stage: str
+    title: str
+    idea: str
+    m: int
+    n: int
+    k: int
+    runtime: str  # "emulated" or "cuda"
+    compile_s: float  # cold: NVRTC, both PTX and cubin
+    warm_s: float  # the same from the disk cache
+    translate_s: float  # PTX to native code, emulated runs only
+    run_s: float
+    rel_err: float
+    config: dict[str, int]
+    counters: dict[str, Any] = field(default_factory=dict)  # emulated runs
+    hazards: list[str] = field(default_factory=list)
+    tflops: float | None = None  # GPU runs
+    floor_share: float | None = None
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def best_device() -> torch.device:
+    """The first Hopper GPU, or the CPU."""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.get_device_capability(index) == (9, 0):
+                return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the results were made on."""
+    import os
+
+    found: dict[str, Any] = {
+        "runtime": "cuda" if device.type == "cuda" else "emulated",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nvrtc": jit.compiler_version(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found.update(gpu=properties.name, sms=properties.multi_processor_count, cuda=torch.version.cuda)
+    return found
+
+
+def run(
+    problem: Problem, chosen: tuple[ModuleType, ...] | None = None, seed: int = 0, device: torch.device | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[StageResult]:  # fmt: skip
+    """Run stages on quantized LLM-like activations and weights of one problem; one result each. `progress` hears what is going on."""
+    device = device or best_device()
+    progress("quantizing")
+    a = quantize.quantize(quantize.activations(problem.m, problem.k, seed=seed, device=device), "tensor")
+    b = quantize.quantize(quantize.weights(problem.n, problem.k, seed=seed + 1, device=device), "tensor")
+    reference = quantize.reference(a, b)
+    results = []
+    for module in chosen or stages():
+        results.append(_one(module, problem, a, b, reference, device, progress))
+    return results
+
+
+def _one(
+    module: ModuleType, problem: Problem, a: quantize.Quantized, b: quantize.Quantized, reference: torch.Tensor, device: torch.device,
+    progress: Callable[[str], None],
+) -> StageResult:  # fmt: skip
+    stage = module.stage
+    config = stage.default_config(problem)
+    row: dict[str, Any] = {
+        "stage": stage.name, "title": stage.title, "idea": stage.idea, "m": problem.m, "n": problem.n, "k": problem.k,
+        "runtime": "cuda" if device.type == "cuda" else "emulated", "config": config.constants(),
+        "compile_s": 0.0, "warm_s": 0.0, "translate_s": 0.0, "run_s": 0.0, "rel_err": float("nan"),
+    }  # fmt: skip
+    try:
+        progress(f"{stage.name}: compiling")
+        row["compile_s"], row["warm_s"] = jit.measure(stage.source, config, name=stage.name, kernel=stage.name)
+        progress(f"{stage.name}: running")
+        with observe() as seen:
+            started = time.perf_counter()
+            d = stage.gemm(a, b, config)
+            row["run_s"] = time.perf_counter() - started
+        if seen:
+            report = seen[0]
+            row.update(run_s=report.seconds, translate_s=report.translate_seconds, counters=dict(report.counters))
+            row["hazards"] = [str(hazard) for hazard in report.hazards]
+        elif device.type == "cuda":
+            row["run_s"] = time_on_gpu(lambda: stage.gemm(a, b, config), device)
+            row["tflops"] = 2 * problem.m * problem.n * problem.k / row["run_s"] / 1e12
+            row["floor_share"] = floor_seconds(problem) / row["run_s"]
+        row["rel_err"] = relative_error(d, reference)
+        if not row["rel_err"] <= (limit := tolerance(reference)):
+            row["error"] = f"relative error {row['rel_err']:.2e} is not below {limit:.1e}"
+        elif row["hazards"]:
+            row["error"] = row["hazards"][0]
+    except Exception as error:  # one stage's failure is a row of the table, not the end of it
+        row["error"] = f"{type(error).__name__}: {error}"
+    return StageResult(**row)
+
+
+def relative_error(d: torch.Tensor, reference: torch.Tensor) -> float:
+    """||d - ref||_F / ||ref||_F in float64; 0 where both are empty or zero."""
+    norm = reference.norm().item()
+    distance = (d.double() - reference).norm().item()
+    return distance / norm if norm else distance
+
+
+def tolerance(reference: torch.Tensor) -> float:
+    """The relative error below which a BF16 result is right: 3e-3, or what rounding alone costs where a few elements decide (up to 2**-8)."""
+    return max(TOLERANCE, 1.01 * relative_error(reference.bfloat16(), reference))
+
+
+def time_on_gpu(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """Median seconds of one call by events, L2 flushed before each."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    times = []
+    for _ in range(repeats + 2):
+        flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record(torch.cuda.current_stream(device))
+        call()
+        end.record(torch.cuda.current_stream(device))
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return sorted(times[2:])[repeats // 2]
+
+
+def floor_seconds(problem: Problem) -> float:
+    """No kernel is faster: the FP8 rate and the memory bandwidth of NVIDIA's H100/H200 SXM datasheets."""
+    flops = 2 * problem.m * problem.n * problem.k / 1979e12
+    memory = (problem.k * (problem.m + problem.n) + 2 * problem.m * problem.n) / 4.8e12
+    return max(flops, memory)
