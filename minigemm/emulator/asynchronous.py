@@ -266,7 +266,7 @@ def tensor_copy(block: Block, site: Site, ids: np.ndarray) -> None:
         signed = [v - (1 << 32) if v >> 31 & 1 else v for v in (v & U32 for v in coordinates)]
         address = shared_address(destination)
         block.shared_bytes(address, descriptor.smem_bytes, site, "TMA copy")
-        _check_alignment(block, site, t, address, descriptor)
+        _check_box(block, site, t, address, descriptor, signed, load)
         if load:
             _load_box(block, site, t, descriptor, signed, address, shared_address(mbar))
         else:
@@ -274,14 +274,16 @@ def tensor_copy(block: Block, site: Site, ids: np.ndarray) -> None:
     block.go(ids)
 
 
-def _check_alignment(block: Block, site: Site, thread: int, address: int, descriptor: tma.Descriptor) -> None:
+def _check_box(block: Block, site: Site, thread: int, address: int, descriptor: tma.Descriptor, coordinates: list[int], load: bool) -> None:
+    """What a GPU faults on at once, and what it does but nobody means."""
     try:
-        warning = tma.shared_alignment(address, descriptor.swizzle)
+        warnings = (tma.shared_alignment(address, descriptor.swizzle), tma.check_box(descriptor, coordinates, store=not load))
     except Fault as error:
         raise block.fault(error.message, site, np.array([thread])) from None
-    if warning:
-        message, _, fix = warning.rpartition(". ")
-        block.hazard("swizzle-alignment", site, address, thread, message, (f"thread {thread}", "TMA"), fix)
+    for kind, warning in zip(("swizzle-alignment", "ragged-store"), warnings, strict=True):
+        if warning:
+            message, _, fix = warning.rpartition(". ")
+            block.hazard(kind, site, address, thread, message or warning, (f"thread {thread}", "TMA"), fix if message else "")
 
 
 def _load_box(block: Block, site: Site, thread: int, descriptor: tma.Descriptor, coordinates: list[int], address: int, mbar: int) -> None:

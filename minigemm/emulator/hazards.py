@@ -338,7 +338,7 @@ class Order:
     def _report_not_complete(self, site: int, address: int, thread: int, verb: str, column: int, load: int) -> None:
         me, barrier = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})", self.names.get(column, "an mbarrier")
         self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {address}, the destination of a TMA load issued at "
-                 f"{self._at(load)}, before that load has completed on the {barrier}: the thread does not wait for this phase",
+                 f"{self._at(load)}, before that load has completed on the {barrier}: the thread does not wait for this phase, or waits with the wrong parity",
                  (f"TMA load on the {barrier}", me), "let every thread that reads the tile wait on the mbarrier (mbarrier.try_wait.parity), with the "
                  "parity of the phase that the load completes: 0 for the first, then flipped each time", load)  # fmt: skip
 

@@ -122,7 +122,6 @@ class Kernel:
     events: list[Event] = field(default_factory=list)
     hazard_list: list = field(default_factory=list)
     traffic: dict[str, int] = field(default_factory=dict)
-    printed: Callable[[str], None] = print
     handlers: list[Handler] = field(default_factory=list)
 
     def place(self, site: int) -> tuple[Location | None, int]:

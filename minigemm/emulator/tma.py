@@ -240,7 +240,11 @@ def _describe(tensor_map: TensorMap) -> Descriptor:
         raise TypeError(f"tensor: expected a dtype that TMA can move ({', '.join(_DTYPES)}), got {name}")
     element = _BY_NAME[_DTYPES[name]]
     shape, rank = tuple(tensor.shape), tensor.dim()
-    strides = tuple(each * element.size for each in tensor.stride())
+    # The stride of a dimension of one element means nothing, but the driver checks it: any good one will do.
+    strides = tuple(
+        element.size * stride if size > 1 or i == rank - 1 else CHUNK
+        for i, (size, stride) in enumerate(zip(shape, tensor.stride(), strict=True))
+    )
     steps = (1,) * rank if tensor_map.element_strides is None else tuple(tensor_map.element_strides)
 
     def check(holds: bool, name: str, expected: str, got: object) -> None:
@@ -331,8 +335,8 @@ def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool
         return ""
     if min(coordinates) < 0:
         raise Fault(
-            f"a TMA store to negative coordinates, {tuple(coordinates)}: a GPU stops at it with an illegal instruction. "
-            "Loads fill what lies before the tensor; stores may hang over its far end only"
+            f"a TMA store to negative coordinates, {tuple(coordinates)}: a GPU stops at it with an illegal "
+            "instruction. Loads fill what lies before the tensor; stores may hang over its far end only"
         )
     width, right = descriptor.dims[0] * size, (coordinates[0] + descriptor.extents[0]) * size
     if width % CHUNK and right > width:
@@ -365,7 +369,7 @@ def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, mem
 
 
 def reduce(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory, operation: str) -> None:
-    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data`, as `scatter` would write it.
+    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data` that `scatter` would write.
 
     `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault where the TMA has no such operation for the type.
     """

@@ -12,7 +12,7 @@ typedef long long i64;
 typedef u8 e4m3;  // FP8: sign, 4 bits of exponent, 3 of mantissa
 typedef u16 bf16;
 
-typedef u32 e4m3x4;                                // four elements of a row, the first in the lowest byte
+typedef u32 e4m3x4;                               // four elements of a row, the first in the lowest byte
 struct alignas(16) e4m3x16 { e4m3x4 words[4]; };  // sixteen: as much as a thread loads at once
 
 struct alignas(64) CUtensorMap { u64 opaque[16]; };  // as in cuda.h

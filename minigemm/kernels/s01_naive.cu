@@ -1,8 +1,8 @@
 // s01_naive: a thread an output.
 //
-// d = a @ b.T, scaled: d[row][column] is the sum over k of a[row][k] * b[column][k], in FP32 and in the order of k, times
-// scale_a * scale_b, rounded to BF16. Each thread walks along one row of a and one row of b by itself, and every byte
-// that it needs it asks for itself: the same row of a is read by every thread of its row of d.
+// d = a @ b.T, scaled: d[row][column] is the sum over k of a[row][k] * b[column][k], in FP32 and in the order of k,
+// times scale_a * scale_b, rounded to BF16. Each thread walks along one row of a and one row of b and asks for every
+// byte by itself: a row of a is read by all threads of that row of d, a row of b by all threads of that column.
 
 #include "ptx.cuh"
 

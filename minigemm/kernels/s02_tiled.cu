@@ -1,7 +1,7 @@
 // s02_tiled: shared-memory and register tiles.
 //
-// A CTA computes a BLOCK_M x BLOCK_N tile of d. It walks along K by BLOCK_K: its threads copy a tile of a and a tile of b
-// into shared memory, then each computes THREAD_M x THREAD_N outputs from there. What comes from global memory now
+// A CTA computes a BLOCK_M x BLOCK_N tile of d. It walks along K by BLOCK_K: its threads copy a tile of a and a tile of
+// b into shared memory, then each computes THREAD_M x THREAD_N outputs from there. What comes from global memory now
 // serves a whole tile of products, and what comes from shared memory THREAD_M or THREAD_N of them.
 
 #include "ptx.cuh"

@@ -35,7 +35,7 @@ class Config(types.Config):
 
     block_m: int = 128
     block_n: int = 128
-    block_k: int = 64
+    block_k: int = 128
     thread_m: int = 8
     thread_n: int = 8
     padding: int = 16

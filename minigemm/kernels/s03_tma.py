@@ -27,6 +27,7 @@ from .stage import Stage, check_grid, check_tiles
 
 TITLE = "TMA"
 IDEA = "tensor maps, mbarriers, swizzle"
+SWIZZLES = (32, 64, 128)  # bytes that one can span
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,16 @@ class Config(types.Config):
 
     @property
     def shared_bytes(self) -> int:
-        """The tiles of a and b, each where the swizzle's pattern begins, the tile of d, the barrier."""
-        period = 8 * self.block_k
-        tiles = round_up(self.block_m * self.block_k, period) + round_up(self.block_n * self.block_k, 128)
-        return round_up(round_up(tiles + self.block_m * self.block_n * 2, 8) + 8, max(period, 128))
+        """The tiles of a, b and d and the barrier, each at a multiple of 1024 bytes."""
+        sizes = (self.block_m * self.block_k, self.block_n * self.block_k, self.block_m * self.block_n * 2, 8)
+        return sum(round_up(size, 1024) for size in sizes)
+
+    @property
+    def swizzles(self) -> tuple[int, int]:
+        """The spans in bytes for a and b, and for d: their rows' widths, where a swizzle has that span; else 0, none."""
+        widths = (self.block_k, 2 * self.block_n)
+        a_b, d = (width if self.swizzle and width in SWIZZLES else 0 for width in widths)
+        return a_b, d
 
     def constants(self) -> dict[str, int]:
         """The fields, and SHARED_BYTES, which the kernel asserts."""
@@ -59,7 +66,7 @@ class Config(types.Config):
 
 def is_legal(config: Config, problem: Problem) -> Legality:
     """Whether this config can run this problem, and if not, why."""
-    if config.block_k not in (32, 64, 128):
+    if config.block_k not in SWIZZLES:
         return Legality(f"block_k must be 32, 64 or 128 (the spans of the swizzle), got {config.block_k}")
     for name, value in (("block_m", config.block_m), ("block_n", config.block_n)):
         if value > 256 or value % 8:
@@ -79,12 +86,12 @@ def default_config(problem: Problem) -> Config:
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
-    swizzle = config.block_k if config.swizzle else 0
+    swizzle, swizzle_d = config.swizzles
     map_a = TensorMap(a.data, (config.block_m, config.block_k), swizzle=swizzle)
     map_b = TensorMap(b.data, (config.block_n, config.block_k), swizzle=swizzle)
     tma_store = n * d.element_size() % 16 == 0
     # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
-    map_d = TensorMap(d, (config.block_m, config.block_n)) if tma_store else map_a
+    map_d = TensorMap(d, (config.block_m, config.block_n), swizzle=swizzle_d) if tma_store else map_a
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),

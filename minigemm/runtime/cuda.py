@@ -100,6 +100,7 @@ def tensor_map(description: types.TensorMap) -> Any:
     for axis, size in enumerate(shape[1:]):
         if size == 1:  # the stride of a single row means nothing, but the driver checks it
             pitches[axis] = -(-shape[0] * tensor.element_size() // 16) * 16
+    pitches = pitches or [16]  # a vector has none, but the driver wants one
     rank = len(shape)
     answer = driver.cuTensorMapEncodeTiled(
         kind, rank, tensor.data_ptr(), [driver.cuuint64_t(v) for v in shape], [driver.cuuint64_t(v) for v in pitches],
