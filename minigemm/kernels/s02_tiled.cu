@@ -24,7 +24,10 @@ extern __shared__ __align__(1024) u8 shared_memory[];
 // The tile of x (rows, k) that begins at (row0, k0); zeros where it hangs over the edge.
 template <int kRows>
 void load(e4m3 (&tile)[kRows][kPitch], const e4m3* x, int rows, int k, i64 ldx, int row0, int k0) {
-  for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
+#pragma unroll  // a count that the compiler knows: the copies wait for memory together
+  for (int i0 = 0; i0 < kRows * kVectors; i0 += kThreads) {
+    const int i = i0 + threadIdx.x;
+    if (i >= kRows * kVectors) break;
     const int row = i / kVectors, column = i % kVectors * kVector;
     e4m3x16 vector = {};
     if (row0 + row < rows && k0 + column < k) {
