@@ -102,7 +102,7 @@ def _one(
     row: dict[str, Any] = {
         "stage": stage.name, "title": stage.title, "idea": stage.idea, "m": problem.m, "n": problem.n, "k": problem.k,
         "runtime": "cuda" if device.type == "cuda" else "emulated", "config": config.constants(),
-        "compile_s": 0.0, "warm_s": 0.0, "translate_s": 0.0, "run_s": 0.0, "rel_err": float("nan"),
+        "compile_s": 0.0, "warm_s": 0.0, "translate_s": 0.0, "run_s": 0.0, "rel_err": float("nan"), "hazards": [],
     }  # fmt: skip
     try:
         progress(f"{stage.name}: compiling")

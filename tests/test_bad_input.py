@@ -10,7 +10,7 @@ import torch
 
 from minigemm import jit, quantize, runtime
 from minigemm.quantize import Quantized
-from minigemm.runtime import cuda
+from minigemm.runtime import cuda as cuda_runtime
 from minigemm.types import CompileError, Config
 
 from .products import STAGES
@@ -31,11 +31,17 @@ def strided(rows: int, k: int, pitch: int, start: int = 0) -> Quantized:
     return Quantized(memory[start : start + rows * pitch].view(rows, pitch)[:, :k].view(torch.float8_e4m3fn), ONE, "tensor")
 
 
-META = Quantized(torch.empty(16, 32, dtype=torch.float8_e4m3fn, device="meta"), torch.empty((), device="meta"), "tensor")
+def meta(rows: int, k: int = 16) -> Quantized:
+    return Quantized(torch.empty(rows, k, dtype=torch.float8_e4m3fn, device="meta"), torch.empty((), device="meta"), "tensor")
+
+
+META = meta(16, 32)
 # what comes as (a, b, keywords), the error, its words
 TABLE = {
     "a is a tensor": (torch.ones(4, 16), good(), {}, TypeError, r"a: expected a Quantized \(from minigemm.quantize.quantize\), got Tensor"),
     "b is a tuple": (good(), (1, 2), {}, TypeError, "b: expected a Quantized .* got tuple"),
+    "data is an array": (Quantized(fp8(16, 32).view(torch.uint8).numpy(), ONE, "tensor"), good(), {}, TypeError, "a.data: expected a torch.Tensor, got ndarray"),
+    "scale is a number": (good(), Quantized(fp8(16, 32), 1.0, "tensor"), {}, TypeError, "b.scale: expected a torch.Tensor, got float"),
     "dtype": (Quantized(torch.ones(16, 32), ONE, "tensor"), good(), {}, TypeError, "a.data: expected float8_e4m3fn, got torch.float32"),
     "e5m2": (good(), Quantized(fp8(16, 32).view(torch.float8_e5m2), ONE, "tensor"), {}, TypeError, "b.data: expected float8_e4m3fn, got torch.float8_e5m2"),
     "one dimension": (Quantized(fp8(1, 32)[0], ONE, "tensor"), good(), {}, ValueError, r"a.data: expected a matrix, got shape \(32,\)"),
@@ -54,6 +60,10 @@ TABLE = {
     "scale device": (Quantized(fp8(16, 32), META.scale, "tensor"), good(), {}, ValueError, "a.scale: expected the data's device, cpu, got meta"),
     "config type": (good(), good(), {"config": {"block_m": 64}}, TypeError, r"config: expected a s\d\d_\w+.Config, got \w*.?dict"),
     "config of nobody": (good(), good(), {"config": Config()}, TypeError, r"config: expected a s\d\d_\w+.Config, got types.Config"),
+    "too many rows": (meta(2**30 + 1), meta(16), {}, ValueError, r"a.data: expected at most 2\*\*30 rows and columns, got \(1073741825, 16\)"),
+    "too many columns of tiles": (meta(16), meta(2**30), {}, ValueError, "config: n = 1073741824 needs .* more than the 65535 of a grid"),
+    "config field": (good(), good(), {"config": "block_m"}, TypeError, r"config.block_m: expected an int, got 64.0"),
+    "source type": (good(), good(), {"source": 3}, TypeError, "source: expected the path of a CUDA file, got int"),
     "source": (good(), good(), {"source": "/nowhere/mine.cu"}, ValueError, "source: expected the path of a CUDA file, got '/nowhere/mine.cu'"),
     "source is a folder": (good(), good(), {"source": Path(__file__).parent}, ValueError, "source: expected the path of a CUDA file"),
 }  # fmt: skip
@@ -71,6 +81,8 @@ def nothing_compiles(monkeypatch):
 @pytest.mark.parametrize("case", TABLE)
 def test_bad_calls(case, stage, nothing_compiles):
     a, b, keywords, error, words = TABLE[case]
+    if keywords.get("config") == "block_m":
+        keywords = {"config": STAGES[stage].Config(block_m=64.0)}
     with pytest.raises(error, match=words):
         STAGES[stage].gemm(a, b, **keywords)
 
@@ -126,16 +138,28 @@ def test_a_gpu_that_is_not_hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     with pytest.raises(ValueError, match=r"NVIDIA A100 has compute capability 8.0, .* need a Hopper GPU .* \(\.cpu\(\)\)"):
-        cuda.check_device.__wrapped__(torch.device("cuda", 0))
-    assert runtime.of(torch.device("cuda", 0)) is cuda
+        cuda_runtime.check_device.__wrapped__(torch.device("cuda", 0))
+    assert runtime.of(torch.device("cuda", 0)) is cuda_runtime
 
 
-def test_a_driver_too_old(monkeypatch):
+def test_a_driver_of_an_older_generation(monkeypatch):
+    import cuda.bindings
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda_runtime, "_driver", lambda: SimpleNamespace(cuDriverGetVersion=lambda: (0, 12040), CUresult=SimpleNamespace(CUDA_SUCCESS=0)))
+    monkeypatch.setattr(cuda.bindings, "__version__", "13.4.4")
+    with pytest.raises(ValueError, match=r"device: the GPU's driver knows CUDA up to 12.4, .* for CUDA 13; update the driver, .*nvrtc-cu12"):
+        cuda_runtime.check_device.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setattr(cuda.bindings, "__version__", "12.9.1")
+    cuda_runtime.check_device.__wrapped__(torch.device("cuda", 0))
+
+
+def test_an_image_that_the_driver_refuses(monkeypatch):
     driver = SimpleNamespace(
         CUresult=SimpleNamespace(CUDA_SUCCESS=0),
         cuGetErrorName=lambda error: (0, b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
         cuGetErrorString=lambda error: (0, b"the provided PTX was compiled with an unsupported toolchain."),
     )
-    monkeypatch.setattr(cuda, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_runtime, "_driver", lambda: driver)
     with pytest.raises(RuntimeError, match="loading s01: .*older than the compiler.*update the driver"):
-        cuda._check((222, None), "loading s01")
+        cuda_runtime._check((222, None), "loading s01")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from minigemm import observe, quantize
+from minigemm import inspect, observe, quantize
 from minigemm.kernels import stage_named, stages
 from minigemm.quantize import Quantized
 from minigemm.tour import relative_error, tolerance
@@ -19,16 +20,25 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(1, 1, 16), (1, 77, 64), (64, 64, 128), (77, 50, 144), (100, 72, 80), (3, 136, 32)]
 
 
+def config_id(value):
+    return value if isinstance(value, str) else ",".join(map(str, value.constants().values()))
+
+
 def check(module, m, n, k, seed, device, config=None):
     a, b = operands(m, n, k, seed, device)
     d = guarded_gemm(module, a, b, config)
     reference = quantize.reference(a, b)
+    what = f"{m}x{n}x{k} seed {seed} {config}"
     error = relative_error(d, reference)
-    assert error <= tolerance(reference), f"{m}x{n}x{k} seed {seed} {config}: {error}"
+    assert error <= tolerance(reference), f"{what}: {error}"
+    # one wrong element of many would hide in that: BF16's half unit in the last place, twice, and FP32's for each of the k sums
+    magnitudes = quantize.reference(*(Quantized(q.data.float().abs().to(q.data.dtype), q.scale, "tensor") for q in (a, b)))
+    wrong = (d.double() - reference).abs() > 2**-8 * reference.abs() + k * 2**-24 * magnitudes
+    assert not wrong.any(), f"{what}: {int(wrong.sum())} wrong, the first at {wrong.nonzero()[0].tolist()}"
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name, config", configs(), ids=lambda v: v if isinstance(v, str) else ",".join(map(str, v.constants().values())))
+@pytest.mark.parametrize("name, config", configs(), ids=config_id)
 def test_shapes_and_configs(name, config, device):
     for seed, (m, n, k) in enumerate(SHAPES):
         assert STAGES[name].is_legal(config, Problem(m, n, k))
@@ -108,6 +118,55 @@ def test_row_strides(name, device):
         memory[:, 32:128] = q.data.view(torch.uint8)
         parts.append(Quantized(memory[:, 32:128].view(torch.float8_e4m3fn), q.scale, "tensor"))
     assert torch.equal(STAGES[name].gemm(*parts), STAGES[name].gemm(a, b))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_single_row_may_have_any_stride(name, device):
+    a, b = operands(1, 24, 96, 2, device)
+    memory = torch.zeros(2, 104, dtype=torch.uint8, device=device)
+    memory[:1, :96] = a.data.view(torch.uint8)
+    odd = Quantized(memory[:1, :96].view(torch.float8_e4m3fn), a.scale, "tensor")
+    assert odd.data.stride(0) % 16
+    assert torch.equal(STAGES[name].gemm(odd, b), STAGES[name].gemm(a, b))
+    assert torch.equal(STAGES[name].gemm(b, odd), STAGES[name].gemm(b, a))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", STAGES)
+def test_threads(name, device):
+    """A thread that has done nothing on the GPU has no context there."""
+    a, b = operands(33, 40, 96, 2, device)
+    first = STAGES[name].gemm(a, b)
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(lambda _: STAGES[name].gemm(a, b), range(8))]
+    assert all(torch.equal(first, d) for d in results)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", STAGES)
+def test_the_current_stream(name):
+    """Ordered with torch's own work there: the inputs are written late on the same stream."""
+    a, b = operands(256, 256, 512, 2, "cuda")
+    expected = STAGES[name].gemm(a, b)
+    late = Quantized(torch.zeros_like(a.data.view(torch.uint8)).view(a.data.dtype), a.scale, "tensor")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(20_000_000)
+        late.data.view(torch.uint8).copy_(a.data.view(torch.uint8))
+        d = STAGES[name].gemm(late, b)
+        assert torch.equal(d, expected)
+
+
+# what a stage claims to be, in SASS
+CLAIMS = {"s01_naive": {"LDG", "FFMA"}, "s02_tiled": {"LDG", "STS", "LDS", "BAR", "FFMA"}, "s03_tma": {"UTMALDG", "UTMASTG", "SYNCS", "LDS", "FFMA"}}
+
+
+@pytest.mark.parametrize("name, config", configs(), ids=config_id)
+def test_what_is_compiled(name, config):
+    found = inspect(STAGES[name], config)
+    assert found.spills == 0 and found.stack == 0 and not found.warnings
+    assert CLAIMS.get(name, set()) <= found.opcodes.keys()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -65,7 +65,8 @@ __all__ = [
 #: Bytes of each type that a variable can have; the handles of textures, surfaces and samplers are 64 bits wide.
 SIZES = {
     **{f"{kind}{bits}": bits // 8 for kind in "bus" for bits in (8, 16, 32, 64)},
-    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "b128": 16, "texref": 8, "surfref": 8, "samplerref": 8,
+    "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "b128": 16,
+    "texref": 8, "surfref": 8, "samplerref": 8,
 }  # fmt: skip
 SPACES = ("shared", "global", "const", "local", "param")
 
@@ -135,8 +136,8 @@ class _Parser:
         self.original = text
         self.text = _COMMENT.sub(_blank, text)
         self.module = Module(files={int(number): path for number, path in _FILE.findall(self.text)})
-        strings = max(self.text.find(".debug_str"), 0)
-        self.debug_strings = {label: _debug_string(data) for label, data in _DEBUG_STRING.findall(self.text, strings)}
+        strings = _DEBUG_STRING.findall(self.text[self.text.find(".debug_str") :])  # it comes last, where there is one
+        self.debug_strings = {label: _debug_string(data) for label, data in strings}
         self.symbols: dict[str, Symbol] = {}
         self.opcodes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -197,8 +198,8 @@ class _Parser:
 
 @dataclass(slots=True)
 class _Scope:
-    """One `{ }`. `kinds` and `ranges` hold the types of registers that are declared (`%r<9>` is {"%r": ("b32", 9)}), `names`
-    those that are used, and other names; `operands` is what was read in the scope so far."""
+    """One `{ }`: the types of the registers declared in it, alone or in a range (`%r<9>` is {"%r": ("b32", 9)}), and
+    what was read in it so far, by name and by text."""
 
     number: int
     names: dict[str, Operand] = field(default_factory=dict)
@@ -467,7 +468,7 @@ class _Body:
                 scope.kinds[name] = found[2]
 
     def place(self, text: str) -> None:
-        """`.loc`: the source line of the instructions that follow. The line where it was inlined came in a `.loc` before."""
+        """`.loc`: the source line of what follows. The line where that was inlined came in a `.loc` before."""
         found = _LOC.match(text)
         if found is None:
             raise ValueError("this is no place in a source")
@@ -476,13 +477,13 @@ class _Body:
             return  # the compiler's own code: it belongs to the line before
         caller, name = None, ""
         if function != "0":
-            caller = self.places.get(tuple(call)) or self.plain(*call)
+            caller = self.places.get(tuple(call)) or Location(self.file(call[0]), int(call[1]), int(call[2]))
             name = self.parser.debug_strings.get(function, function)
-        self.location = replace(self.plain(file, line, column), inlined_at=caller, function=name)
+        self.location = Location(self.file(file), int(line), int(column), caller, name)
         self.places[file, line, column] = self.location
 
-    def plain(self, file: str, line: str, column: str) -> Location:
-        return Location(self.parser.module.files.get(int(file), ""), int(line), int(column))
+    def file(self, number: str) -> str:
+        return self.parser.module.files.get(int(number), "")
 
 
 def _blank(comment: re.Match[str]) -> str:
@@ -492,9 +493,8 @@ def _blank(comment: re.Match[str]) -> str:
 
 
 def _debug_string(data: str) -> str:
-    return (
-        bytes(int(byte) for byte in re.findall(r"\d+", data.replace(".b8", " "))).rstrip(b"\0").decode(errors="replace")
-    )
+    values = bytes(int(value) for value in data.replace(".b8", ",").split(",") if value.strip())
+    return values.rstrip(b"\0").decode(errors="replace")
 
 
 def _parameters(text: str) -> list[Parameter]:

@@ -23,7 +23,7 @@ from .. import types
 from ..layout import ceil_div
 from ..quantize import Quantized
 from ..types import Launch, Legality, Problem
-from .stage import Stage, check_grid, check_tiles, row_pitch
+from .stage import Stage, check_grid, check_tiles, rows
 
 TITLE = "tiled"
 IDEA = "shared-memory tiles, register tiles"
@@ -76,10 +76,11 @@ def default_config(problem: Problem) -> Config:
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config: Config) -> Launch:
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
+    lda, ldb, ldd = (c_int64(matrix.stride(0)) for matrix in (rows(a), rows(b), d))
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),
-        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, c_int64(row_pitch(a)), c_int64(row_pitch(b)), c_int64(n)),
+        args=(a.data, b.data, d, a.scale, b.scale, m, n, k, lda, ldb, ldd),
         shared=config.shared_bytes,
     )
 

@@ -23,7 +23,7 @@ from .. import types
 from ..layout import ceil_div, round_up
 from ..quantize import Quantized
 from ..types import Launch, Legality, Problem, TensorMap
-from .stage import Stage, check_grid, check_tiles
+from .stage import Stage, check_grid, check_tiles, rows
 
 TITLE = "TMA"
 IDEA = "tensor maps, mbarriers, swizzle"
@@ -87,15 +87,15 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     """One CTA for each block_m x block_n outputs."""
     m, n, k = problem.m, problem.n, problem.k
     swizzle, swizzle_d = config.swizzles
-    map_a = TensorMap(a.data, (config.block_m, config.block_k), swizzle=swizzle)
-    map_b = TensorMap(b.data, (config.block_n, config.block_k), swizzle=swizzle)
-    tma_store = n * d.element_size() % 16 == 0
+    map_a = TensorMap(rows(a), (config.block_m, config.block_k), swizzle=swizzle)
+    map_b = TensorMap(rows(b), (config.block_n, config.block_k), swizzle=swizzle)
+    tma_store = d.stride(0) * d.element_size() % 16 == 0
     # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
     map_d = TensorMap(d, (config.block_m, config.block_n), swizzle=swizzle_d) if tma_store else map_a
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),
-        args=(map_a, map_b, map_d, d, a.scale, b.scale, m, n, k, c_int64(n), int(tma_store)),
+        args=(map_a, map_b, map_d, d, a.scale, b.scale, m, n, k, c_int64(d.stride(0)), int(tma_store)),
         shared=config.shared_bytes,
     )
 

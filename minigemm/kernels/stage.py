@@ -16,10 +16,11 @@ from .. import jit, runtime
 from ..quantize import Quantized
 from ..types import Config, Launch, Legality, Problem
 
-__all__ = ["SHARED_LIMIT", "Stage", "check_fp8_operand", "check_grid", "check_tiles", "row_pitch"]
+__all__ = ["SHARED_LIMIT", "Stage", "check_fp8_operand", "check_grid", "check_tiles", "rows"]
 
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory that one CTA of a Hopper GPU can have
 THREAD_LIMIT = 1024
+SIZE_LIMIT = 1 << 30  # rows or columns: the tile that hangs over the edge stays below 2**31 too
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,16 @@ class Stage:
         if a.data.shape[1] != b.data.shape[1]:
             raise ValueError(f"b: expected (n, {a.data.shape[1]}), as many columns as a has, got {tuple(b.data.shape)}")
         problem = Problem(a.data.shape[0], b.data.shape[0], a.data.shape[1])
-        if config is not None:
-            if not isinstance(config, self.config):
-                raise TypeError(f"config: expected a {self.name}.Config, got {type(config).__module__.rpartition('.')[2]}.{type(config).__name__}")
-            if not (legal := self.is_legal(config, problem)):
-                raise ValueError(f"config: {legal.reason}")
+        config = self.default_config(problem) if config is None else config
+        if not isinstance(config, self.config):
+            raise TypeError(f"config: expected a {self.name}.Config, got {type(config).__module__.rpartition('.')[2]}.{type(config).__name__}")
+        for field, value in vars(config).items():
+            if not isinstance(value, int):
+                raise TypeError(f"config.{field}: expected an int, got {value!r}")
+        if not (legal := self.is_legal(config, problem)):
+            raise ValueError(f"config: {legal.reason}")
+        if not isinstance(source, (str, os.PathLike, type(None))):
+            raise TypeError(f"source: expected the path of a CUDA file, got {type(source).__name__}")
         if source is not None and not Path(source).is_file():
             raise ValueError(f"source: expected the path of a CUDA file, got {os.fspath(source)!r}, which is not a file")
         runtime.of(a.data.device).check_device(a.data.device)
@@ -95,6 +101,9 @@ def check_fp8_operand(name: str, operand: Quantized, granularity: str) -> None:
     if not isinstance(operand, Quantized):
         raise TypeError(f"{name}: expected a Quantized (from minigemm.quantize.quantize), got {type(operand).__name__}")
     data, scale = operand.data, operand.scale
+    for part, value in (("data", data), ("scale", scale)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}.{part}: expected a torch.Tensor, got {type(value).__name__}")
     if data.dtype != torch.float8_e4m3fn:
         raise TypeError(f"{name}.data: expected float8_e4m3fn, got {data.dtype}")
     if data.dim() != 2:
@@ -107,24 +116,24 @@ def check_fp8_operand(name: str, operand: Quantized, granularity: str) -> None:
         raise ValueError(f"{name}.scale: expected one number (0-d), got shape {tuple(scale.shape)}")
     if scale.device != data.device:
         raise ValueError(f"{name}.scale: expected the data's device, {data.device}, got {scale.device}")
-    rows, k = data.shape
+    m, k = data.shape
     if k % 16:
         raise ValueError(f"{name}.data: expected a k (columns) that is a multiple of 16, got {k}")
     if not data.numel():
         return
     if data.stride(1) != 1 and k > 1:
         raise ValueError(f"{name}.data: expected a contiguous last dimension, got strides {data.stride()}")
-    if rows > 1 and (data.stride(0) % 16 or data.stride(0) < k):
+    if m > 1 and (data.stride(0) % 16 or data.stride(0) < k):
         raise ValueError(f"{name}.data: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(0)}")
     if data.data_ptr() % 16:
         raise ValueError(f"{name}.data: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one")
-    if max(rows, k) >= 1 << 31:
-        raise ValueError(f"{name}.data: expected fewer than 2**31 rows and columns, got {tuple(data.shape)}")
+    if max(m, k) > SIZE_LIMIT:
+        raise ValueError(f"{name}.data: expected at most 2**30 rows and columns, got {tuple(data.shape)}")
 
 
-def row_pitch(q: Quantized) -> int:
-    """Bytes from one row to the next. A single row may have any stride: its length does."""
-    return q.data.stride(0) if q.data.shape[0] > 1 else q.data.shape[1]
+def rows(q: Quantized) -> torch.Tensor:
+    """The data (m, k), with a row stride that is a multiple of 16 bytes also where a single row came with another one."""
+    return q.data if q.data.shape[0] > 1 else q.data.as_strided(q.data.shape, (q.data.shape[1], 1))
 
 
 def check_tiles(block: tuple[int, int], thread: tuple[int, int], shared: int, registers: int) -> str:

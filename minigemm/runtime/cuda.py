@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +51,40 @@ def _check(answer: tuple, what: str) -> Any:
 
 
 @functools.cache
+def _context(index: int) -> Any:
+    """The GPU's primary context, which is torch's."""
+    driver = _driver()
+    return _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index), f"finding GPU {index}")), f"the context of GPU {index}")
+
+
+@contextmanager
+def _current(index: int) -> Iterator[None]:
+    """Makes the context this thread's for a while: a thread whose memory all came from torch's cache has none."""
+    driver = _driver()
+    _check(driver.cuCtxPushCurrent(_context(index)), f"entering the context of GPU {index}")
+    try:
+        yield
+    finally:
+        _check(driver.cuCtxPopCurrent(), f"leaving the context of GPU {index}")
+
+
+@functools.cache
 def check_device(device: torch.device) -> None:
-    """ValueError, in one sentence, when the device is no Hopper GPU."""
+    """ValueError, in one sentence, when the device is no Hopper GPU or its driver is older than the compiler."""
     capability = torch.cuda.get_device_capability(device)
     if capability != (9, 0):
         name = torch.cuda.get_device_name(device)
         raise ValueError(
             f"device: {name} has compute capability {capability[0]}.{capability[1]}, and these kernels need a Hopper GPU (9.0: H100, H200, GH200); "
             "move the tensors to the CPU (.cpu()) to run the same kernels on the emulator"
+        )
+    import cuda.bindings
+
+    driver, generation = _check(_driver().cuDriverGetVersion(), "the driver's version"), cuda.bindings.__version__.partition(".")[0]
+    if driver < 1000 * int(generation):
+        raise ValueError(
+            f"device: the GPU's driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10}, and kernels would be compiled for CUDA {generation}; "
+            f"update the driver, or take the compiler of its generation: pip install 'cuda-bindings<{generation}' nvidia-cuda-nvrtc-cu{driver // 1000}"
         )
 
 
@@ -66,10 +94,8 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     found = _loaded.get((kernel.key, index))
     if found is not None:
         return found
-    with _lock, torch.cuda.device(index):
-        driver = _driver()
-        torch.cuda.current_stream()  # torch makes its context current
-        torch.empty(1, device=f"cuda:{index}")
+    driver = _driver()
+    with _lock, _current(index):
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
         function = _check(driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}")
         if shared > 48 * 1024:
@@ -95,12 +121,8 @@ def tensor_map(description: types.TensorMap) -> Any:
         64: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
         128: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
     }[description.swizzle]
-    shape, strides = tuple(reversed(tensor.shape)), tuple(reversed(tensor.stride()))
-    pitches = [max(stride, 1) * tensor.element_size() for stride in strides[1:]]
-    for axis, size in enumerate(shape[1:]):
-        if size == 1:  # the stride of a single row means nothing, but the driver checks it
-            pitches[axis] = -(-shape[0] * tensor.element_size() // 16) * 16
-    pitches = pitches or [16]  # a vector has none, but the driver wants one
+    shape = tuple(reversed(tensor.shape))
+    pitches = [stride * tensor.element_size() for stride in tensor.stride()[-2::-1]] or [16]  # a vector has none, but the driver wants one
     rank = len(shape)
     answer = driver.cuTensorMapEncodeTiled(
         kind, rank, tensor.data_ptr(), [driver.cuuint64_t(v) for v in shape], [driver.cuuint64_t(v) for v in pitches],
@@ -132,6 +154,6 @@ def launch(loaded: Loaded, launch: types.Launch) -> None:
     pairs = [_parameter(arg) for arg in launch.args]
     parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
     stream = torch.cuda.current_stream(loaded.device).cuda_stream
-    with torch.cuda.device(loaded.device):
+    with _current(loaded.device):
         answer = driver.cuLaunchKernel(loaded.function, *launch.grid, *launch.block, launch.shared, stream, parameters, 0)
     _check(answer, "launch")

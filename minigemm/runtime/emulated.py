@@ -79,7 +79,7 @@ def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
         observation.reports.append(report)
         return
     for hazard in report.hazards:
-        place = (kernel.name, f"{hazard.kind} {hazard.location}")
+        place = (kernel.key, f"{hazard.kind} {hazard.location}")
         if place not in _warned:
             _warned.add(place)
             warnings.warn(f"{kernel.name}: {hazard}", types.HazardWarning, stacklevel=4)

@@ -217,9 +217,10 @@ def test_generic_addresses_go_where_they_point():
 
 
 def test_divergent_lanes_make_requests_of_their_own():
-    report = launched("if (t & 1) x[t] = 1; else x[t + 4096] = x[t + 8192];", threads=64)
-    assert report.counters["global_requests"] == 2 * 3
-    assert report.counters["global_store_bytes"] == 64 * 4
+    report = launched("if (t & 1) x[t] = 1; else *(short*)(x + t) = 2;", threads=64)
+    assert report.counters["global_requests"] == 2 * 2
+    assert report.counters["global_sectors"] == 4 * 4
+    assert report.counters["global_store_bytes"] == 32 * 4 + 32 * 2
 
 
 def test_long_loops_are_logged_in_parts():

@@ -24,12 +24,12 @@ def report(**changes) -> Report:
         tma_load_bytes=8192, barriers=4,
     )  # fmt: skip
     hazard = Hazard("race", "thread 1 reads <what> thread 2 writes", PLACE, 77, 1028, ("thread 1", "thread 2"), "put a barrier", 5)
-    fields = dict(
-        kernel="gemm<8>", grid=(4, 2, 1), block=(128, 1, 1), schedule="late", hazards=[hazard], counters=counters,
-        lines=[LineCount(PLACE, 9, "shared", False, 16, 2048, 0, 48, 16, 3), LineCount(None, 21, "global", True, 32, 4096, 128)],
-        events=[Event(3, "barrier", "cta", "barrier 0: 4 threads met", PLACE)], seconds=0.25, translate_seconds=1.5, origin="compiled",
-        requests=[Request(4, PLACE, "shared", 4, False, (0, 1), (1024, 1028))],
-    )  # fmt: skip
+    fields = {
+        "kernel": "gemm<8>", "grid": (4, 2, 1), "block": (128, 1, 1), "schedule": "late", "hazards": [hazard], "counters": counters,
+        "lines": [LineCount(PLACE, 9, "shared", False, 16, 2048, 0, 48, 16, 3), LineCount(None, 21, "global", True, 32, 4096, 128)],
+        "events": [Event(3, "barrier", "cta", "barrier 0: 4 threads met", PLACE)], "seconds": 0.25, "translate_seconds": 1.5, "origin": "compiled",
+        "requests": [Request(4, PLACE, "shared", 4, False, (0, 1), (1024, 1028))],
+    }  # fmt: skip
     return Report(**(fields | changes))
 
 
