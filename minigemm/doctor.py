@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "driver_version", "examine"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Python, torch, the compiler, the emulator, the cache, the GPU."""
-    return [_python(), _torch(), _nvrtc(), _emulator(), _cache(), _gpu()]
+    return [_python(), _torch(), _nvrtc(), _emulator(), _cache(), _gpu(), _sanitizer()]
+
+
+def driver_version() -> str:
+    """The installed driver, as nvidia-smi names it; "" where there is none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.partition("\n")[0].strip()
 
 
 def _python() -> Finding:
@@ -38,11 +50,15 @@ def _torch() -> Finding:
 
 def _nvrtc() -> Finding:
     from . import jit
+    from .kernels import stages
+    from .types import Problem
 
-    try:
-        return Finding("NVRTC", True, jit.compiler_version())
+    stage = stages()[0].stage
+    try:  # a wheel that is installed may still not load: let it compile
+        cold, warm = jit.measure(stage.source, stage.default_config(Problem(256, 256, 512)), name=stage.name, kernel=stage.name)
     except ValueError as error:
-        return Finding("NVRTC", False, "not found", str(error))
+        return Finding("NVRTC", False, "cannot compile", str(error))
+    return Finding("NVRTC", True, f"{jit.compiler_version()}; {stage.name} compiles in {cold:.2f} s, and comes from the cache in {warm * 1e3:.1f} ms")
 
 
 def _emulator() -> Finding:
@@ -65,9 +81,20 @@ def _cache() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    driver = driver_version()
     if not torch.cuda.is_available():
-        return Finding("GPU", False, "none that torch can use", "the emulator runs every stage on the CPU", needed=False)
+        advice = "the emulator runs every stage on the CPU"
+        if driver:
+            why = "it is a CPU-only build" if torch.version.cuda is None else f"its CUDA {torch.version.cuda} may need a newer driver"
+            advice = f"driver {driver} is here, but this torch cannot use it ({why}); {advice}"
+        return Finding("GPU", False, "none that torch can use", advice, needed=False)
     names = [f"{torch.cuda.get_device_name(i)} {torch.cuda.get_device_capability(i)}" for i in range(torch.cuda.device_count())]
     hopper = any(torch.cuda.get_device_capability(i) == (9, 0) for i in range(torch.cuda.device_count()))
     advice = "" if hopper else "these kernels need compute capability 9.0 (H100, H200, GH200); the emulator runs them on the CPU"
-    return Finding("GPU", hopper, ", ".join(names), advice, needed=False)
+    return Finding("GPU", hopper, f"{', '.join(names)}, driver {driver or 'unknown'}", advice, needed=False)
+
+
+def _sanitizer() -> Finding:
+    program = shutil.which("compute-sanitizer")
+    advice = "" if program else "`test-gpu` leaves its checks out; it comes with the CUDA toolkit"
+    return Finding("compute-sanitizer", program is not None, program or "not installed", advice, needed=False)

@@ -37,8 +37,9 @@ def empty_m_major(m: int, k: int, device: torch.device | str = "cpu") -> torch.T
 
 
 def is_m_major(scale: torch.Tensor) -> bool:
-    """Whether a float32 (m, k) scale lies as `empty_m_major` lays it out."""
-    return scale.stride() == (1, max(tma_aligned_size(scale.shape[0], 4), 4))
+    """Whether a float32 (m, k) scale lies as `empty_m_major` lays it out, from an address that TMA can start at."""
+    pitch = max(tma_aligned_size(scale.shape[0], 4), 4)
+    return scale.stride() == (1, pitch) and scale.data_ptr() % TMA_ALIGNMENT == 0
 
 
 def to_m_major(scale: torch.Tensor) -> torch.Tensor:

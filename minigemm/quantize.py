@@ -34,13 +34,18 @@ class Quantized:
     scale: torch.Tensor
     granularity: str
 
+    def to(self, device: torch.device | str) -> Quantized:
+        """The same on another device; the strides stay."""
+        return Quantized(self.data.to(device), self.scale.to(device), self.granularity)
+
 
 def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     """Cast a matrix to e4m3.
 
     Args:
-        x: (rows, k) float16, bfloat16, float32 or float64, on any device, any strides. Rows and k need not be multiples of 128. NaN stays NaN;
-            an infinity has no finite scale and is refused nowhere: its block becomes NaN, as the product would.
+        x: (rows, k) float16, bfloat16, float32 or float64 (rounded to float32 first), on any device, any strides. Rows and k need not be multiples
+            of 128. NaN stays NaN, and an infinity, for which e4m3 has no code, becomes NaN: both spoil their row of a product and no other, so
+            neither counts for the scale.
         granularity: "tensor" (one scale), "1x128" (activations) or "128x128" (weights).
 
     Returns:
@@ -58,31 +63,37 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
     rows, k = x.shape
-    x = x.to(torch.float32) if x.dtype != torch.float64 else x
+    x = x.detach().to(torch.float32, memory_format=torch.contiguous_format)
     if granularity == "tensor":
-        scale = _scale(x.abs().amax() if x.numel() else x.new_zeros(()))
-        return Quantized(_cast(x / scale.to(x.dtype)), scale, granularity)
+        scale = _scale(_magnitude(x).amax() if x.numel() else x.new_zeros(()))
+        return Quantized(_cast(x / scale), scale, granularity)
     height = 1 if granularity == "1x128" else BLOCK
     blocks_m, blocks_k = ceil_div(rows, height), ceil_div(k, BLOCK)
     padded = torch.nn.functional.pad(x, (0, blocks_k * BLOCK - k, 0, blocks_m * height - rows))
     tiles = padded.reshape(blocks_m, height, blocks_k, BLOCK)
-    amax = tiles.abs().amax((1, 3)) if tiles.numel() else x.new_zeros((blocks_m, blocks_k))
+    amax = _magnitude(tiles).amax((1, 3)) if tiles.numel() else x.new_zeros((blocks_m, blocks_k))
     scale = _scale(amax)
-    data = _cast(tiles / scale.to(x.dtype)[:, None, :, None]).view(torch.uint8).reshape(blocks_m * height, blocks_k * BLOCK)[:rows, :k]
+    data = _cast(tiles / scale[:, None, :, None]).view(torch.uint8).reshape(blocks_m * height, blocks_k * BLOCK)[:rows, :k]
     if granularity == "1x128":
         scale = empty_m_major(rows, blocks_k, x.device).copy_(scale)
     return Quantized(data.contiguous().view(torch.float8_e4m3fn), scale, granularity)
 
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
-    """amax / 448 in float32; 1 for blocks of zeros, and where amax is so small that the quotient is no normal number."""
-    scale = (amax / E4M3_MAX).to(torch.float32)
-    return torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
+    """amax / 448; 1 for blocks of zeros, and never a subnormal, which has too few bits to divide by."""
+    # A tensor divides: by a Python number, CUDA multiplies with the reciprocal, and its bits would not be the CPU's.
+    scale = (amax / torch.full_like(amax, E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(amax == 0, torch.ones_like(scale), scale)
+
+
+def _magnitude(x: torch.Tensor) -> torch.Tensor:
+    """|x|, and 0 for what is not finite."""
+    return torch.where(x.isfinite(), x.abs(), torch.zeros_like(x))
 
 
 def _cast(x: torch.Tensor) -> torch.Tensor:
-    """To e4m3, saturating: torch versions differ on what lies above 448. NaN is kept by clamp and cast."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float32).to(torch.float8_e4m3fn)
+    """To e4m3, saturating: torch versions differ on what lies above 448. NaN is kept by clamp and cast; infinities become it."""
+    return torch.where(x.isinf(), torch.full_like(x, float("nan")), x.clamp(-E4M3_MAX, E4M3_MAX)).to(torch.float8_e4m3fn)
 
 
 def dequantize(q: Quantized) -> torch.Tensor:

@@ -113,7 +113,7 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
     """The case's d as uint16 bits, computed on a device."""
     module = stage_named(case.stage)
     config = module.Config(**dict(case.config))
-    a, b = (Quantized(q.data.to(device), q.scale.to(device), q.granularity) for q in inputs(case))
+    a, b = (q.to(device) for q in inputs(case))
     return module.gemm(a, b, config).cpu().view(torch.int16).numpy().view(np.uint16)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import jit, quantize
+from . import doctor, jit, quantize
 from .kernels import stages
 from .runtime.emulated import observe
 from .types import Problem
@@ -46,8 +48,8 @@ class StageResult:
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return asdict(self)
+        """As JSON takes it: an error that was not measured, or is no number, is null."""
+        return {**asdict(self), "rel_err": self.rel_err if math.isfinite(self.rel_err) else None}
 
 
 def best_device() -> torch.device:
@@ -61,8 +63,6 @@ def best_device() -> torch.device:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the results were made on."""
-    import os
-
     found: dict[str, Any] = {
         "runtime": "cuda" if device.type == "cuda" else "emulated",
         "python": platform.python_version(),
@@ -73,7 +73,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found.update(gpu=properties.name, sms=properties.multi_processor_count, cuda=torch.version.cuda)
+        found.update(gpu=properties.name, driver=doctor.driver_version(), sms=properties.multi_processor_count, cuda=torch.version.cuda)
     return found
 
 
@@ -147,7 +147,8 @@ def time_on_gpu(call: Callable[[], object], device: torch.device, repeats: int =
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     times = []
     for _ in range(repeats + 2):
-        flush.zero_()
+        for _ in range(8):  # half a millisecond, in which the host prepares the call: the events then see the GPU's work alone
+            flush.zero_()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record(torch.cuda.current_stream(device))
         call()

@@ -177,12 +177,18 @@ def float_binary(b: Builder, ins: Instruction, kind: str) -> None:
         if ins.opcode == "mul":
             wide = b.let(f"fmul double {x}, {y}")
         else:
-            wide = b.let(f"call double @add_odd(double {x}, double {b.let(f'fneg double {y}') if ins.opcode == 'sub' else y})")
+            addend = b.let(f"fneg double {y}") if ins.opcode == "sub" else y
+            wide = b.let(f"call double @{exact_sum(mode)}(double {x}, double {addend})")
         value = b.let(f"call float @to_float_{mode}(double {wide})")
     else:
         raise b.unsupported(ins, f"rounding mode .{mode} for f64")
     write_float(b, ins, value, kind)
     return None
+
+
+def exact_sum(mode: str) -> str:
+    """The function that adds two doubles without a rounding that could show after the next one."""
+    return "add_odd_down" if mode == "rm" else "add_odd"
 
 
 @operation("fma")
@@ -203,7 +209,7 @@ def fma(b: Builder, ins: Instruction) -> None:
     elif kind == "f32":
         x, y, z = (b.let(f"fpext float {v} to double") for v in (x, y, z))
         product = b.let(f"fmul double {x}, {y}")  # exact: 48 bits
-        wide = b.let(f"call double @add_odd(double {product}, double {z})")
+        wide = b.let(f"call double @{exact_sum(mode)}(double {product}, double {z})")
         value = b.let(f"call float @to_float_{mode}(double {wide})")
     else:
         raise b.unsupported(ins, f"rounding mode .{mode} for f64")

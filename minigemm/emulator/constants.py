@@ -87,7 +87,7 @@ def _tokens(text: str) -> list[str]:
     while position < len(text):
         found = _TOKEN.match(text, position)
         if found is None:
-            raise ValueError(f"'{text.strip()}' is no operand")
+            raise ValueError(f"'{' '.join(text.split())}' is no operand")
         tokens.append(found[found.lastgroup or 0])
         position = found.end()
     return tokens[::-1]

@@ -106,9 +106,12 @@ _ATTRIBUTES = re.compile(r"(?:\s*\.\w+(?:\s*\([^)]*\)|\s*\[[^\]]*\]|\s+\d+)?)+\s
 _DECLARATOR = re.compile(r"\s*([%$\w]+)\s*((?:\[[^\]]*\]\s*)*)(?:=\s*(.*?))?\s*", re.S)
 _REGISTER_TYPE = re.compile(r"\s*(?:\.v([248])\s*)?\.(\w+)\s+")
 _REGISTERS = re.compile(r"\s*([%$\w]+)\s*(?:<\s*(\d+)\s*>)?\s*")
-# The items of a list: commas inside brackets, braces, parentheses and quotes do not count.
+# The items of a list: commas inside brackets, braces, parentheses and quotes do not count. One that is never closed is
+# part of its item, which is then no operand.
 _ITEM = re.compile(
-    r"""(?:[^,\[{("]+|\[[^\]]*\]|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\([^()]*(?:\((?:[^()]|\([^()]*\))*\)[^()]*)*\)|"[^"]*")+"""
+    r"""(?:[^,\[{("]+|\[[^\]]*\]|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|"[^"]*"
+      |\([^()]*(?:\((?:[^()]|\([^()]*\))*\)[^()]*)*\)|[\[{("])+""",
+    re.X,
 )
 _DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)")
 _PLAIN_ADDRESS = re.compile(r"\[([%$A-Za-z_][$\w]*)(?:\+(-?[1-9]\d*|0))?\]")

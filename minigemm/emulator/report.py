@@ -182,7 +182,7 @@ class Report:
 
     def _hazard_summary(self) -> str:
         kinds = Counter(h.kind for h in self.hazards)
-        found = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items())
+        found = ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())
         return found or ("none found" if self.looked_for_hazards else "not looked for")
 
     def _repr_html_(self) -> str:
@@ -270,7 +270,7 @@ def _costliest(lines: Iterable[LineCount]) -> list[LineCount]:
 _STYLE = """
 .minigemm-report{font-size:13px;line-height:1.45;max-width:64em;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.6em .9em}
 .minigemm-report header{margin-bottom:.4em}.minigemm-report header b{font-family:monospace;font-size:1.1em;margin-right:.6em}
-.minigemm-report table{border-collapse:collapse;margin:.2em 0;font-size:1em;background:none;border:none}
+.minigemm-report table{border-collapse:collapse;margin:.2em 0;font-size:1em;color:inherit;background:none;border:none}
 .minigemm-report th,.minigemm-report td{padding:.1em 1em .1em 0;text-align:left;vertical-align:top;background:none;border:none;color:inherit;
 white-space:normal;max-width:none}
 .minigemm-report th{font-weight:normal;opacity:.65}.minigemm-report tr{background:none}

@@ -18,6 +18,63 @@ _NO_SITE = 1 << 16
 
 
 @njit(cache=True, nogil=True)
+def _global(total, where, n, seen):  # type: ignore[no-untyped-def]
+    """One request of ``n`` lanes: the distinct 32-byte sectors. An access is aligned to its size, so it lies in one."""
+    if n == 0:
+        return
+    sectors = 0
+    for i in range(n):
+        sector = where[i] >> 5
+        known = False
+        for j in range(sectors - 1, -1, -1):  # neighbours share sectors: the latest first
+            if seen[j] == sector:
+                known = True
+                break
+        if not known:
+            seen[sectors] = sector
+            sectors += 1
+    total[GLOBAL_REQUESTS] += 1
+    total[GLOBAL_LANES] += n
+    total[SECTORS] += sectors
+
+
+@njit(cache=True, nogil=True)
+def _shared(total, lane, where, n, size, used, words):  # type: ignore[no-untyped-def]
+    """One request of ``n`` lanes. 32 lanes are served together, 16 for 8 bytes a lane and 8 for 16; a group takes as many wavefronts as the bank with
+    the most distinct words has words."""
+    if n == 0:
+        return
+    together = 32 if size <= 4 else 128 // size
+    i = 0
+    while i < n:
+        group = lane[i] // together
+        used[:] = 0
+        degree = 0
+        while i < n and lane[i] // together == group:
+            for word in range(where[i] >> 2, (where[i] + size + 3) >> 2):
+                bank = word & 31
+                known = False
+                for j in range(used[bank] - 1, -1, -1):
+                    if words[bank, j] == word:
+                        known = True
+                        break
+                if not known:
+                    words[bank, used[bank]] = word
+                    used[bank] += 1
+                    degree = max(degree, used[bank])
+            i += 1
+        total[WAVEFRONTS] += degree
+        total[IDEAL] += 1
+        total[DEGREE] = max(total[DEGREE], degree)
+    total[SHARED_REQUESTS] += 1
+    total[SHARED_LANES] += n
+
+
+# The signature makes Numba compile (or load what it has cached) at import, so that no launch's time has it inside.
+@njit(
+    "void(i8[:, ::1], i8[::1], i4[::1], i4[::1], i8[::1], i8[::1], i8[:, ::1], i8[::1], i8[:, ::1], i8[:, :, ::1], i8[:, :, ::1], i8)",
+    cache=True, nogil=True,
+)  # fmt: skip
 def count(log, logged, ids, rows, spaces, sizes, totals, kept, ctas, threads, addresses, cta):  # type: ignore[no-untyped-def]
     """Add what some threads of a CTA logged to ``totals``, and keep the first requests of each site.
 
@@ -79,56 +136,3 @@ def count(log, logged, ids, rows, spaces, sizes, totals, kept, ctas, threads, ad
                 _global(total, chosen, far, scratch)
                 _shared(total, lane, where, near, sizes[row], used, words)
         start += n
-
-
-@njit(cache=True, nogil=True)
-def _global(total, where, n, seen):  # type: ignore[no-untyped-def]
-    """One request of ``n`` lanes: the distinct 32-byte sectors. An access is aligned to its size, so it lies in one."""
-    if n == 0:
-        return
-    sectors = 0
-    for i in range(n):
-        sector = where[i] >> 5
-        known = False
-        for j in range(sectors - 1, -1, -1):  # neighbours share sectors: the latest first
-            if seen[j] == sector:
-                known = True
-                break
-        if not known:
-            seen[sectors] = sector
-            sectors += 1
-    total[GLOBAL_REQUESTS] += 1
-    total[GLOBAL_LANES] += n
-    total[SECTORS] += sectors
-
-
-@njit(cache=True, nogil=True)
-def _shared(total, lane, where, n, size, used, words):  # type: ignore[no-untyped-def]
-    """One request of ``n`` lanes. 32 lanes are served together, 16 for 8 bytes a lane and 8 for 16; a group takes as many wavefronts as the bank with
-    the most distinct words has words."""
-    if n == 0:
-        return
-    together = 32 if size <= 4 else 128 // size
-    i = 0
-    while i < n:
-        group = lane[i] // together
-        used[:] = 0
-        degree = 0
-        while i < n and lane[i] // together == group:
-            for word in range(where[i] >> 2, (where[i] + size + 3) >> 2):
-                bank = word & 31
-                known = False
-                for j in range(used[bank] - 1, -1, -1):
-                    if words[bank, j] == word:
-                        known = True
-                        break
-                if not known:
-                    words[bank, used[bank]] = word
-                    used[bank] += 1
-                    degree = max(degree, used[bank])
-            i += 1
-        total[WAVEFRONTS] += degree
-        total[IDEAL] += 1
-        total[DEGREE] = max(total[DEGREE], degree)
-    total[SHARED_REQUESTS] += 1
-    total[SHARED_LANES] += n

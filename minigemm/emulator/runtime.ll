@@ -54,6 +54,19 @@ define internal double @add_odd(double %a, double %b) {
   ret double %r
 }
 
+; the same where the sum is going to be rounded down: an exact zero is then -0, unless both operands are +0
+define internal double @add_odd_down(double %a, double %b) {
+  %r = call double @add_odd(double %a, double %b)
+  %zero = fcmp oeq double %r, 0.0
+  %x = bitcast double %a to i64
+  %y = bitcast double %b to i64
+  %both = or i64 %x, %y
+  %negative = icmp ne i64 %both, 0
+  %change = and i1 %zero, %negative
+  %s = select i1 %change, double -0.0, double %r
+  ret double %s
+}
+
 define internal double @sitofp_odd_i64(i64 %x) {
   %high = ashr i64 %x, 32
   %low = and i64 %x, 4294967295

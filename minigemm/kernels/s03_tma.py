@@ -6,8 +6,9 @@ from shared memory, after a proxy fence: ordinary stores and TMA reach shared me
 
 Shapes: a (m, k), b (n, k) e4m3, one scale each; d (m, n) BF16. Any m and n, k a multiple of 16. Sums are FP32, in order of k, so the result has the
 bits of s01 and s02. Rows of d that are no multiple of 16 bytes (n % 8 != 0) are stored by threads.
-Legal configs: block_k of 32, 64 or 128 (the swizzle's span in bytes); block_m, block_n up to 256 (a TMA box) and multiples of 8, and of thread_m,
-thread_n; at most 1024 threads, 227 KiB and 255 registers.
+Legal configs: block_k of 32, 64 or 128 (the swizzle's span in bytes); block_m and block_n multiples of 8 up to 256 (a TMA box), block_m a multiple of
+4 * thread_m and block_n of 8 * thread_n (a warp is 4x8 threads); at most 1024 threads, 227 KiB and 255 registers. The tile of d is swizzled too where
+its rows, 2 * block_n bytes, are such a span; wider ones cost a few bank conflicts.
 Errors: see `Stage.gemm`.
 Sources: PTX ISA, "cp.async.bulk.tensor", "mbarrier", "Shared memory layout: swizzle modes"; CUDA Driver API, "Tensor Map Object Management".
 """

@@ -151,9 +151,9 @@ def _parameter(arg: Any) -> tuple[Any, Any]:
 def launch(loaded: Loaded, launch: types.Launch) -> None:
     """Launch on torch's current stream of the kernel's GPU; returns without waiting."""
     driver = _driver()
-    pairs = [_parameter(arg) for arg in launch.args]
-    parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
-    stream = torch.cuda.current_stream(loaded.device).cuda_stream
     with _current(loaded.device):
+        pairs = [_parameter(arg) for arg in launch.args]
+        parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
+        stream = torch.cuda.current_stream(loaded.device).cuda_stream
         answer = driver.cuLaunchKernel(loaded.function, *launch.grid, *launch.block, launch.shared, stream, parameters, 0)
     _check(answer, "launch")

@@ -1,0 +1,48 @@
+"""What every lesson begins with: where it runs, and a copy of a stage to change."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..kernels import stage_named
+from ..tour import best_device
+
+__all__ = ["device", "edited"]
+
+
+def device() -> torch.device:
+    """The first Hopper GPU, else the CPU with the emulator; prints in one sentence which it is, and why."""
+    found = best_device()
+    if found.type == "cuda":
+        print(f"Found {torch.cuda.get_device_name(found)}: kernels run on it, and on the emulator wherever you look inside them.")
+    elif torch.cuda.is_available():
+        print(f"Found {torch.cuda.get_device_name(0)}, and these kernels need a Hopper GPU: they run on the CPU with the emulator.")
+    else:
+        print("Found no GPU: the Hopper kernels run on the CPU with the emulator.")
+    return found
+
+
+def edited(stage: str, old: str, new: str, occurrence: int = 1) -> Path:
+    """A copy of a stage's file in a scratch folder with one place changed, for `gemm(a, b, source=...)`.
+
+    Args:
+        stage: its name, or the path of a copy that was edited before.
+        old: the text that goes; new: what comes instead.
+        occurrence: which of the places that read so, counted from 1.
+
+    Raises ValueError when the file has no such place.
+    """
+    path = Path(stage) if str(stage).endswith(".cu") else Path(stage_named(stage).stage.source)
+    parts = path.read_text(encoding="utf-8").split(old)
+    if not old or len(parts) <= occurrence or occurrence < 1:
+        raise ValueError(f"old: {path.name} has {len(parts) - 1 if old else 0} places that read {old!r}, number {occurrence} was asked for")
+    folder = Path(tempfile.mkdtemp(prefix="minigemm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / path.name
+    copy.write_text(old.join(parts[:occurrence]) + new + old.join(parts[occurrence:]), encoding="utf-8")
+    return copy
