@@ -12,11 +12,11 @@ TORCH_HOME := import pathlib, torch; \
 	print(pathlib.Path(torch.__file__).parents[1])
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test lab docs bench clean
+.PHONY: help tour test lab notebooks docs bench clean
 
 help:  ## list these commands
 	@echo 'make COMMAND [ARGS="..."] [PYTHON=python3.12]'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %-4s %-6s", $$1, $$2; $$1 = $$2 = ""; print }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %-4s %-10s", $$1, $$2; $$1 = $$2 = ""; print }'
 
 tour: .venv/ready-run  ## run every stage on this machine and show what it did
 	$(BIN)/python -m minigemm tour $(ARGS)
@@ -28,6 +28,9 @@ test: .venv/ready-dev  ## lint, check types, run the tests
 
 lab: .venv/ready-course  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(ARGS)
+
+notebooks: .venv/ready-dev  ## make the notebooks from their sources, outputs included
+	$(BIN)/python notebooks/build.py $(ARGS)
 
 docs: .venv/ready-docs  ## build the documentation into site/
 	$(BIN)/zensical build --strict --clean $(ARGS)

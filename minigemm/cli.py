@@ -83,6 +83,7 @@ def _with_progress(problem: Any, chosen: Any, seed: int, device: Any) -> list[An
 
 
 def _show(results: list[Any], machine: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -91,8 +92,8 @@ def _show(results: list[Any], machine: dict[str, Any]) -> None:
     where = machine.get("gpu") or "the Hopper emulator (no Hopper GPU here)"
     console.print(f"d ({first.m} x {first.n}) = a ({first.m} x {first.k}) @ b ({first.n} x {first.k}).T in FP8, on [bold]{where}[/bold]")
     on_gpu = first.runtime == "cuda"
-    table = Table(show_lines=True)
-    table.add_column("stage")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("stage", min_width=18)  # 80 columns hold the table
     last = ("TFLOPS", "of the\nfloor") if on_gpu else ("instruc-\ntions", "global\nshared", "TMA\ncopies", "bank\nconflicts")
     for name in ("compile\nwarm", "run", "error", *last):
         table.add_column(name, justify="right", no_wrap=True)
@@ -106,7 +107,7 @@ def _show(results: list[Any], machine: dict[str, Any]) -> None:
             shared = count("shared_load_bytes", 0) + count("shared_store_bytes", 0)
             cells += [_short(count("instructions", 0)), f"{_short(moved)}B\n{_short(shared)}B", str(count("tma_transactions", 0)),
                       _short(count("bank_conflicts", 0))]  # fmt: skip
-        table.add_row(*cells, style="red" if r.error else "")
+        table.add_row(*cells, style="red" if r.error else "", end_section=r is not results[-1])
     console.print(table)
     for r in results:
         if r.error:
@@ -116,7 +117,7 @@ def _show(results: list[Any], machine: dict[str, Any]) -> None:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} us"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
 
 
 def _short(value: float) -> str:

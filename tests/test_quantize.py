@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemm import layout, quantize
+from minigemm import quantize
 from minigemm.quantize import Quantized
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -86,6 +86,19 @@ def test_every_cast_is_the_nearest(seed):
     assert np.array_equal(q.data.float().numpy()[0], nearest_e4m3((x / q.scale).numpy()[0].astype(np.float64)))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_code_every_tie_and_its_neighbours(device):
+    values = torch.tensor(e4m3_values()[:127], dtype=torch.float32)
+    ties = (values[1:] + values[:-1]) / 2
+    x = torch.cat([values, ties, torch.nextafter(ties, values[1:]), torch.nextafter(ties, values[:-1])])
+    x = torch.cat([x, -x])[None]
+    q = quantize.quantize(x.to(device), "tensor")
+    assert q.scale == 1  # the largest is 448
+    expected = nearest_e4m3(x.numpy()[0].astype(np.float64))
+    got = q.data.float().cpu().numpy()[0]
+    assert np.array_equal(got, expected) and np.array_equal(np.signbit(got), np.signbit(expected))
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_zeros_are_safe(granularity):
     x = torch.zeros(130, 260)
@@ -96,14 +109,29 @@ def test_zeros_are_safe(granularity):
     assert torch.equal(quantize.dequantize(quantize.quantize(torch.zeros(5, 7), granularity)), torch.zeros(5, 7))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_nan_is_kept_in_its_block(granularity):
-    x = torch.ones(3, 256)
-    x[1, 200] = float("nan")
-    back = quantize.dequantize(quantize.quantize(x, granularity))
-    assert back[1, 200].isnan()
-    if granularity == "1x128":
-        assert torch.equal(back[0], x[0]) and torch.equal(back[1, :128], x[1, :128])
+def test_nan_and_infinities_become_nan_and_leave_the_rest_alone(granularity, device):
+    x = torch.randn(130, 300, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = 5.0  # the largest is elsewhere
+    loud = x.clone()
+    loud[1, 200], loud[2, 3], loud[129, 299] = float("nan"), float("inf"), -float("inf")
+    plain = x.masked_fill(~loud.isfinite(), 0)
+    q = quantize.quantize(loud.to(device), granularity)
+    quiet = quantize.quantize(plain.to(device), granularity)
+    assert torch.equal(q.data.float().isnan().cpu(), ~loud.isfinite())
+    assert torch.equal(q.scale, quiet.scale)
+    assert torch.equal(quantize.dequantize(q).nan_to_num(0), quantize.dequantize(quiet))
+    none = quantize.quantize(torch.full((2, 2), float("inf"), device=device), granularity)
+    assert none.data.float().isnan().all() and (none.scale == 1).all()
+
+
+@pytest.mark.gpu
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**31), st.sampled_from(GRANULARITIES))
+def test_a_gpu_casts_to_the_same_bits(rows, k, seed, granularity):
+    x = quantize.activations(rows, k, seed)
+    here, there = quantize.quantize(x, granularity), quantize.quantize(x.cuda(), granularity)
+    assert torch.equal(here.scale, there.scale.cpu()) and torch.equal(here.data.view(torch.uint8), there.data.cpu().view(torch.uint8))
 
 
 def test_nothing_overflows():
@@ -113,9 +141,30 @@ def test_nothing_overflows():
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_tiny_values_do_not_divide_by_a_subnormal(granularity):
-    x = torch.full((2, 4), 1e-44)
-    assert quantize.dequantize(quantize.quantize(x, granularity)).isfinite().all()
+@pytest.mark.parametrize("size", [1e-44, 3e-39, 1e-36, 1e-35])
+def test_tiny_values_do_not_divide_by_a_subnormal(granularity, size):
+    tiny = torch.finfo(torch.float32).tiny
+    x = torch.linspace(-size, size, 300).reshape(3, 100)
+    q = quantize.quantize(x, granularity)
+    assert (q.scale >= tiny).all()
+    assert ((quantize.dequantize(q) - x).abs() <= x.abs() * 2**-4 * 1.001 + tiny * 2**-10 * 1.001).all()
+
+
+def test_float64_is_rounded_to_float32_first():
+    x = torch.tensor([[1e300, -1e39, 3e38, 1.0]], dtype=torch.float64)
+    q = quantize.quantize(x, "tensor")
+    assert q.data.float().isnan().tolist() == [[True, True, False, False]]
+    assert torch.isclose(quantize.dequantize(q)[0, 2], torch.tensor(3e38))
+
+
+def test_no_gradient_is_kept():
+    q = quantize.quantize(torch.ones(4, 16, requires_grad=True), "1x128")
+    assert not q.data.requires_grad and not q.scale.requires_grad
+
+
+def test_to_keeps_the_layout():
+    q = quantize.quantize(torch.ones(5, 200), "1x128").to("cpu")
+    assert q.scale.stride() == (1, 8) and q.granularity == "1x128"
 
 
 def test_empty():
@@ -167,19 +216,3 @@ def test_activations_look_like_a_language_model_s():
     ordinary = x[:, channel < 10 * channel.median()]
     assert (ordinary / ordinary.std()).pow(4).mean() > 4  # heavier tails than a normal's 3
     assert torch.equal(x, quantize.activations(512, 1000))
-
-
-@given(st.integers(0, 70), st.integers(0, 9))
-def test_m_major(m, k):
-    scale = torch.rand(m, k)
-    laid = layout.to_m_major(scale)
-    assert torch.equal(laid, scale) and laid.stride() == (1, max(4, -(-m // 4) * 4))
-    assert layout.to_m_major(laid) is laid
-
-
-def test_layout_bad_input():
-    with pytest.raises(ValueError, match="scale: expected a 2-D float32 tensor"):
-        layout.to_m_major(torch.ones(3))
-    with pytest.raises(ValueError, match="element_bytes"):
-        layout.tma_aligned_size(3, 5)
-    assert layout.tma_aligned_size(5, 4) == 8 and layout.tma_aligned_size(16, 1) == 16 and layout.ceil_div(5, 4) == 2

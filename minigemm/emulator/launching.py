@@ -280,7 +280,8 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
             kind = instruction_class(ins.opcode, ins.modifiers)
             classes[kind] = classes.get(kind, 0) + count
         total += count * length
-    counters = Counters(instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1])), **run.traffic)
+    counters = Counters(dict.fromkeys(Counters.NAMES, 0) | run.traffic)  # whoever reads them as JSON finds each one
+    counters.update(instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1])))
     lines: Sequence[LineCount] = ()
     requests: Sequence[Request] = ()
     if run.profile is not None:

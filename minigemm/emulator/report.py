@@ -68,6 +68,11 @@ class Counters(dict[str, Any]):
     ``barriers`` (times that a barrier opened).
     """
 
+    NAMES = (
+        "instructions", "global_load_bytes", "global_store_bytes", "shared_load_bytes", "shared_store_bytes", "tma_load_bytes", "tma_store_bytes",
+        "tma_transactions", "global_requests", "global_sectors", "shared_requests", "shared_wavefronts", "bank_conflicts", "barriers",
+    )  # fmt: skip
+
     def __missing__(self, key: str) -> Any:
         return {} if key == "instructions_by_class" else 0
 

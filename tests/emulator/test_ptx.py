@@ -382,6 +382,7 @@ def test_a_name_that_is_no_kernel():
 # What NVRTC emits -----------------------------------------------------------------------------------------------------
 
 SOURCE = """typedef unsigned u32;
+#define WAIT "{\\n.reg .pred P1;\\nLAB_WAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 P1, [%0], %1;\\n@P1 bra DONE;\\nbra LAB_WAIT;\\nDONE:\\n}"
 extern "C" __device__ int printf(const char*, ...);
 struct Big { int a; double b; char c[5]; };
 __constant__ float table[8] = {1, 2, 3, 4, 5, 6.5f, 7, 8};
@@ -400,8 +401,7 @@ __device__ int times(int x) { return x * 3; }
 __device__ int (*chosen[2])(int) = {plus, times};
 __device__ __noinline__ int factorial(int n, int m) { return n < 2 ? m : n * factorial(m - 1, n) + factorial(n - 1, m); }
 __device__ __forceinline__ void wait(u32 b, u32 phase) {
-  asm volatile("{\\n.reg .pred P1;\\nLAB_WAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 P1, [%0], %1;\\n@P1 bra DONE;\\n"
-               "bra LAB_WAIT;\\nDONE:\\n}" ::"r"(b), "r"(phase) : "memory");
+  asm volatile(WAIT ::"r"(b), "r"(phase) : "memory");  // on one line: compilers differ on which line of a longer statement is its place
 }
 __device__ __forceinline__ void wait_twice(u32 b) {
   wait(b, 0);
