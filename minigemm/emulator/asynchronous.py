@@ -292,10 +292,12 @@ def _load_box(block: Block, site: Site, thread: int, descriptor: tma.Descriptor,
 
     block.kernel.add_traffic("tma_load_bytes", descriptor.box_bytes)
     what = f"box at {tuple(coordinates)} -> shared {address:#x}"
-    _load(block, site, thread, address, descriptor.smem_bytes, descriptor.box_bytes, mbar, move, what)
+    _load(block, site, thread, address, descriptor.smem_bytes, descriptor.box_bytes, mbar, move, what, descriptor.swizzle)
 
 
-def _load(block: Block, site: Site, thread: int, address: int, span: int, nbytes: int, mbar: int, move: Callable[[], None], what: str) -> None:
+def _load(
+    block: Block, site: Site, thread: int, address: int, span: int, nbytes: int, mbar: int, move: Callable[[], None], what: str, swizzle: int = 0
+) -> None:
     """An asynchronous write of shared memory that completes on an mbarrier."""
     barrier = barrier_at(block, mbar, site, np.array([thread]))
     number = barrier.issued
@@ -303,7 +305,7 @@ def _load(block: Block, site: Site, thread: int, address: int, span: int, nbytes
     barrier.in_flight.add(number)
     if block.order:
         column = block.order.barrier_column(mbar)
-        block.order.asynchronous_write(thread, address, span, column, (number + 1) * STEP, site.index)
+        block.order.asynchronous_write(thread, address, span, column, (number + 1) * STEP, site.index, swizzle)
     block.kernel.add_traffic("tma_transactions", 1)
     block.event("tma load issued", f"thread {thread}", f"{what}, {nbytes} bytes on mbarrier {mbar}", site)
 

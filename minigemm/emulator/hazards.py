@@ -41,7 +41,7 @@ class Order:
         """``place(site)`` gives the source location and PTX line of an instruction index."""
         self.threads, self.warps = threads, -(-threads // 32)
         self.place = place
-        readers = self.warps + (4 if asynchronous else 0)
+        readers = self.warps + (4 + self.warps // 4 if asynchronous else 0)  # warps, the TMA stores of some threads, the tensor core of each warpgroup
         self.read_columns = -(-readers // 8) * 8
         self.words = -(-shared_bytes // 4) + 1
         self.capacity = max(COLUMNS, self.read_columns + 16)
@@ -70,6 +70,8 @@ class Order:
         self.barriers: dict[int, int] = {}  # mbarrier address -> column
         self.next_reader, self.next_column = self.warps, self.read_columns
         self.names: dict[int, str] = {}
+        self.products: dict[int, tuple[int, dict[int, int]]] = {}  # tensor core's column -> first warp, {clock of a product: the warp's at its issue}
+        self.swizzles: dict[int, int] = {}  # site of a TMA load -> swizzle of its last box
         self.tick(np.arange(self.warps))
 
     def tick(self, warps: np.ndarray) -> None:
@@ -131,11 +133,21 @@ class Order:
 
     def reader_column(self, thread: int) -> int:
         if thread not in self.readers:
-            column = min(self.next_reader, self.read_columns - 1)
+            column = min(self.next_reader, self.warps + 3)  # the last of the four is shared
             self.next_reader += 1
             self.readers[thread] = column
             self.names[column] = f"the TMA stores of thread {thread}"
         return self.readers[thread]
+
+    def tensor_core_column(self, warpgroup: int) -> int:
+        """The reading column of a warpgroup's WGMMAs."""
+        key = -1 - warpgroup  # threads have the others
+        if key not in self.readers:
+            column = self.read_columns - 1 - warpgroup
+            self.readers[key] = column
+            self.names[column] = f"a WGMMA of warpgroup {warpgroup}"
+            self.products[column] = (4 * warpgroup, {})
+        return self.readers[key]
 
     def _grow(self) -> None:
         extra = self.capacity
@@ -152,8 +164,9 @@ class Order:
 
     # ------------------------------------------------------------------------------------------- asynchronous accesses
 
-    def asynchronous_write(self, thread: int, address: int, nbytes: int, column: int, clock: int, site: int) -> None:
+    def asynchronous_write(self, thread: int, address: int, nbytes: int, column: int, clock: int, site: int, swizzle: int = 0) -> None:
         """A TMA load of ``thread`` is going to write this range; column and clock say when its bytes may be read."""
+        self.swizzles[site] = swizzle
         words = slice(address >> 2, (address + nbytes + 3) >> 2)
         cells, row = self.cells[words], self.order[thread]
         at, when = self._parts(cells)
@@ -193,6 +206,55 @@ class Order:
             self._report_no_proxy_fence(thread, words.start + k, int(cells[k]), site)
         self.reads[words, self.reader_column(thread)] = clock
         self.sites[words, 1] = site
+
+    def tensor_core_read(self, ids: np.ndarray, words: np.ndarray, warpgroup: int, clock: int, site: int, operand: str, swizzle: int) -> None:
+        """A WGMMA of these 128 threads reads these words; it is ordered after what all of the threads know."""
+        column = self.tensor_core_column(warpgroup)
+        first = self.products[column][0]
+        leaders = ids[::32]
+        cells, row = self.cells[words], self.order[leaders].min(0)
+        at, when = self._parts(cells)
+        thread = int(ids[0])
+        empty = (cells >> np.uint64(48)) & np.uint64(15) != 15
+        late = when > row[at]
+        unfenced = ((cells & np.uint64(c.CELL_GENERIC)) != 0) & (when > self.proxy[leaders].min(0)[at])
+        who = f"the WGMMA of warpgroup {warpgroup}"
+        if empty.any():
+            self.unwritten.setdefault(self._at(site), (site, int(words[np.argmax(empty)]) * 4, thread))
+        elif late.any():
+            k = int(np.argmax(late))
+            word, cell, other = int(words[k]), int(cells[k]), int(self.sites[words[k], 0])
+            if cell >> 32 & 255 >= self.read_columns:
+                self._report_not_complete(site, word * 4, thread, f"issues a WGMMA whose operand {operand} reads", int(at[k]), other)
+            else:
+                self.add("race", site, word * 4, thread, f"{who} reads shared address {word * 4} (operand {operand}) that {self._who(cell)} wrote at "
+                         f"{self._at(other)}, with no barrier between", (self._who(cell), who),
+                         "fence.proxy.async in every writing thread, then a barrier that the warpgroup waits at, then the WGMMA", other)  # fmt: skip
+        elif unfenced.any():
+            k = int(np.argmax(unfenced))
+            word, cell, other = int(words[k]), int(cells[k]), int(self.sites[words[k], 0])
+            self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: {who} reads shared address {word * 4} (operand {operand}) through the "
+                     f"async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence after it",
+                     (self._who(cell), who), "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip
+        self._check_swizzle(words, cells, site, thread, operand, swizzle, who)
+        self.reads[words, column] = clock
+        self.sites[words, 1] = site
+        self.products[column][1][clock] = int(self.clock[first])
+
+    def _check_swizzle(self, words: np.ndarray, cells: np.ndarray, site: int, thread: int, operand: str, swizzle: int, who: str) -> None:
+        """The descriptor must name the swizzle with which TMA wrote the tile."""
+        loads = np.unique(self.sites[words, 0][(cells & np.uint64(c.CELL_GENERIC)) == 0]).tolist()
+        for load in loads:
+            written = self.swizzles.get(load, swizzle)
+            if written != swizzle:
+                names = [f"the {span}-byte swizzle" if span else "no swizzle" for span in (swizzle, written)]
+                self.add("swizzle-mismatch", site, int(words[0]) * 4, thread, f"the descriptor of operand {operand} of {who} names {names[0]}, and the TMA load at "
+                         f"{self._at(load)} wrote the tile with {names[1]}", (who, "TMA load"),
+                         "give the tensor map and the matrix descriptor the same swizzle", load)  # fmt: skip
+
+    def tensor_core_done(self, ids: np.ndarray, warpgroup: int, clock: int) -> None:
+        """These threads know that the product of that clock, and those before it, have read their operands."""
+        self.order[ids, self.tensor_core_column(warpgroup)] = clock
 
     def warp_write(self, rows: np.ndarray, nbytes: int, warps: np.ndarray, site: int) -> None:
         """A warp-wide store (stmatrix): row addresses (warps, rows), ``nbytes`` each. One lane stands for its warp."""
@@ -312,6 +374,11 @@ class Order:
             if j >= self.warps and (early := self.unwritten.get(self._at(other))):
                 self._report_async_read(early[2], word, int(self.clock[thread >> 5]) | (thread >> 5) << 32 | (thread & 31) << 40, other, site)
                 return
+            if j in self.products:
+                who = self.names[j]
+                self.add("slot-overwritten", site, address, thread, f"{me} writes shared address {address} while {who} (issued at {self._at(other)}) may still "
+                         "read it", (who, me), "wgmma.wait_group in the warpgroup, then a barrier, then the write", other)  # fmt: skip
+                return
             if j >= self.warps:
                 self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address} while {self.names.get(j, 'a TMA store')} "
                          f"(issued at {self._at(other)}) may still read it", (self.names.get(j, "TMA store"), me),
@@ -344,6 +411,13 @@ class Order:
 
     def _report_async_overwrite(self, thread: int, word: int, cell: int, site: int) -> None:
         other = int(self.sites[word, 0])
+        if cell >> 32 & 255 >= self.read_columns:
+            self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues fills shared address {word * 4} again, and "
+                     f"nothing has told that thread that the tile loaded there at {self._at(other)} has been read: it does not wait until the slot is free, "
+                     "or waits with the wrong parity", (self._who(cell), f"TMA load of thread {thread}"),
+                     "before the load, wait for the slot's empty barrier (parity 1 in the first round, flipped each time around the ring) or at a barrier that all "
+                     "readers reach after their last read", other)  # fmt: skip
+            return
         self.add("tma-load-overwrites", site, word * 4, thread, f"the TMA load that thread {thread} issues writes shared address {word * 4} that "
                  f"{self._who(cell)} wrote at {self._at(other)}, with no order between", (self._who(cell), f"TMA load of thread {thread}"),
                  "issue the load only after a barrier, or after the mbarrier of the earlier load", other)  # fmt: skip
@@ -351,9 +425,25 @@ class Order:
     def _report_slot_overwritten(self, thread: int, word: int, column: int, site: int) -> None:
         other = int(self.sites[word, 1])
         who = f"warp {column}" if column < self.warps else self.names.get(column, "an asynchronous reader")
+        if column in self.products:
+            self._report_product_overwritten(thread, word, column, site, other, who)
+            return
         self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} "
                  f"may still read it (at {self._at(other)})", (who, f"TMA load of thread {thread}"),
                  "let all readers meet at a barrier after their last read, and issue the next load behind it", other)  # fmt: skip
+
+    def _report_product_overwritten(self, thread: int, word: int, column: int, site: int, other: int, who: str) -> None:
+        """A slot filled again while a WGMMA reads it: released before the wait, or not waited for at all."""
+        first, issued = self.products[column]
+        released = issued.get(int(self.reads[word, column]), 0) <= int(self.order[thread, first])  # the issuing warp arrived somewhere since
+        if released:
+            cause = "the warpgroup released the slot before a wgmma.wait_group had retired that WGMMA"
+            fix = "wgmma.wait_group first, then arrive on the slot's empty barrier (or at the barrier of the CTA)"
+        else:
+            cause = "the loading thread does not wait until the slot is free, or waits with the wrong parity"
+            fix = "before the load, wait for the slot's empty barrier: parity 1 in the first round, flipped each time around the ring"
+        self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} (issued at "
+                 f"{self._at(other)}) may still read it: {cause}", (who, f"TMA load of thread {thread}"), fix, other)  # fmt: skip
 
     def _report_async_read(self, thread: int, word: int, cell: int, site: int, other: int = -1) -> None:
         other = int(self.sites[word, 0]) if other < 0 else other

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import asynchronous, cache, host_calls, machine, native, warps  # noqa: F401 (handlers register themselves)
+from . import asynchronous, cache, host_calls, machine, native, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
 from . import profile as profiling
 from .errors import EmulatorError
 from .lower import Program, translate
 from .ptx import Function, Module, inline_calls, parse
-from .report import Counters, LineCount, Report, Request
+from .report import Counters, Hazard, LineCount, Report, Request
 from .tma import TensorMap
 
 Dim = int | Sequence[int]
@@ -51,6 +51,7 @@ def launch(
     profile: bool = True,
     instruction_limit: float = 2e10,
     keep_requests: int = 0,
+    fast: bool = False,
 ) -> Report:
     """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
 
@@ -67,6 +68,7 @@ def launch(
         profile: count memory requests, sectors and bank conflicts.
         instruction_limit: basic blocks after which a loop is called endless.
         keep_requests: warp requests of each access to keep with their addresses, for pictures.
+        fast: products of the tensor core with plain FP32 sums instead of the hardware's bits.
 
     Returns:
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
@@ -90,9 +92,14 @@ def launch(
     counts = np.zeros(max(1, len(program.blocks)), np.uint64)
     collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
     run = machine.Kernel(
-        program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit
+        program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
+        fast,
     )  # fmt: skip
+    if any(site.accumulators for site in program.sites):
+        tensor_core.prepare()  # its time is not the kernel's
     seconds = machine.run(run)
+    if hazards:
+        _report_registers(run)
     return _report(run, translated, seconds)
 
 
@@ -127,11 +134,17 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
 
 # ---------------------------------------------------------------------------------------------------- translation
 
+_TRANSLATOR = (
+    "accumulators.py", "arithmetic.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py",
+    "constants.py",
+)  # fmt: skip
+
+
 @functools.cache
 def _version() -> str:
     """A change of the translator makes every stored translation stale."""
     digest = hashlib.sha256()
-    for name in ("arithmetic.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py", "constants.py"):
+    for name in _TRANSLATOR:
         digest.update(files(__package__).joinpath(name).read_bytes())
     return digest.hexdigest()
 
@@ -269,6 +282,36 @@ def _module_variables(module: Module, program: Program, memory: machine.Memory) 
 
 
 # ---------------------------------------------------------------------------------------------------- report
+
+
+def _report_registers(run: machine.Kernel) -> None:
+    """What the analysis of the tensor core's registers found, where the kernel really came by."""
+    code = run.program.function.code
+    executed = {first + k for (first, length), count in zip(run.program.blocks, run.counts.tolist(), strict=False) if count for k in range(length)}
+
+    def at(index: int) -> str:
+        return str(code[index].location or f"PTX line {code[index].line}")
+
+    kept: dict[tuple[str, str], Hazard] = {}
+    for misuse in run.program.register_misuse:
+        if misuse.index not in executed or (misuse.other >= 0 and misuse.other not in executed):
+            continue
+        location, line = code[misuse.index].location, code[misuse.index].line
+        if misuse.kind == "wgmma-fence":
+            before = f"an ordinary instruction touched its registers at {at(misuse.other)}" if misuse.other >= 0 else "it is the first of the kernel"
+            message = f"missing wgmma.fence: {before}, and no wgmma.fence stands between that and this WGMMA"
+            parties, fix = ("ordinary instructions", "WGMMA"), "wgmma.fence.sync.aligned before the first WGMMA of each batch"
+        else:
+            verb = "writes" if misuse.writes else "reads"
+            message = (f"this {verb} an accumulator register of the WGMMA at {at(misuse.other)} while that WGMMA may still be in flight: no wgmma.wait_group "
+                       "has retired it on the way here")  # fmt: skip
+            parties, fix = ("ordinary instruction", "WGMMA"), "wgmma.commit_group and wgmma.wait_group before the accumulators are used"
+        hazard = kept.get((misuse.kind, at(misuse.index)))
+        if hazard is None:
+            kept[misuse.kind, at(misuse.index)] = Hazard(misuse.kind, message, location, line, 0, parties, fix)
+        else:
+            hazard.count += 1
+    run.hazard_list += kept.values()
 
 
 def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Report:

@@ -21,6 +21,7 @@ from importlib.resources import files
 
 from . import arithmetic, shadow
 from . import context as c
+from .accumulators import RegisterMisuse, find_misuse
 from .arithmetic import BITS, OPERATIONS, type_of
 from .errors import Unsupported
 from .ptx import (
@@ -78,6 +79,8 @@ class Site:
     instruction: Instruction
     arguments: tuple[Operand, ...]  # what the argument slots hold, in order
     results: tuple[Operand, ...]
+    accumulators: tuple[int, ...] = ()  # of wgmma: where in the context each accumulator register is kept, in bytes
+    pressure: int = 0  # of wgmma: FP32 registers that are live there
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Program:
     slots: dict[str, int] = field(default_factory=dict)
     local_places: dict[str, int] = field(default_factory=dict)  # context offset of each local variable
     loops: dict[int, int] = field(default_factory=dict)  # resume number of a loop that gave way -> instruction at its head
+    register_misuse: tuple[RegisterMisuse, ...] = ()
 
 
 def translate(module: Module, function: Function, *, hazards: bool = True, profile: bool = True) -> Program:
@@ -304,6 +308,7 @@ class _Lowering:
                 leaders.add(i + 1)
         leaders = {i for i in leaders if i <= count}
         self._liveness(sorted(leaders))
+        self.p.register_misuse = find_misuse(code, self.successors)
         block_of = {first: number for number, first in enumerate(sorted(x for x in leaders if x < count))}
         order = sorted(block_of)
         self.p.blocks = [(first, (order[i + 1] if i + 1 < len(order) else count) - first) for i, first in enumerate(order)]
@@ -511,11 +516,14 @@ class _Lowering:
 
     def yield_at(self, i: int, ins: Instruction, results: int) -> None:
         outputs = _flatten(ins.operands[:results])
-        arguments = _flatten(ins.operands[results:])
+        accumulators = _accumulators(ins)
+        arguments = _flatten(ins.operands[1 if accumulators else results :])
         if len(arguments) > c.ARGUMENT_SLOTS or len(outputs) > c.RESULT_SLOTS:
             raise self.unsupported(ins, f"this form ({len(arguments)} operands)")
         written = {o.name for o in outputs if isinstance(o, Register)}
         live = [name for name in self.live_after(i) if name not in written or ins.guard is not None]
+        if accumulators:  # the machine reads and writes them in the context
+            live += [name for name in accumulators if name not in live]
         self.save(live)
         for k, operand in enumerate(arguments):
             if ins.opcode == "call":
@@ -523,7 +531,8 @@ class _Lowering:
             value = self.read(operand, 64) if not _is_predicate(self, operand) else self.let(f"zext i1 {self.read(operand, 1)} to i64")
             self.emit(f"store i64 {value}, ptr {self.let(f'getelementptr i8, ptr %ctx, i64 {c.ARGUMENTS + 8 * k}')}")
         number = self.next_resume(f"resume{i}")
-        self.p.sites.append(Site(i, ins, tuple(arguments), tuple(outputs)))
+        pressure = sum(self.f.registers[name] == "f32" for name in live) if accumulators else 0
+        self.p.sites.append(Site(i, ins, tuple(arguments), tuple(outputs), tuple(self.p.slots[name] for name in accumulators), pressure))
         self.emit(f"store i32 {number}, ptr %ctx")
         self.finish(len(self.p.sites))
         self.label(f"resume{i}")
@@ -950,6 +959,15 @@ def _flatten(operands: tuple[Operand, ...]) -> list[Operand]:
         else:
             found.append(operand)
     return found
+
+
+def _accumulators(ins: Instruction) -> tuple[str, ...]:
+    """The registers that `wgmma.mma_async` adds to; there may be more than the argument slots hold."""
+    if ins.opcode != "wgmma" or ins.modifiers[0] != "mma_async":
+        return ()
+    vector = ins.operands[0]
+    assert isinstance(vector, Vector)
+    return tuple(item.name for item in vector.items if isinstance(item, Register))
 
 
 def _is_predicate(lowering: _Lowering, operand: Operand) -> bool:

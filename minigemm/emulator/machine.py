@@ -119,6 +119,7 @@ class Kernel:
     profile: Profile | None
     counts: np.ndarray
     instruction_limit: float
+    fast: bool = False
     events: list[Event] = field(default_factory=list)
     hazard_list: list = field(default_factory=list)
     traffic: dict[str, int] = field(default_factory=dict)

@@ -347,7 +347,7 @@ def fence(block: Block, site: Site, ids: np.ndarray) -> None:
     block.go(ids)
 
 
-@serves("nanosleep", "setmaxnreg", "griddepcontrol")
+@serves("nanosleep", "griddepcontrol")
 def nothing(block: Block, site: Site, ids: np.ndarray) -> None:
     block.go(ids)
 

@@ -154,8 +154,8 @@ def test_bytes_of_one_word_are_apart():
 
 
 @pytest.mark.parametrize("where, words", [
-    ("a[(blockIdx.y * kTile + i / kStep) * k + k0 + i % kStep + 100000]", "past the end of args[0]"),
-    ("(a - 100000)[(blockIdx.y * kTile + i / kStep) * k + k0 + i % kStep]", "before args"),
+    ("a[(blockIdx.y * kTile + i / kStep) * k + k0 + i % kStep + 128 * k]", "past the end of args[0]"),
+    ("(a - 4)[(blockIdx.y * kTile + i / kStep) * k + k0 + i % kStep]", "16 bytes before args[0]"),
     ("*(const float*)((const char*)a + 1 + 4 * i)", "misaligned"),
     ("*(const float*)(long long)(k - 64)", "global address 0x0"),
 ])  # fmt: skip
