@@ -10,8 +10,10 @@ It imports nothing of the rest of minigemm. docs/emulator.md says how it works a
 from .errors import Deadlock, EmulatorError, Fault, Location, Unsupported
 from .launching import launch
 from .report import Counters, Event, Hazard, Report
+from .timeline import Rates, Timeline
 from .tma import TensorMap
 
 __all__ = [
-    "Counters", "Deadlock", "EmulatorError", "Event", "Fault", "Hazard", "Location", "Report", "TensorMap", "Unsupported", "launch",
+    "Counters", "Deadlock", "EmulatorError", "Event", "Fault", "Hazard", "Location", "Rates", "Report", "TensorMap", "Timeline", "Unsupported",
+    "launch",
 ]  # fmt: skip

@@ -40,6 +40,8 @@ class Barrier:
     issued: int = 0  # asynchronous copies so far
     in_flight: set[int] = field(default_factory=set)
     phase: int = 0  # the last one that was published
+    latest: float = 0.0  # under a cycle model: the last arrival or landing of this phase
+    completed: float = 0.0  # and when the phase before completed
 
 
 def barrier_at(block: Block, address: int, site: Site, ids: np.ndarray) -> Barrier:
@@ -100,6 +102,7 @@ def arrive(block: Block, site: Site, ids: np.ndarray) -> None:
         barrier = barrier_at(block, address, site, group)
         if block.order:
             _collect(block, barrier, block.order.release(group))
+        barrier.latest = max(barrier.latest, block.now(group))
         for t in group.tolist():
             try:
                 state = _apply(barrier.state, site, [int(v) & U32 for v in block.arguments[t, 1 : len(site.arguments)]])
@@ -143,6 +146,7 @@ def _advance(block: Block, barrier: Barrier, site: Site | None) -> None:
     if barrier.state.phase == known:
         return
     barrier.phase = barrier.state.phase
+    barrier.completed, barrier.latest = barrier.latest, 0.0
     block.event("phase", f"mbarrier {barrier.address}", f"phase {known} complete, parity is now {barrier.state.phase & 1}", site)
     if block.order:
         if barrier.arrived is None:
@@ -157,15 +161,17 @@ def _advance(block: Block, barrier: Barrier, site: Site | None) -> None:
     for ids, phase, waiting_site, ticket in barrier.waiters:
         if barrier.state.phase > phase:
             block.waiting.pop(ticket)
-            _passed(block, barrier, ids)
+            _passed(block, barrier, ids, waiting_site)
             block.go(ids)
         else:
             still.append((ids, phase, waiting_site, ticket))
     barrier.waiters = still
 
 
-def _passed(block: Block, barrier: Barrier, ids: np.ndarray) -> None:
+def _passed(block: Block, barrier: Barrier, ids: np.ndarray, site: Site) -> None:
     block.results[ids, 0] = 1
+    if block.model:
+        block.until(ids, barrier.completed + block.model.rates.barrier_latency, f"mbarrier {barrier.address:#x}", site)
     if block.order and barrier.published is not None:
         block.order.acquire(ids, block.order.fit(barrier.published))
 
@@ -186,7 +192,7 @@ def wait(block: Block, site: Site, ids: np.ndarray) -> None:
             _misuse(block, site, address, int(group[0]), misuse)
             done = barrier.state.phase & 1 != value & 1
         if done:
-            _passed(block, barrier, group)
+            _passed(block, barrier, group, site)
             block.go(group)
         elif blocking:
             ticket = block.wait(group, site, partial(_why_waiting, barrier, value))
@@ -239,6 +245,7 @@ class BulkGroups:
     groups: deque[tuple[list[Callable[[], None]], int]] = field(default_factory=deque)  # copies, clock of the last
     clock: int = 0
     site: Site | None = None
+    read: float = 0.0  # under a cycle model: when the last has read its source
 
 
 def descriptor_at(block: Block, address: int, site: Site, ids: np.ndarray) -> tma.Descriptor:
@@ -309,8 +316,11 @@ def _load(
     block.kernel.add_traffic("tma_transactions", 1)
     block.event("tma load issued", f"thread {thread}", f"{what}, {nbytes} bytes on mbarrier {mbar}", site)
 
+    at = block.model.copy(thread >> 5, nbytes, f"load {nbytes} bytes to {address:#x}", str(site.instruction.location)) if block.model else 0.0
+
     def land() -> None:
         move()
+        barrier.latest = max(barrier.latest, at)
         barrier.in_flight.discard(number)
         block.event("tma load landed", "tma", f"{what}, {nbytes} bytes on mbarrier {mbar}", site)
         try:
@@ -319,7 +329,7 @@ def _load(
             _misuse(block, site, mbar, thread, misuse)
         _advance(block, barrier, site)
 
-    block.launch_async(land)
+    block.launch_async(land, at)
 
 
 def _store_box(block: Block, site: Site, thread: int, descriptor: tma.Descriptor, coordinates: list[int], address: int) -> None:
@@ -354,6 +364,8 @@ def _store(block: Block, site: Site, thread: int, address: int, span: int, nbyte
     if block.kernel.schedule == "early":
         move()
         move = _nothing
+    if block.model:
+        bulk.read = block.model.copy(thread >> 5, nbytes, f"store {nbytes} bytes from {address:#x}", str(site.instruction.location))
     bulk.open.append(move)
 
 
@@ -381,6 +393,7 @@ def wait_group(block: Block, site: Site, ids: np.ndarray) -> None:
                 copy()
             if block.order and clock:
                 block.order.order[t, block.order.reader_column(t)] = clock
+            block.until(np.array([t]), bulk.read, "TMA store", site)
             block.event("tma store done", f"thread {t}", "shared memory may be used again", site)
     block.go(ids)
 
@@ -444,7 +457,7 @@ def _ends(block: Block) -> None:
             site = next((s for s in block.kernel.program.sites if s.instruction.name.startswith("mbarrier") and "expect_tx" in s.instruction.name),
                         block.kernel.program.sites[0])  # fmt: skip
             block.hazard("mbarrier-bytes", site, barrier.address, 0, f"mbarrier at shared address {barrier.address:#x}: {problem}",
-                         (f"mbarrier at {barrier.address}", "TMA"), "let expect_tx name exactly the bytes of the copies of that phase")  # fmt: skip
+                         (f"mbarrier at {barrier.address:#x}", "TMA"), "let expect_tx name exactly the bytes of the copies of that phase")  # fmt: skip
 
 
 END_HOOKS.append(_ends)

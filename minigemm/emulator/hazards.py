@@ -127,7 +127,7 @@ class Order:
                     return self.next_column - 1
                 self._grow()
             self.barriers[address] = self.next_column
-            self.names[self.next_column] = f"mbarrier at shared address {address}"
+            self.names[self.next_column] = f"mbarrier at shared address {address:#x}"
             self.next_column += 1
         return self.barriers[address]
 
@@ -227,13 +227,13 @@ class Order:
             if cell >> 32 & 255 >= self.read_columns:
                 self._report_not_complete(site, word * 4, thread, f"issues a WGMMA whose operand {operand} reads", int(at[k]), other)
             else:
-                self.add("race", site, word * 4, thread, f"{who} reads shared address {word * 4} (operand {operand}) that {self._who(cell)} wrote at "
+                self.add("race", site, word * 4, thread, f"{who} reads shared address {word * 4:#x} (operand {operand}) that {self._who(cell)} wrote at "
                          f"{self._at(other)}, with no barrier between", (self._who(cell), who),
                          "fence.proxy.async in every writing thread, then a barrier that the warpgroup waits at, then the WGMMA", other)  # fmt: skip
         elif unfenced.any():
             k = int(np.argmax(unfenced))
             word, cell, other = int(words[k]), int(cells[k]), int(self.sites[words[k], 0])
-            self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: {who} reads shared address {word * 4} (operand {operand}) through the "
+            self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: {who} reads shared address {word * 4:#x} (operand {operand}) through the "
                      f"async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence after it",
                      (self._who(cell), who), "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip
         self._check_swizzle(words, cells, site, thread, operand, swizzle, who)
@@ -317,7 +317,7 @@ class Order:
             thread = int(ids[np.argmax(bad | own)])
             self.add(
                 "mbarrier-init", site, address, thread,
-                f"thread {thread} uses the mbarrier at shared address {address} that warp {column} initialised at {self._where_written(address >> 2)}, "
+                f"thread {thread} uses the mbarrier at shared address {address:#x} that warp {column} initialised at {self._where_written(address >> 2)}, "
                 "but no barrier stands between",
                 (f"warp {column}", f"thread {thread}"),
                 "after mbarrier.init, fence (fence.mbarrier_init or fence.proxy.async) and __syncthreads() before any thread uses it",
@@ -364,8 +364,8 @@ class Order:
         word = address >> 2
         other = int(self.sites[word, 0])
         if cell & c.CELL_BARRIER and kind != c.STORE_AFTER_READ:
-            self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {address}, which is a live mbarrier, "
-                     "with an ordinary access", (me, f"mbarrier at {address}"),
+            self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {address:#x}, which is a live mbarrier, "
+                     "with an ordinary access", (me, f"mbarrier at {address:#x}"),
                      "use mbarrier instructions only, or mbarrier.inval before the memory is used again", other)  # fmt: skip
         elif kind == c.STORE_AFTER_READ:
             j = reader & 255
@@ -376,23 +376,23 @@ class Order:
                 return
             if j in self.products:
                 who = self.names[j]
-                self.add("slot-overwritten", site, address, thread, f"{me} writes shared address {address} while {who} (issued at {self._at(other)}) may still "
+                self.add("slot-overwritten", site, address, thread, f"{me} writes shared address {address:#x} while {who} (issued at {self._at(other)}) may still "
                          "read it", (who, me), "wgmma.wait_group in the warpgroup, then a barrier, then the write", other)  # fmt: skip
                 return
             if j >= self.warps:
-                self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address} while {self.names.get(j, 'a TMA store')} "
+                self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address:#x} while {self.names.get(j, 'a TMA store')} "
                          f"(issued at {self._at(other)}) may still read it", (self.names.get(j, "TMA store"), me),
                          "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by its thread, then a barrier", other)  # fmt: skip
                 return
             them = f"warp {j}" + (f" (lane {lane})" if lane < 32 else "")
-            self.add("race", site, address, thread, f"data race on shared memory: {me} writes address {address} that {them} reads at "
+            self.add("race", site, address, thread, f"data race on shared memory: {me} writes address {address:#x} that {them} reads at "
                      f"{self._at(other)}, with no barrier between the read and this write", (them, me),
                      self._fix(j, thread, "the read and the write"), other)  # fmt: skip
         elif column >= self.warps:
             self._report_not_complete(site, address, thread, "reads" if kind == c.LOAD_AFTER_WRITE else "writes", column, other)
         else:
             verb = {c.LOAD_AFTER_WRITE: "reads", c.STORE_AFTER_WRITE: "writes", c.ATOMIC_AFTER_ACCESS: "updates atomically"}[kind]
-            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address} that {self._who(cell)} wrote at "
+            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address:#x} that {self._who(cell)} wrote at "
                      f"{self._at(other)}, with no barrier between", (self._who(cell), me),
                      self._fix(column, thread, "the two"), other)  # fmt: skip
 
@@ -404,7 +404,7 @@ class Order:
 
     def _report_not_complete(self, site: int, address: int, thread: int, verb: str, column: int, load: int) -> None:
         me, barrier = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})", self.names.get(column, "an mbarrier")
-        self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {address}, the destination of a TMA load issued at "
+        self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {address:#x}, the destination of a TMA load issued at "
                  f"{self._at(load)}, before that load has completed on the {barrier}: the thread does not wait for this phase, or waits with the wrong parity",
                  (f"TMA load on the {barrier}", me), "let every thread that reads the tile wait on the mbarrier (mbarrier.try_wait.parity), with the "
                  "parity of the phase that the load completes: 0 for the first, then flipped each time", load)  # fmt: skip
@@ -412,13 +412,13 @@ class Order:
     def _report_async_overwrite(self, thread: int, word: int, cell: int, site: int) -> None:
         other = int(self.sites[word, 0])
         if cell >> 32 & 255 >= self.read_columns:
-            self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues fills shared address {word * 4} again, and "
+            self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues fills shared address {word * 4:#x} again, and "
                      f"nothing has told that thread that the tile loaded there at {self._at(other)} has been read: it does not wait until the slot is free, "
                      "or waits with the wrong parity", (self._who(cell), f"TMA load of thread {thread}"),
                      "before the load, wait for the slot's empty barrier (parity 1 in the first round, flipped each time around the ring) or at a barrier that all "
                      "readers reach after their last read", other)  # fmt: skip
             return
-        self.add("tma-load-overwrites", site, word * 4, thread, f"the TMA load that thread {thread} issues writes shared address {word * 4} that "
+        self.add("tma-load-overwrites", site, word * 4, thread, f"the TMA load that thread {thread} issues writes shared address {word * 4:#x} that "
                  f"{self._who(cell)} wrote at {self._at(other)}, with no order between", (self._who(cell), f"TMA load of thread {thread}"),
                  "issue the load only after a barrier, or after the mbarrier of the earlier load", other)  # fmt: skip
 
@@ -428,7 +428,7 @@ class Order:
         if column in self.products:
             self._report_product_overwritten(thread, word, column, site, other, who)
             return
-        self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} "
+        self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4:#x} while {who} "
                  f"may still read it (at {self._at(other)})", (who, f"TMA load of thread {thread}"),
                  "let all readers meet at a barrier after their last read, and issue the next load behind it", other)  # fmt: skip
 
@@ -442,12 +442,12 @@ class Order:
         else:
             cause = "the loading thread does not wait until the slot is free, or waits with the wrong parity"
             fix = "before the load, wait for the slot's empty barrier: parity 1 in the first round, flipped each time around the ring"
-        self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4} while {who} (issued at "
-                 f"{self._at(other)}) may still read it: {cause}", (who, f"TMA load of thread {thread}"), fix, other)  # fmt: skip
+        self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4:#x} while {who} "
+                 f"(issued at {self._at(other)}) may still read it: {cause}", (who, f"TMA load of thread {thread}"), fix, other)  # fmt: skip
 
     def _report_async_read(self, thread: int, word: int, cell: int, site: int, other: int = -1) -> None:
         other = int(self.sites[word, 0]) if other < 0 else other
-        self.add("tma-store-too-early", site, word * 4, thread, f"the TMA store that thread {thread} issues reads shared address {word * 4} that "
+        self.add("tma-store-too-early", site, word * 4, thread, f"the TMA store that thread {thread} issues reads shared address {word * 4:#x} that "
                  f"{self._who(cell)} writes at {self._at(other)}, with no barrier between", (self._who(cell), f"TMA store of thread {thread}"),
                  "fence.proxy.async in every writing thread, then __syncthreads(), then the store", other)  # fmt: skip
 

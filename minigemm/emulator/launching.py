@@ -21,6 +21,7 @@ from .errors import EmulatorError
 from .lower import Program, translate
 from .ptx import Function, Module, inline_calls, parse
 from .report import Counters, Hazard, LineCount, Report, Request
+from .timeline import Rates
 from .tma import TensorMap
 
 Dim = int | Sequence[int]
@@ -52,6 +53,7 @@ def launch(
     instruction_limit: float = 2e10,
     keep_requests: int = 0,
     fast: bool = False,
+    timeline: bool | Rates = False,
 ) -> Report:
     """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
 
@@ -69,6 +71,8 @@ def launch(
         instruction_limit: basic blocks after which a loop is called endless.
         keep_requests: warp requests of each access to keep with their addresses, for pictures.
         fast: products of the tensor core with plain FP32 sums instead of the hardware's bits.
+        timeline: run CTA 0 by a cycle model (its own rates, or True for ours) and keep who was busy and who waited: ``report.timeline``.
+            The model is that CTA's schedule, and ``schedule`` the others'.
 
     Returns:
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
@@ -93,8 +97,9 @@ def launch(
     collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
     run = machine.Kernel(
         program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
-        fast,
+        fast, (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None,
     )  # fmt: skip
+    run.lengths = np.array([length for _, length in program.blocks] or [0], np.float64)
     if any(site.accumulators for site in program.sites):
         tensor_core.prepare()  # its time is not the kernel's
     seconds = machine.run(run)
@@ -333,7 +338,7 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
     return Report(
         kernel=run.program.function.name, grid=run.grid, block=run.block, schedule=run.schedule, hazards=run.hazard_list, counters=counters,
         lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin, requests=requests,
-        looked_for_hazards=run.hazards,
+        looked_for_hazards=run.hazards, timeline=run.timeline,
     )  # fmt: skip
 
 

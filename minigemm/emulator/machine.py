@@ -10,6 +10,7 @@ moments, with warps in random order. A kernel that waits as it must gives the sa
 
 from __future__ import annotations
 
+import heapq
 import random
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from .lower import Program, Site
 from .native import Native
 from .ptx import Symbol
 from .report import Event
+from .timeline import Model, Rates, Timeline
 
 if TYPE_CHECKING:
     from .profile import Profile
@@ -120,6 +122,9 @@ class Kernel:
     counts: np.ndarray
     instruction_limit: float
     fast: bool = False
+    rates: Rates | None = None  # the cycle model, where a timeline is wanted
+    timeline: Timeline | None = None  # of CTA 0
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0))  # instructions of each basic block
     events: list[Event] = field(default_factory=list)
     hazard_list: list = field(default_factory=list)
     traffic: dict[str, int] = field(default_factory=dict)
@@ -170,6 +175,8 @@ class Block:
         self.steps = 0
         self.idle_rounds = 0
         self.fingerprint: int | None = None
+        self.model = Model(-(-self.threads // 32), kernel.rates) if kernel.rates and linear == 0 else None
+        self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: what is in flight, by its time
 
     # ------------------------------------------------------------------------------------------- what handlers use
 
@@ -189,12 +196,23 @@ class Block:
         self.go(ids)
         return ids
 
-    def launch_async(self, complete: Callable[[], None]) -> None:
-        """Asynchronous work: ``complete`` runs now, late, or at a random moment."""
-        if self.kernel.schedule == "early":
+    def launch_async(self, complete: Callable[[], None], at: float = 0.0) -> None:
+        """Asynchronous work: ``complete`` runs now, late, at a random moment, or at that time of the model."""
+        if self.model:
+            heapq.heappush(self.landing, (at, len(self.landing) + self.steps * 4096, complete))
+        elif self.kernel.schedule == "early":
             complete()
         else:
             self.flight.append(complete)
+
+    def until(self, ids: np.ndarray, time: float, what: str, site: Site) -> None:
+        """Under a model: these threads go on no earlier than that."""
+        if self.model:
+            self.model.until(np.unique(ids >> 5).tolist(), time, what, _line(site))
+
+    def now(self, ids: np.ndarray) -> float:
+        """Under a model: when the last of these threads came to where it is."""
+        return self.model.at(np.unique(ids >> 5).tolist()) if self.model else 0.0
 
     def event(self, kind: str, agent: str, detail: str, site: Site | None = None) -> None:
         if self.linear == 0 and len(self.kernel.events) < 4096:
@@ -235,6 +253,8 @@ class Block:
     def _next(self) -> np.ndarray | None:
         if not self.ready:
             return None
+        if self.model:
+            return self._earliest(self.model)
         if self.random is None:
             ids = np.concatenate(self.ready) if len(self.ready) > 1 else self.ready[0]
             self.ready = []
@@ -247,7 +267,21 @@ class Block:
         self.ready = [ids[ids >> 5 != chosen]] if len(warps) > 1 else []
         return ids[ids >> 5 == chosen]
 
+    def _earliest(self, model: Model) -> np.ndarray:
+        """The ready warp whose clock is behind, after what has landed before that."""
+        while True:
+            ids = np.sort(np.concatenate(self.ready))
+            warps = np.unique(ids >> 5).tolist()
+            chosen = min(warps, key=model.now.__getitem__)
+            if not self.landing or self.landing[0][0] > model.now[chosen]:
+                self.ready = [ids[ids >> 5 != chosen]] if len(warps) > 1 else []
+                return ids[ids >> 5 == chosen]
+            heapq.heappop(self.landing)[2]()
+
     def _deliver(self) -> bool:
+        if self.landing:
+            heapq.heappop(self.landing)[2]()
+            return True
         if not self.flight:
             return False
         if self.random is None:
@@ -269,6 +303,7 @@ class Block:
             self.c64[:, c.STAMP // 8] = self.order.stamps()
             self.order.stale = False
         ids = np.ascontiguousarray(ids, np.int32)
+        before = kernel.counts @ kernel.lengths if self.model else 0.0
         kernel.native.step(  # type: ignore[operator]
             self.contexts.ctypes.data, self.contexts.strides[0], len(ids), ids.ctypes.data, self.record.ctypes.data
         )
@@ -279,6 +314,10 @@ class Block:
         if kernel.profile is not None:
             kernel.profile.take(pool.log, self.c64[:, c.LOGGED // 8], ids, self.linear)
         codes = self.c32[ids, c.CODE // 4]
+        if self.model:
+            code = int(codes[0])
+            line = _line(kernel.program.sites[code - 1]) if code > 0 else ""
+            self.model.executed(int(ids[0]) >> 5, float(kernel.counts @ kernel.lengths - before) / len(ids), line)
         if (codes == c.FAULT).any():
             raise self._fault()
         first = int(codes[0])
@@ -306,7 +345,7 @@ class Block:
         if self.steps % 64 == 0 and float(self.kernel.counts.sum()) > self.kernel.instruction_limit:
             raise EmulatorError(f"no end after {self.kernel.instruction_limit:.0e} basic blocks: an endless loop? Thread {int(groups[0][1][0])} is at "
                                 f"{self._loop(groups[0][1])}")  # fmt: skip
-        if any(code != c.BUDGET for code, _ in groups) or self.flight:
+        if any(code != c.BUDGET for code, _ in groups) or self.flight or self.landing:
             self.idle_rounds = 0
             return True
         ids = groups[0][1]
@@ -383,6 +422,8 @@ class Block:
     def _finish(self) -> None:
         for hook in END_HOOKS:
             hook(self)
+        if self.model:
+            self.kernel.timeline = self.model.timeline
         self._finish_order()
 
         if self.order and (unwritten := self.order.unexplained()):
@@ -394,6 +435,10 @@ class Block:
     def _finish_order(self) -> None:
         if self.order:
             self.kernel.hazard_list += [h for h in self.order.found.values() if h not in self.kernel.hazard_list]
+
+
+def _line(site: Site) -> str:
+    return str(site.instruction.location or f"PTX line {site.instruction.line}")
 
 
 def _names(ids: np.ndarray) -> str:

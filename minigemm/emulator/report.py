@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from .errors import Location
+from .timeline import Timeline
 
 SHOWN = 12  # lines and events that a drawn report shows before it says how many more there are
 
@@ -136,6 +137,7 @@ class Report:
         events: what CTA 0 went through, in order.
         seconds, translate_seconds: wall time of the run, and of the translation; ``origin`` is ``"compiled"``, ``"disk"`` or ``"memory"``.
         requests: warp requests with their addresses, where the launch was asked to keep them.
+        timeline: who was busy and who waited, where the launch was asked for it.
     """
 
     kernel: str
@@ -151,6 +153,7 @@ class Report:
     origin: str
     requests: Sequence[Request] = ()
     looked_for_hazards: bool = True
+    timeline: Timeline | None = None
 
     def __str__(self) -> str:
         title, *facts = self._facts()

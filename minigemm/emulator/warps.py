@@ -79,6 +79,10 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
     del block.named[barrier.number]
     _check_aligned(block, barrier)
     every = np.concatenate([ids for ids, _, _ in barrier.groups])
+    if block.model:
+        waiters = [ids for ids, _, ticket in barrier.groups if ticket]
+        if waiters:
+            block.until(np.concatenate(waiters), block.now(every) + block.model.rates.barrier_latency, f"barrier {barrier.number}", site)
     if block.order:
         block.order.meet(every)
     if "red" in site.instruction.modifiers:

@@ -91,6 +91,7 @@ class Product:
     site: Site
     compute: Callable[[], None] | None  # None once it has been computed
     clock: int
+    done: float = 0.0  # under a cycle model: when it may be retired
 
 
 @dataclass
@@ -213,7 +214,10 @@ def _issue(block: Block, site: Site, ids: np.ndarray) -> None:
             accumulator.sums[:] = 0
         (tensor_core.accumulate_fast if block.kernel.fast else tensor_core.accumulate)(left, right, accumulator.sums, shape.a, shape.b)
 
-    product = Product(site, compute, group.clock)
+    if block.model:
+        block.model.product(number, np.unique(ids >> 5).tolist(), shape.n, str(site.instruction.location))
+    done = block.model.products[number] if block.model else 0.0
+    product = Product(site, compute, group.clock, done)
     group.open.append(product)
     block.event("wgmma issued", f"warpgroup {number}", f"m64n{shape.n}k32", site)
     if block.kernel.schedule == "early":
@@ -329,11 +333,11 @@ def wait_group(block: Block, site: Site, ids: np.ndarray) -> None:
                 if product.compute is not None:
                     _compute(group, product)
             for product in group.groups.popleft():
-                _retire(block, group, product, threads)
+                _retire(block, group, product, threads, site)
         block.go(threads)
 
 
-def _retire(block: Block, group: Warpgroup, product: Product, ids: np.ndarray) -> None:
+def _retire(block: Block, group: Warpgroup, product: Product, ids: np.ndarray, site: Site) -> None:
     columns = tuple(offset // 4 for offset in product.site.accumulators)
     accumulator = group.accumulators[columns]
     accumulator.pending -= 1
@@ -341,6 +345,7 @@ def _retire(block: Block, group: Warpgroup, product: Product, ids: np.ndarray) -
         del group.accumulators[columns]
         if block.kernel.schedule != "early":
             block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
+    block.until(ids, product.done, "WGMMA", site)
     if block.order:
         block.order.tensor_core_done(ids, group.number, product.clock)
     block.event("wgmma retired", f"warpgroup {group.number}", "", product.site)

@@ -20,6 +20,8 @@ class _Observation:
     schedule: str | int
     hazards: bool
     requests: int
+    timeline: bool | emulator.Rates
+    fast: bool
     reports: list[emulator.Report] = field(default_factory=list)
 
 
@@ -28,7 +30,9 @@ _warned: set[tuple[str, str]] = set()
 
 
 @contextmanager
-def observe(schedule: str | int = "late", hazards: bool = True, requests: int = 0) -> Iterator[list[emulator.Report]]:
+def observe(
+    schedule: str | int = "late", hazards: bool = True, requests: int = 0, timeline: bool | emulator.Rates = False, fast: bool = False
+) -> Iterator[list[emulator.Report]]:
     """Collect the emulator's reports of every call on CPU tensors inside the `with`.
 
         with minigemm.observe() as seen:
@@ -39,12 +43,14 @@ def observe(schedule: str | int = "late", hazards: bool = True, requests: int = 
         schedule: when asynchronous work completes: "late" (only when no thread can go on), "early" (at once), or an integer seed for a random order.
         hazards: whether to look for races and misuse. False is about twice as fast.
         requests: warp requests of each memory access to keep with their addresses, for pictures.
+        timeline: True, or an `emulator.Rates`, to run the first CTA by a cycle model and keep who was busy and who waited (`report.timeline`).
+        fast: True for products of the tensor core with plain FP32 sums, where the hardware's bits do not matter.
 
     Outside of it a hazard warns once for each place (HazardWarning). A fault or deadlock raises in both.
     """
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
-    observation = _Observation(schedule, hazards, requests)
+    observation = _Observation(schedule, hazards, requests, timeline, fast)
     token = _observing.set(observation)
     try:
         yield observation.reports
@@ -69,11 +75,12 @@ def tensor_map(description: types.TensorMap) -> emulator.TensorMap:
 def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
     """Run the launch to its end."""
     observation = _observing.get()
-    chosen = observation or _Observation("late", True, 0)
+    chosen = observation or _Observation("late", True, 0, False, False)
     args = [tensor_map(arg) if isinstance(arg, types.TensorMap) else arg for arg in launch.args]
     report = emulator.launch(
         kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, cluster=launch.cluster,
         schedule=chosen.schedule, hazards=chosen.hazards, profile=observation is not None, keep_requests=chosen.requests,
+        timeline=chosen.timeline, fast=chosen.fast,
     )  # fmt: skip
     if observation is not None:
         observation.reports.append(report)
