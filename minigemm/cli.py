@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--json", action="store_true")
     gpu = commands.add_parser("test-gpu", help="the tests on a Hopper GPU, and compute-sanitizer where it is installed")
     gpu.add_argument("--record", metavar="FILE", type=Path, help="store the GPU's results as data for the CPU's tests")
+    gpu.add_argument("--record-tensor-core", metavar="FILE", type=Path, help="the same for chains of single WGMMAs")
+    gpu.add_argument("--tests", choices=("yes", "no"), default="yes")
     gpu.add_argument("--sanitizer", choices=("yes", "no"), default="yes")
     options = parser.parse_args(arguments)
     return {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "bench": _bench, "test-gpu": _test_gpu}[options.command](options)
@@ -171,4 +173,4 @@ def _bench(options: argparse.Namespace) -> int:
 def _test_gpu(options: argparse.Namespace) -> int:
     from . import gpu_tests
 
-    return gpu_tests.run(record=options.record, sanitizer=options.sanitizer == "yes")
+    return gpu_tests.run(options.record, options.sanitizer == "yes", options.record_tensor_core, options.tests == "yes")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import jit, quantize, recordings, runtime, tour
+from . import jit, probes, quantize, recordings, runtime, tour
 from .kernels import stage_named, stages
 from .types import Problem
 
@@ -23,16 +23,18 @@ TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 RAGGED = ((64, 64, 128), (77, 50, 144), (1, 8, 16), (130, 129, 272))
 
 
-def run(record: Path | None = None, sanitizer: bool = True) -> int:
+def run(record: Path | None = None, sanitizer: bool = True, record_tensor_core: Path | None = None, tests: bool = True) -> int:
     """0 when everything passed. What cannot be run here is said, and is no pass."""
     device = tour.best_device()
     if device.type != "cuda":
         print("minigemm: test-gpu needs a Hopper GPU (compute capability 9.0), and torch sees none; `make test` runs everything else", file=sys.stderr)
         return 2
     failures = 0
-    tests = Path(__file__).parents[1] / "tests"
-    if tests.is_dir():
-        failures += subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)], check=False).returncode != 0
+    folder = Path(__file__).parents[1] / "tests"
+    if not tests:
+        print("tests: not run (--tests no)")
+    elif folder.is_dir():
+        failures += subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(folder)], check=False).returncode != 0
     else:
         print("tests: not run (the tests are in the repository, not in the wheel)")
     if sanitizer:
@@ -40,6 +42,9 @@ def run(record: Path | None = None, sanitizer: bool = True) -> int:
     if record is not None:
         count = recordings.record(record, device, tour.machine(device))
         print(f"recorded {count} outputs in {record}")
+    if record_tensor_core is not None:
+        count = probes.record(record_tensor_core, device, tour.machine(device))
+        print(f"recorded {count} elements of WGMMA chains in {record_tensor_core}")
     return 1 if failures else 0
 
 

@@ -1,8 +1,8 @@
 """From a CUDA C++ file and a Config to PTX and a cubin, through NVRTC.
 
-The source that is compiled is the config's constants, a `#line` that gives the file its own line numbers back, and the
-file. Whatever else the compiler reads (headers, flags, its version) is part of the key under which the result is kept:
-in memory, then on disk (`minigemm.emulator.cache`). Headers are handed over as text: what was hashed is what is compiled.
+The source that is compiled is the config's constants and declarations, a `#line` that gives the file its own line
+numbers back, and the file. Whatever else the compiler reads (headers, flags, its version) is part of the key under
+which the result is kept: in memory, then on disk (`minigemm.emulator.cache`). Headers are handed over as text: what was hashed is what is compiled.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _read(source: Path, config: Config) -> _Unit:
                     pending.append((headers[include], path.parent))
                     break
     constants = "".join(f"constexpr int {name} = {value};\n" for name, value in config.constants().items())
-    rendered = f"{constants}#line 1 {json.dumps(source.name, ensure_ascii=False)}\n{text}"
+    rendered = f"{constants}{config.declarations()}#line 1 {json.dumps(source.name, ensure_ascii=False)}\n{text}"
     newest = max(max(stamp[:2]) for stamp in stamps.values() if stamp is not None)
     settled = time.time_ns() - newest > _SETTLED_NS
     return _Unit(source, text, rendered, headers, stamps, settled)

@@ -30,6 +30,10 @@ class Config:
         """The prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`; a bool becomes 0 or 1."""
         return {field.name.upper(): int(getattr(self, field.name)) for field in fields(self)}
 
+    def declarations(self) -> str:
+        """CUDA C++ that the prelude holds after the constants: what a stage needs and cannot write for every config at once."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Legality:

@@ -188,8 +188,7 @@ def _issue(block: Block, site: Site, ids: np.ndarray) -> None:
     a_registers = (arguments[:, :4] & 0xFFFFFFFF).astype(np.uint32)
     descriptor_b, scale_d, *signs = arguments[0, at_b:].tolist()
     _uniform(block, site, ids, arguments[:, at_b], "the descriptor of B")
-    if any(_signed(sign) != 1 for sign in signs):
-        raise Unsupported(f"{_name(site)} with a negated operand (imm-scale-a, imm-scale-b of -1) is not emulated", site.instruction.location)
+    flip_a, flip_b = (np.uint8(0x80 if _signed(sign) < 0 else 0) for sign in (signs + [1, 1])[:2])  # -1 negates an operand
     a = None
     if not shape.from_registers:
         _uniform(block, site, ids, arguments[:, 0], "the descriptor of A")
@@ -212,6 +211,7 @@ def _issue(block: Block, site: Site, ids: np.ndarray) -> None:
         right = _fetch(block, b)
         if not scale_d:
             accumulator.sums[:] = 0
+        left, right = left ^ flip_a, right ^ flip_b
         (tensor_core.accumulate_fast if block.kernel.fast else tensor_core.accumulate)(left, right, accumulator.sums, shape.a, shape.b)
 
     if block.model:
