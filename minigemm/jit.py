@@ -40,7 +40,7 @@ FLAGS = (
     "--ptxas-options=-v",  # registers and spills, which `minigemm.inspect` reads from the log
 )
 
-_FORMAT = 1  # of a cache entry
+_FORMAT = 2  # of a cache entry
 PRELUDE = "prelude"  # the file name of what stands above the stage's own first line
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
@@ -231,7 +231,7 @@ def measure(source: Path, config: Config, *, name: str, kernel: str) -> tuple[fl
 def _compile(unit: _Unit, key: str, kernel: str) -> bytes:
     """A cache entry: PTX, cubin and log in one JSON object."""
     compiled, ptx, cubin, log = _run_nvrtc(unit)
-    ptx = _plain_names(ptx, unit.sources)
+    ptx = _plain_names(ptx, [*unit.sources, PRELUDE])
     if not compiled:
         raise _error(unit, key, log, ptx)
     entries = _ENTRY.findall(ptx)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 
 from .kernels import stage_named, stages
-from .quantize import Quantized
+from .layout import ceil_div, to_m_major
+from .quantize import BLOCK, Quantized
 
 __all__ = ["REGIMES", "Case", "cases", "inputs", "load", "record"]
 
@@ -26,6 +28,7 @@ SHAPES = (
     (1, 1, 16), (1, 77, 48), (77, 1, 16), (8, 8, 32), (16, 24, 64), (33, 40, 80), (64, 64, 128), (65, 63, 144), (17, 72, 256), (48, 31, 272), (96, 16, 512),
     (40, 56, 1040),
 )  # fmt: skip
+LONG_SHAPES = ((130, 264, 528), (16, 24, 4224))  # of the tensor-core stages besides: tiles in both directions, and more than 32 steps of 128
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,27 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
         {"block_m": 32, "block_n": 64, "block_k": 64, "thread_m": 4, "thread_n": 4},
         {"block_m": 32, "block_n": 32, "block_k": 32, "thread_m": 2, "thread_n": 2},
     ),
+    "s04_wgmma": ({"block_m": 64, "block_n": 64}, {"block_m": 128, "block_n": 24}, {"block_m": 64, "block_n": 200}),
+    "s05_pipelined": (
+        {"block_m": 64, "block_n": 64, "stages": 2},
+        {"block_m": 128, "block_n": 40, "stages": 4},
+        {"block_m": 64, "block_n": 128, "stages": 3},
+    ),
+    "s06_warp_specialized": (
+        {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1},
+        {"block_m": 128, "block_n": 64, "stages": 4, "consumers": 2},
+        {"block_m": 256, "block_n": 48, "stages": 3, "consumers": 2},
+        {"block_m": 192, "block_n": 80, "stages": 2, "consumers": 3},
+        {"block_m": 128, "block_n": 64, "stages": 3, "consumers": 1, "out_fp32": 1},
+    ),
+    "s07_promoted": (
+        {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1},
+        {"block_m": 128, "block_n": 112, "stages": 4, "consumers": 2},
+        {"block_m": 256, "block_n": 48, "stages": 3, "consumers": 2},
+        {"block_m": 128, "block_n": 160, "stages": 3, "consumers": 2},
+        {"block_m": 192, "block_n": 96, "stages": 2, "consumers": 3},
+        {"block_m": 64, "block_n": 192, "stages": 3, "consumers": 1, "out_fp32": 1},
+    ),
 }
 
 
@@ -67,7 +91,7 @@ def cases() -> Iterator[Case]:
     for module in stages():
         name = module.stage.name
         for c, config in enumerate(CONFIGS.get(name, ({},))):
-            for s, (m, n, k) in enumerate(SHAPES):
+            for s, (m, n, k) in enumerate(SHAPES + (LONG_SHAPES if name >= "s04" else ())):
                 yield Case(name, m, n, k, tuple(sorted(config.items())), REGIMES[(s + c) % len(REGIMES)])
 
 
@@ -81,10 +105,11 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
 
 
 def inputs(case: Case) -> tuple[Quantized, Quantized]:
-    """a and b of a case, as e4m3 bit patterns with one scale each, on the CPU."""
+    """a and b of a case, as e4m3 bit patterns with their scales, on the CPU."""
+    of_a, of_b = stage_named(case.stage).stage.granularities
     return (
-        Quantized(_bytes(case, case.seed, case.m), _scale(case.seed + 1), "tensor"),
-        Quantized(_bytes(case, case.seed + 2, case.n), _scale(case.seed + 3), "tensor"),
+        Quantized(_bytes(case, case.seed, case.m), _scales(case.seed + 1, case.m, case.k, of_a), of_a),
+        Quantized(_bytes(case, case.seed + 2, case.n), _scales(case.seed + 3, case.n, case.k, of_b), of_b),
     )
 
 
@@ -104,16 +129,21 @@ def _bytes(case: Case, seed: int, rows: int) -> torch.Tensor:
     return torch.from_numpy((sign | low).reshape(rows, case.k)).view(torch.float8_e4m3fn)
 
 
-def _scale(seed: int) -> torch.Tensor:
-    fraction = int(splitmix64(seed, 1)[0] >> np.uint64(41))
-    return torch.tensor((1 + fraction / 2**23) / 64, dtype=torch.float32)
+def _scales(seed: int, rows: int, k: int, granularity: str) -> torch.Tensor:
+    """Numbers from 1/64 to 1/32, one for each block of the granularity."""
+    shape = {"tensor": (), "1x128": (rows, ceil_div(k, BLOCK)), "128x128": (ceil_div(rows, BLOCK), ceil_div(k, BLOCK))}[granularity]
+    fractions = (splitmix64(seed, math.prod(shape)) >> np.uint64(41)).astype(np.float64)
+    scales = torch.from_numpy((1 + fractions / 2**23) / 64).float().reshape(shape)
+    return to_m_major(scales) if granularity == "1x128" else scales
 
 
 def output(case: Case, device: torch.device | str) -> np.ndarray:
-    """The case's d as uint16 bits, computed on a device."""
+    """The case's d as the bits of its elements, uint16 or uint32, computed on a device."""
     module = stage_named(case.stage)
     config = module.Config(**dict(case.config))
     a, b = (q.to(device) for q in inputs(case))
+    if dict(case.config).get("out_fp32"):
+        return module.gemm(a, b, config, out_dtype=torch.float32).cpu().view(torch.int32).numpy().view(np.uint32)
     return module.gemm(a, b, config).cpu().view(torch.int16).numpy().view(np.uint16)
 
 

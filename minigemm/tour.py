@@ -11,16 +11,22 @@ from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
-from . import doctor, jit, quantize
+from . import chips, doctor, jit, quantize
+from .emulator import tensor_core
 from .kernels import stages
+from .kernels.stage import Stage
+from .layout import ceil_div
+from .quantize import BLOCK, Quantized
 from .runtime.emulated import observe
 from .types import Problem
 
-__all__ = ["TOLERANCE", "StageResult", "best_device", "machine", "relative_error", "run", "tolerance"]
+__all__ = ["TOLERANCE", "StageResult", "best_device", "machine", "relative_error", "run", "tensor_core_result", "tolerance"]
 
 TOLERANCE = 3e-3  # of ||d - ref||_F / ||ref||_F: BF16 rounds to 1.7e-3 on average
+SAMPLE = (64, 256)  # rows and columns of d for which the tensor core's own error is computed
 FLUSH_BYTES = 256 << 20  # zeroed before each timed call: more than the L2 cache holds
 
 
@@ -84,17 +90,20 @@ def run(
     """Run stages on quantized LLM-like activations and weights of one problem; one result each. `progress` hears what is going on."""
     device = device or best_device()
     progress("quantizing")
-    a = quantize.quantize(quantize.activations(problem.m, problem.k, seed=seed, device=device), "tensor")
-    b = quantize.quantize(quantize.weights(problem.n, problem.k, seed=seed + 1, device=device), "tensor")
-    reference = quantize.reference(a, b)
+    x = quantize.activations(problem.m, problem.k, seed=seed, device=device)
+    w = quantize.weights(problem.n, problem.k, seed=seed + 1, device=device)
+    operands = {}
+    for granularities in {module.stage.granularities for module in chosen or stages()}:
+        a, b = quantize.quantize(x, granularities[0]), quantize.quantize(w, granularities[1])
+        operands[granularities] = a, b, quantize.reference(a, b)
     results = []
     for module in chosen or stages():
-        results.append(_one(module, problem, a, b, reference, device, progress))
+        results.append(_one(module, problem, *operands[module.stage.granularities], device, progress))
     return results
 
 
 def _one(
-    module: ModuleType, problem: Problem, a: quantize.Quantized, b: quantize.Quantized, reference: torch.Tensor, device: torch.device,
+    module: ModuleType, problem: Problem, a: Quantized, b: Quantized, reference: torch.Tensor, device: torch.device,
     progress: Callable[[str], None],
 ) -> StageResult:  # fmt: skip
     stage = module.stage
@@ -119,9 +128,9 @@ def _one(
         elif device.type == "cuda":
             row["run_s"] = time_on_gpu(lambda: stage.gemm(a, b, config), device)
             row["tflops"] = 2 * problem.m * problem.n * problem.k / row["run_s"] / 1e12
-            row["floor_share"] = floor_seconds(problem) / row["run_s"]
+            row["floor_share"] = chips.of(torch.cuda.get_device_name(device)).floor(problem.m, problem.n, problem.k) / row["run_s"]
         row["rel_err"] = relative_error(d, reference)
-        if not row["rel_err"] <= (limit := tolerance(reference)):
+        if not row["rel_err"] <= (limit := tolerance(stage, a, b, reference)):
             row["error"] = f"relative error {row['rel_err']:.2e} is not below {limit:.1e}"
         elif row["hazards"]:
             row["error"] = row["hazards"][0]
@@ -137,9 +146,53 @@ def relative_error(d: torch.Tensor, reference: torch.Tensor) -> float:
     return distance / norm if norm else distance
 
 
-def tolerance(reference: torch.Tensor) -> float:
-    """The relative error below which a BF16 result is right: 3e-3, or what rounding alone costs where a few elements decide (up to 2**-8)."""
-    return max(TOLERANCE, 1.01 * relative_error(reference.bfloat16(), reference))
+def tolerance(stage: Stage, a: Quantized, b: Quantized, reference: torch.Tensor) -> float:
+    """The relative error below which a stage's result is right.
+
+    3e-3, or what BF16's rounding alone costs where a few elements decide (up to 2**-8). Where all of k is summed in the tensor core: 2e-3 plus the
+    error that its rule has for these inputs, on a sample of rows and columns. An error before the rounding can add up to twice itself behind it.
+    """
+    rounding = 1.01 * relative_error(reference.bfloat16(), reference)
+    if stage.sums == "fp32" or not reference.numel():
+        return max(TOLERANCE, rounding)
+    rows, columns = SAMPLE
+    result = tensor_core_result(stage, _first(a, rows), _first(b, columns))
+    own = relative_error(result, reference[:rows, :columns].cpu())
+    return max(TOLERANCE if stage.sums == "promoted" else 2e-3 + own, rounding + 2 * own)
+
+
+def _first(q: Quantized, rows: int) -> Quantized:
+    """The first rows (a multiple of 128, or fewer than 128) with their scales, on the CPU."""
+    blocks = {"tensor": None, "1x128": rows, "128x128": ceil_div(rows, BLOCK)}[q.granularity]
+    return Quantized(q.data[:rows].cpu(), q.scale.cpu() if blocks is None else q.scale[:blocks].cpu(), q.granularity)
+
+
+def tensor_core_result(stage: Stage, a: Quantized, b: Quantized) -> torch.Tensor:
+    """float32 (m, n) on the CPU: what a stage computes, every bit of it, before it rounds to the dtype of d. For the stages with WGMMA."""
+    a, b = a.to("cpu"), b.to("cpu")
+    if stage.sums == "tensor core":
+        return _sums(a.data, b.data) * (a.scale * b.scale)
+    acc = np.zeros((a.data.shape[0], b.data.shape[0]), np.float32)
+    scale_b = b.scale.repeat_interleave(BLOCK, 0)[: b.data.shape[0]]
+    for step in range(a.scale.shape[1]):
+        columns = slice(step * BLOCK, (step + 1) * BLOCK)
+        partial = _sums(a.data[:, columns], b.data[:, columns])
+        scale = (a.scale[:, step, None] * scale_b[None, :, step]).numpy()
+        # a long double holds the product exactly and the sum nearly so: what a fused multiply-add rounds once
+        acc = (scale.astype(np.longdouble) * partial.numpy() + acc).astype(np.float32)
+    return torch.from_numpy(acc)
+
+
+def _sums(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """float32 (m, n): the tensor core's sums of all of k in one accumulator, unscaled."""
+    (m, k), n = a.shape, b.shape[0]
+
+    def padded(x: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.nn.functional.pad(x.view(torch.uint8), (0, -k % tensor_core.STEP, 0, rows))
+
+    left, right = padded(a, -m % tensor_core.ROWS), padded(b, 0)
+    tiles = [tensor_core.wgmma(left[row : row + tensor_core.ROWS], right) for row in range(0, m, tensor_core.ROWS)]
+    return torch.cat(tiles)[:m] if tiles else torch.zeros(m, n)
 
 
 def time_on_gpu(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
@@ -156,10 +209,3 @@ def time_on_gpu(call: Callable[[], object], device: torch.device, repeats: int =
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return sorted(times[2:])[repeats // 2]
-
-
-def floor_seconds(problem: Problem) -> float:
-    """No kernel is faster: the FP8 rate and the memory bandwidth of NVIDIA's H100/H200 SXM datasheets."""
-    flops = 2 * problem.m * problem.n * problem.k / 1979e12
-    memory = (problem.k * (problem.m + problem.n) + 2 * problem.m * problem.n) / 4.8e12
-    return max(flops, memory)

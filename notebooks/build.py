@@ -1,12 +1,23 @@
 """Notebooks from their sources: `python notebooks/build.py [NAME...]` makes NAME.ipynb of source/NAME.py, runs it on the CPU and keeps what it shows.
 
 A source is Python in percent format: `# %%` begins a cell of code, `# %% [markdown]` one of prose. Edit the source, never the notebook.
+
+A lab's source, labs/source/NAME.py, gives two notebooks: labs/NAME.ipynb for students, without solutions, hidden tests and outputs, and
+labs/solutions/NAME.ipynb, which is run. Solutions stand between the marks of `minigemm.labs.marks`. In a cell's header,
+
+    # %% answer="ring"               is a cell that the student fills in,
+    # %% test="ring" points=4        one that grades it; lines between ### BEGIN HIDDEN TESTS and ### END HIDDEN TESTS are the instructor's alone,
+    # %% solution_only=true          one that only the solution has.
+
+Every other cell is locked. nbgrader reads all of this from the cells' metadata.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +25,12 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from minigemm.labs import marks
+
 HERE = Path(__file__).parent
 SOURCES = HERE / "source"
+LABS = HERE / "labs"
+_HIDDEN = re.compile(r"^### BEGIN HIDDEN TESTS\n.*?^### END HIDDEN TESTS\n?", re.MULTILINE | re.DOTALL)
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
 
 
@@ -35,19 +50,64 @@ def unrun(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(notebook: nbformat.NotebookNode, timeout: int = 90) -> float:
-    """Run it from top to bottom as the folder's reader would; seconds. What a cell raises is raised here."""
+def labs() -> list[str]:
+    """Every lab, in the order of the course."""
+    return sorted(path.stem for path in (LABS / "source").glob("*.py"))
+
+
+def lab(name: str, solution: bool) -> nbformat.NotebookNode:
+    """A lab's notebook without outputs: the instructor's, or the student's."""
+    notebook = jupytext.read(LABS / "source" / f"{name}.py", fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(KERNEL)
+    notebook.cells = [cell for cell in notebook.cells if solution or not cell.metadata.get("solution_only")]
+    for number, cell in enumerate(notebook.cells):
+        answer, test = cell.metadata.get("answer"), cell.metadata.get("test")
+        if cell.cell_type == "code":
+            cell.source = marks.solution(cell.source) if solution else _HIDDEN.sub("", marks.student(cell.source)).rstrip()
+        grading = {
+            "grade": test is not None, "solution": answer is not None, "locked": answer is None, "task": False, "schema_version": 3,
+            "grade_id": f"answer-{answer}" if answer else f"test-{test}" if test else f"cell-{number}", "cell_type": cell.cell_type,
+        }  # fmt: skip
+        if test:
+            grading["points"] = cell.metadata["points"]
+        cell.id = grading["grade_id"]
+        cell.metadata = nbformat.from_dict({"nbgrader": grading})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def run_lab(notebook: nbformat.NotebookNode, timeout: int = 60, allow_errors: bool = False) -> float:
+    """Run a lab's notebook in a folder of its own, where its scratch files stay behind; seconds."""
+    kept = [nbformat.from_dict(cell.metadata) for cell in notebook.cells]
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = run(notebook, timeout, Path(folder), allow_errors)
+    for cell, metadata in zip(notebook.cells, kept, strict=True):
+        cell.metadata = metadata
+    return seconds
+
+
+def run(notebook: nbformat.NotebookNode, timeout: int = 90, folder: Path = HERE, allow_errors: bool = False) -> float:
+    """Run it from top to bottom as the folder's reader would; seconds. What a cell raises is raised here, unless errors are allowed."""
     # The committed pictures are those of the emulator, which every reader has.
     environment = {"CUDA_VISIBLE_DEVICES": "", **{key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}}
     started = time.perf_counter()
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute(env=environment)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, allow_errors=allow_errors).execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})  # the times of the run
     return time.perf_counter() - started
 
 
 def main(wanted: list[str]) -> None:
-    for name in wanted or names():
+    for name in wanted or [*names(), *labs()]:
+        if name in labs():
+            nbformat.write(lab(name, solution=False), LABS / f"{name}.ipynb")
+            notebook = lab(name, solution=True)
+            seconds = run_lab(notebook)
+            (LABS / "solutions").mkdir(exist_ok=True)
+            nbformat.write(notebook, LABS / "solutions" / f"{name}.ipynb")
+            print(f"{name}: {seconds:.1f} s, student and solution")
+            continue
         notebook = unrun(name)
         seconds = run(notebook)
         nbformat.write(notebook, HERE / f"{name}.ipynb")

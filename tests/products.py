@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from types import ModuleType
 
@@ -10,7 +11,7 @@ import torch
 from minigemm import jit, quantize, runtime
 from minigemm.kernels import stages
 from minigemm.quantize import Quantized
-from minigemm.types import Config
+from minigemm.types import Config, Problem
 
 STAGES = {module.stage.name: module for module in stages()}
 GUARD = 512  # elements before and behind d
@@ -34,35 +35,90 @@ CONFIGS = {
         {"block_m": 32, "block_n": 64, "block_k": 128, "thread_m": 4, "thread_n": 4, "swizzle": False},
         {"block_m": 24, "block_n": 40, "block_k": 64, "thread_m": 3, "thread_n": 5},
     ],
+    "s04_wgmma": [
+        {},
+        {"block_m": 64, "block_n": 8},
+        {"block_m": 64, "block_n": 40},
+        {"block_m": 128, "block_n": 96},
+        {"block_m": 192, "block_n": 16},
+        {"block_m": 128, "block_n": 256},
+    ],
+    "s05_pipelined": [
+        {},
+        {"block_m": 64, "block_n": 24, "stages": 2},
+        {"block_m": 64, "block_n": 64, "stages": 4},
+        {"block_m": 128, "block_n": 48, "stages": 3},
+        {"block_m": 256, "block_n": 32, "stages": 5},
+    ],
+    "s06_warp_specialized": [
+        {},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1},
+        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 1},
+        {"block_m": 128, "block_n": 80, "stages": 4, "consumers": 2},
+        {"block_m": 256, "block_n": 32, "stages": 3, "consumers": 2},
+        {"block_m": 192, "block_n": 64, "stages": 2, "consumers": 3},
+        {"block_m": 64, "block_n": 64, "stages": 3, "consumers": 1, "out_fp32": True},
+    ],
+    "s07_promoted": [
+        {},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1},
+        {"block_m": 64, "block_n": 112, "stages": 3, "consumers": 1},
+        {"block_m": 128, "block_n": 96, "stages": 3, "consumers": 1},
+        {"block_m": 128, "block_n": 160, "stages": 4, "consumers": 2},
+        {"block_m": 128, "block_n": 192, "stages": 2, "consumers": 2},
+        {"block_m": 256, "block_n": 48, "stages": 2, "consumers": 2},
+        {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
+        {"block_m": 64, "block_n": 80, "stages": 3, "consumers": 1, "out_fp32": True},
+    ],
 }
+
+
+#: Field values of the tensor-core stages, all combinations of which `many_configs` tries.
+MANY = {
+    "s04_wgmma": {"block_m": (64, 128, 192, 256), "block_n": (8, 56, 128, 200, 256)},
+    "s05_pipelined": {"block_m": (64, 128, 256), "block_n": (16, 72, 128, 256), "stages": (2, 3, 5)},
+    "s06_warp_specialized": {"block_m": (64, 128, 192, 256), "block_n": (16, 96, 128, 256), "stages": (2, 4), "consumers": (1, 2, 3)},
+    "s07_promoted": {"block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3)},
+}
+
+
+def many_configs(name: str) -> list[Config]:
+    """The legal ones; together they are more than 60."""
+    module, values = STAGES[name], MANY[name]
+    every = (module.Config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values()))
+    return [config for config in every if module.is_legal(config, Problem(4096, 4096, 4096))]
 
 
 def configs() -> list[tuple[str, Config]]:
     return [(name, module.Config(**fields)) for name, module in STAGES.items() for fields in CONFIGS.get(name, [{}])]
 
 
-def operands(m: int, n: int, k: int, seed: int, device: str) -> tuple[Quantized, Quantized]:
-    a = quantize.quantize(quantize.activations(m, k, seed=seed, device=device), "tensor")
-    b = quantize.quantize(quantize.weights(n, k, seed=seed + 1, device=device), "tensor")
+def operands(m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None) -> tuple[Quantized, Quantized]:
+    """a and b, quantized as the stage wants them; with one scale each where none is named."""
+    of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
+    a = quantize.quantize(quantize.activations(m, k, seed=seed, device=device), of_a)
+    b = quantize.quantize(quantize.weights(n, k, seed=seed + 1, device=device), of_b)
     return a, b
 
 
 def guarded_gemm(module: ModuleType, a: Quantized, b: Quantized, config: Config | None = None) -> torch.Tensor:
     """`gemm` into an output that is poisoned before and guarded on both sides: every element must be written, nothing beside it."""
     stage = module.stage
-    problem = stage.check(a, b, config)
+    dtype = torch.float32 if getattr(config, "out_fp32", False) else torch.bfloat16
+    problem = stage.check(a, b, config, None, dtype)
     config = config or stage.default_config(problem)
     device = a.data.device
-    size = problem.m * problem.n
-    memory = torch.full((size + 2 * GUARD,), POISON, dtype=torch.int16, device=device)
-    d = memory[GUARD : GUARD + size].view(torch.bfloat16).view(problem.m, problem.n)
+    words = problem.m * problem.n * dtype.itemsize // 2
+    memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=device)
+    d = memory[GUARD : GUARD + words].view(dtype).view(problem.m, problem.n)
     kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.name)
     launch = stage.launch(a, b, d, problem, config)
     machine = runtime.of(device)
     machine.launch(machine.load(kernel, launch.shared, device), launch)
-    outside = torch.cat([memory[:GUARD], memory[GUARD + size :]])
+    outside = torch.cat([memory[:GUARD], memory[GUARD + words :]])
     assert (outside == POISON).all(), "the kernel wrote beside d"
-    assert not (memory[GUARD : GUARD + size] == POISON).any(), "the kernel left elements of d unwritten"
+    poisoned = d.view(torch.int16) == POISON if dtype == torch.bfloat16 else d.view(torch.int32) == (POISON << 16 | POISON & 0xFFFF)
+    assert not poisoned.any(), "the kernel left elements of d unwritten"
     return d
 
 

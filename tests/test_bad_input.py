@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 from minigemm import jit, quantize, runtime
+from minigemm.kernels.stage import nearest_legal
+from minigemm.layout import ceil_div
 from minigemm.quantize import Quantized
 from minigemm.runtime import cuda as cuda_runtime
-from minigemm.types import CompileError, Config
+from minigemm.types import CompileError, Config, Problem
 
 from .products import STAGES
 
@@ -33,6 +37,15 @@ def strided(rows: int, k: int, pitch: int, start: int = 0) -> Quantized:
 
 def meta(rows: int, k: int = 16) -> Quantized:
     return Quantized(torch.empty(rows, k, dtype=torch.float8_e4m3fn, device="meta"), torch.empty((), device="meta"), "tensor")
+
+
+def suited(operand: object, granularity: str) -> object:
+    """An operand with one good scale, as a stage with block scales would want it; any other as it is."""
+    if granularity == "tensor" or not isinstance(operand, Quantized) or operand.granularity != "tensor":
+        return operand
+    rows, k = operand.data.shape if isinstance(operand.data, torch.Tensor) and operand.data.dim() == 2 else (1, 1)
+    shape = (rows if granularity == "1x128" else ceil_div(rows, 128), ceil_div(k, 128))
+    return Quantized(operand.data, torch.ones(shape, device=operand.scale.device), granularity)
 
 
 META = meta(16, 32)
@@ -66,6 +79,36 @@ TABLE = {
     "source type": (good(), good(), {"source": 3}, TypeError, "source: expected the path of a CUDA file, got int"),
     "source": (good(), good(), {"source": "/nowhere/mine.cu"}, ValueError, "source: expected the path of a CUDA file, got '/nowhere/mine.cu'"),
     "source is a folder": (good(), good(), {"source": Path(__file__).parent}, ValueError, "source: expected the path of a CUDA file"),
+    "out_dtype": (good(), good(), {"out_dtype": torch.float16}, TypeError, "out_dtype: expected torch.bfloat16.*, got torch.float16"),
+    "out_dtype is a word": (good(), good(), {"out_dtype": "float32"}, TypeError, "out_dtype: expected torch.bfloat16.*, got 'float32'"),
+}  # fmt: skip
+# those that are about the one scale of a tensor; BLOCK_TABLE has the others
+OF_ONE_SCALE = ("scale is a number", "granularity", "scale dtype", "scale shape", "scale device")
+
+
+def a_scaled(scale: object, granularity: str = "1x128") -> Quantized:
+    return Quantized(fp8(16, 272), scale, granularity)
+
+
+def b_scaled(scale: object, granularity: str = "128x128") -> Quantized:
+    return Quantized(fp8(160, 272), scale, granularity)
+
+
+A, B = a_scaled(torch.ones(16, 3)), b_scaled(torch.ones(2, 3))
+BLOCK_TABLE = {
+    "granularity of a": (a_scaled(ONE, "tensor"), B, ValueError, "a.granularity: expected '1x128', got 'tensor'"),
+    "granularity of b": (A, Quantized(fp8(160, 272), torch.ones(160, 3), "1x128"), ValueError, "b.granularity: expected '128x128', got '1x128'"),
+    "scale is a number": (a_scaled(1.0), B, TypeError, "a.scale: expected a torch.Tensor, got float"),
+    "dtype": (A, b_scaled(torch.ones(2, 3).bfloat16()), TypeError, "b.scale: expected float32, got torch.bfloat16"),
+    "packed exponents": (a_scaled(torch.ones(16, 3, dtype=torch.int32)), B, TypeError, "a.scale: expected float32, got torch.int32"),
+    "too few": (a_scaled(torch.ones(16, 2)), B, ValueError, r"a.scale: expected shape \(16, 3\), one scale for each 1x128 block, got \(16, 2\)"),
+    "transposed": (a_scaled(torch.ones(3, 16)), B, ValueError, r"a.scale: expected shape \(16, 3\), .* got \(3, 16\)"),
+    "one dimension": (a_scaled(torch.ones(48)), B, ValueError, r"a.scale: expected shape \(16, 3\), .* got \(48,\)"),
+    "too many": (A, b_scaled(torch.ones(160, 3)), ValueError, r"b.scale: expected shape \(2, 3\), one scale for each 128x128 block, got \(160, 3\)"),
+    "expanded": (a_scaled(torch.ones(16, 1).expand(16, 3)), B, ValueError, r"a.scale: expected M-major or row-major scales .*, got strides \(1, 0\)"),
+    "every second": (a_scaled(torch.ones(32, 6)[::2, ::2]), B, ValueError, r"a.scale: expected M-major or row-major scales .*, got strides \(12, 2\)"),
+    "b column-major": (A, b_scaled(torch.ones(3, 2).T), ValueError, r"b.scale: expected row-major scales .*, got strides \(1, 2\)"),
+    "device": (a_scaled(torch.ones(16, 3, device="meta")), B, ValueError, "a.scale: expected the data's device, cpu, got meta"),
 }  # fmt: skip
 
 
@@ -77,14 +120,31 @@ def nothing_compiles(monkeypatch):
     monkeypatch.setattr(jit, "build", refuse)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("case", TABLE)
+def block_scaled(stage: str) -> bool:
+    return STAGES[stage].stage.granularities != ("tensor", "tensor")
+
+
+@pytest.mark.parametrize("case, stage", [(case, stage) for case in TABLE for stage in STAGES if case not in OF_ONE_SCALE or not block_scaled(stage)])
 def test_bad_calls(case, stage, nothing_compiles):
     a, b, keywords, error, words = TABLE[case]
+    a, b = (suited(operand, granularity) for operand, granularity in zip((a, b), STAGES[stage].stage.granularities, strict=True))
     if keywords.get("config") == "block_m":
         keywords = {"config": STAGES[stage].Config(block_m=64.0)}
     with pytest.raises(error, match=words):
         STAGES[stage].gemm(a, b, **keywords)
+
+
+@pytest.mark.parametrize("case", BLOCK_TABLE)
+def test_bad_block_scales(case, nothing_compiles):
+    a, b, error, words = BLOCK_TABLE[case]
+    with pytest.raises(error, match=words):
+        STAGES["s07_promoted"].gemm(a, b)
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES)[:5])
+def test_fp32_output_of_the_first_stages(stage, nothing_compiles):
+    with pytest.raises(TypeError, match=r"out_dtype: expected torch.bfloat16, got torch.float32"):
+        STAGES[stage].gemm(good(), good(), out_dtype=torch.float32)
 
 
 ILLEGAL = {
@@ -107,20 +167,73 @@ ILLEGAL = {
         ({"block_n": 60, "thread_n": 4}, "block_n must be a multiple of 8 up to 256"),
         ({"block_m": 256, "block_n": 256, "block_k": 128, "thread_m": 8, "thread_n": 16}, "exceed"),
     ],
+    "s04_wgmma": [
+        ({"block_m": 96}, "block_m must be a multiple of 64 up to 256"),
+        ({"block_m": 320}, "block_m must be a multiple of 64 up to 256"),
+        ({"block_n": 20}, "block_n must be a multiple of 8 from 8 to 256, got 20"),
+        ({"block_n": 0}, "block_n must be a multiple of 8 from 8 to 256, got 0"),
+        ({"block_m": 256, "block_n": 256}, "registers a thread exceed the 128"),
+    ],
+    "s05_pipelined": [
+        ({"stages": 1}, "stages must be at least 2"),
+        ({"stages": 4}, "bytes of shared memory exceed the 232448 of a CTA: take fewer stages"),
+        ({"block_m": -64}, "block_m must be a multiple of 64"),
+    ],
+    "s06_warp_specialized": [
+        ({"consumers": 4}, "consumers must be 1, 2 or 3, got 4"),
+        ({"block_m": 64}, "block_m must be a multiple of 128 up to 256"),
+        ({"block_m": 256, "consumers": 1}, "a consumer can have 64 or 128 rows, got block_m / consumers = 256"),
+        ({"block_n": 24}, "block_n must be a multiple of 16"),
+        ({"block_m": 256, "stages": 2}, "bytes of shared memory exceed"),
+        ({"block_m": 192, "block_n": 208, "stages": 2, "consumers": 3}, "registers a thread exceed the 128"),
+        ({"block_m": 128, "block_n": 240, "stages": 2, "consumers": 1}, "registers a thread exceed the 248"),
+    ],
+    "s07_promoted": [
+        ({"block_m": 128, "block_n": 176}, "block_n must be at most 128, or 144, 160 or 192, so that no tile needs three scales"),
+        ({"block_m": 128, "block_n": 256, "stages": 2}, "registers a thread exceed the 232"),
+        ({"stages": 4}, "bytes of shared memory exceed"),
+        ({"stages": 0}, "stages must be at least 2"),
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("stage, fields, words", [(stage, *row) for stage, rows in ILLEGAL.items() for row in rows])
 def test_illegal_configs(stage, fields, words, nothing_compiles):
+    """The message says which limit is broken, and a config that is legal and near."""
     module = STAGES[stage]
-    with pytest.raises(ValueError, match="config: .*" + words):
-        module.gemm(good(), good(), module.Config(**fields))
+    a, b = (suited(good(), granularity) for granularity in module.stage.granularities)
+    with pytest.raises(ValueError, match="config: .*" + words) as raised:
+        module.gemm(a, b, module.Config(**fields))
+    near = re.search(r"; the nearest legal config is s\d\d_\w+\.(Config\(.*\))$", str(raised.value))
+    assert near, raised.value
+    config = eval(near[1], {"Config": module.Config})
+    assert module.is_legal(config, Problem(16, 16, 32))
+    assert sum(vars(config)[name] != value for name, value in vars(module.Config(**fields)).items()) <= 2
+
+
+NEAREST = [
+    ("s03_tma", {"block_k": 16}, {"block_k": 32}),
+    ("s04_wgmma", {"block_m": 100}, {"block_m": 128}),
+    ("s05_pipelined", {"stages": 9}, {"stages": 3}),
+    ("s06_warp_specialized", {"block_n": 250, "stages": 2}, {"block_n": 256}),
+    ("s07_promoted", {"block_m": 128, "block_n": 176}, {"block_n": 192}),
+]
+
+
+@pytest.mark.parametrize("stage, fields, changed", NEAREST)
+def test_the_nearest_legal_config(stage, fields, changed):
+    module = STAGES[stage]
+    config = module.Config(**fields)
+    assert nearest_legal(module.is_legal, config, Problem(64, 64, 64)) == replace(config, **changed)
+
+
+def test_no_legal_config_is_near():
+    module = STAGES["s04_wgmma"]
+    assert nearest_legal(module.is_legal, module.Config(), Problem(16, 1 << 30, 16)) is None
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_too_many_columns_of_tiles(stage):
-    from minigemm.types import Problem
-
     module = STAGES[stage]
     legal = module.is_legal(module.default_config(Problem(16, 16, 16)), Problem(16, 1 << 30, 16))
     assert not legal and "65535" in legal.reason
@@ -130,8 +243,9 @@ def test_too_many_columns_of_tiles(stage):
 def test_a_source_that_does_not_compile(stage, tmp_path):
     mine = tmp_path / "mine.cu"
     mine.write_text(STAGES[stage].stage.source.read_text().replace("extern \"C\" __global__", "oops extern \"C\" __global__", 1))
+    a, b = (suited(good(), granularity) for granularity in STAGES[stage].stage.granularities)
     with pytest.raises(CompileError, match=r"mine.cu:\d+: error"):
-        STAGES[stage].gemm(good(), good(), source=mine)
+        STAGES[stage].gemm(a, b, source=mine)
 
 
 def test_a_gpu_that_is_not_hopper(monkeypatch):

@@ -22,11 +22,11 @@ ROOT = Path(minigemm.__file__).parent
 LAYERS = (
     ("types",),
     ("emulator",),  # which imports nothing of the rest, as a test of its own says
-    ("diagnostics", "layout", "quantize", "jit", "tuning"),
+    ("chips", "diagnostics", "layout", "quantize", "jit", "tuning"),
     ("runtime", "kernels"),
     ("plan",),
     ("api",),
-    ("nn", "compat", "views", "inspection", "bench", "doctor", "gpu_tests", "probes", "recordings", "tour", "cli"),
+    ("nn", "compat", "views", "inspection", "bench", "doctor", "gpu_tests", "probes", "recordings", "tour", "labs", "cli"),
     ("__main__",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

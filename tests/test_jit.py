@@ -102,6 +102,25 @@ def test_a_config_without_fields_gives_no_constants(place: Path) -> None:
     assert build(written(place, text), Config()).source.startswith("#line 1")
 
 
+@dataclass(frozen=True)
+class Declaring(Tile):
+    def declarations(self) -> str:
+        return f"inline int added(int x) {{\n  return x + {self.block_m};\n}}\n"
+
+
+def test_declarations_stand_between_the_constants_and_the_file(place: Path) -> None:
+    """The file keeps its own line numbers, and what is declared has the prelude's name in the PTX, wherever it is compiled."""
+    path = written(place, 'extern "C" __global__ void s99_test(int* a) {\n  a[0] = added(a[1]);\n}\n')
+    kernel = build(path, Declaring(block_m=40))
+    constants, _, rest = kernel.source.partition("inline int added")
+    assert constants == "constexpr int BLOCK_M = 40;\nconstexpr int FAST = 1;\n" and '}\n#line 1 "mine.cu"\nextern' in rest
+    files = {line.split(maxsplit=2)[2] for line in kernel.ptx.splitlines() if line.strip().startswith(".file")}
+    assert files == {'"mine.cu"', f'"{jit.PRELUDE}"'}
+    assert kernel.key != build(path, Declaring(block_m=48)).key
+    path.write_text("int oops = added;\n" + path.read_text(), encoding="utf-8")
+    assert "mine.cu:1: error" in str(refused(path, Declaring()))
+
+
 # What makes it a new kernel
 
 

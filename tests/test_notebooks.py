@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupytext", reason="the lessons need jupytext and nbclient, which `make test` installs")
-import nbformat  # noqa: E402
+import nbformat
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 _spec = importlib.util.spec_from_file_location("notebooks_build", FOLDER / "build.py")

@@ -103,6 +103,7 @@ def arrive(block: Block, site: Site, ids: np.ndarray) -> None:
         if block.order:
             _collect(block, barrier, block.order.release(group))
         barrier.latest = max(barrier.latest, block.now(group))
+        before = barrier.state.phase
         for t in group.tolist():
             try:
                 state = _apply(barrier.state, site, [int(v) & U32 for v in block.arguments[t, 1 : len(site.arguments)]])
@@ -110,6 +111,11 @@ def arrive(block: Block, site: Site, ids: np.ndarray) -> None:
                     block.results[t, 0] = state
             except BarrierMisuse as misuse:
                 _misuse(block, site, address, t, misuse)
+        if barrier.state.phase - before > 1:
+            _misuse(block, site, address, int(group[0]), BarrierMisuse(
+                f"{len(group)} threads arrive at once and complete {barrier.state.phase - before} phases: the count given to mbarrier.init, "
+                f"{barrier.state.expected}, is smaller than the number of threads that arrive. Give it their number, or let one elected thread of each warp arrive"
+            ))  # fmt: skip
         _advance(block, barrier, site)
     block.go(ids)
 

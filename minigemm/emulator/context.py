@@ -22,7 +22,8 @@ ARGUMENTS = 64  # 16 x i64: operands of the instruction that the thread stopped 
 ARGUMENT_SLOTS = 16
 RESULTS = ARGUMENTS + 8 * ARGUMENT_SLOTS  # 8 x i64
 RESULT_SLOTS = 8
-REGISTERS = RESULTS + 8 * RESULT_SLOTS  # saved registers, 8 bytes each; local memory follows
+TOUCHED = RESULTS + 8 * RESULT_SLOTS  # i64: the stamp that the thread had at its last access to shared memory
+REGISTERS = TOUCHED + 8  # saved registers, 8 bytes each; local memory follows
 
 # ---- codes besides site numbers (which start at 1)
 DONE, FAULT, BUDGET = -1, -2, -3

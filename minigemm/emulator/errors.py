@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 __all__ = ["Deadlock", "EmulatorError", "Fault", "Location", "Unsupported"]
 
@@ -37,12 +38,16 @@ class Location:
 
 
 class EmulatorError(RuntimeError):
-    """The PTX, or what the kernel did, is not right. `message` says what, `location` where (None: not known)."""
+    """The PTX, or what the kernel did, is not right. `message` says what, `location` where (None: not known).
+
+    `report` is what a launch had seen up to there (a `Report`), None before a launch has begun.
+    """
 
     def __init__(self, message: str, location: Location | None = None):
         super().__init__(message, location)
         self.message = message
         self.location = location
+        self.report: Any = None
 
     def __str__(self) -> str:
         return f"{self.location}: {self.message}" if self.location else self.message

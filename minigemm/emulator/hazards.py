@@ -26,6 +26,13 @@ STEP = c.CLOCK_STEP
 COLUMNS = 64  # to begin with; grows
 
 
+def warps_of(ids: np.ndarray) -> np.ndarray:
+    """The warps of some threads, ascending; the threads mostly are too, without a gap."""
+    if len(ids) and int(ids[-1]) - int(ids[0]) == len(ids) - 1:
+        return np.arange(int(ids[0]) >> 5, (int(ids[-1]) >> 5) + 1)
+    return np.unique(ids >> 5)
+
+
 @dataclass(frozen=True)
 class Clocks:
     """What a release publishes: the order known to the releasing threads, and the part of it that a proxy fence covers."""
@@ -49,10 +56,12 @@ class Order:
         self.sites = np.zeros((self.words, 2), np.uint32)
         self.reads = np.zeros((self.words, self.read_columns), np.uint32)
         self.warp_of = np.arange(threads) >> 5
+        self.touched = np.zeros(threads, np.int64)  # the stamp of each thread at its last access: the machine gives its own
+        self.fixed = self.warp_of << 32 | (np.arange(threads, dtype=np.int64) & 31) << 40  # of its stamps
         self.found: dict[tuple, Hazard] = {}
         self.racing: set[str] = set()  # lines that some report names
         self.unwritten: dict[str, tuple[int, int, int]] = {}  # reads of words that nobody had written, by line: site, address, thread
-        self.stale = True
+        self.stale = self.moved = True  # stamps, rows of clocks: the threads' contexts must hear of it
         self.reset()
 
     def reset(self) -> None:
@@ -60,7 +69,9 @@ class Order:
         self.cells[:] = 0
         self.reads[:] = 0
         self.unwritten.clear()
+        self.seen: set[tuple[int, int, int]] = set()  # (mbarrier, warp, lanes): its users that are ordered after its initialisation
         self.placed: dict[int, tuple[int, int, int]] = {}  # mbarrier address -> warp, clock and lane of its initialisation
+        self.moved = True
         self.order = np.zeros((self.threads, self.capacity), np.uint32)
         self.proxy = np.zeros((self.threads, self.capacity), np.uint32)
         self.clock = np.zeros(self.warps, np.uint32)
@@ -84,8 +95,7 @@ class Order:
 
     def stamps(self) -> np.ndarray:
         """clock | column << 32 | lane << 40 of each thread."""
-        thread = np.arange(self.threads, dtype=np.int64)
-        return self.clock[self.warp_of].astype(np.int64) | self.warp_of.astype(np.int64) << 32 | (thread & 31) << 40
+        return self.clock[self.warp_of] + self.fixed
 
     # ------------------------------------------------------------------------------------------- synchronisation
 
@@ -93,12 +103,31 @@ class Order:
         """A barrier among these threads: each knows what any of them knew."""
         self.order[ids] = self.order[ids].max(0)
         self.proxy[ids] = self.proxy[ids].max(0)
-        self.tick(np.unique(ids >> 5))
+        self.tick(warps_of(ids))
 
     def release(self, ids: np.ndarray) -> Clocks:
         clocks = Clocks(self.order[ids].max(0), self.proxy[ids].max(0))
-        self.tick(np.unique(ids >> 5))
+        warps = warps_of(ids)
+        self.tick(warps)
+        if len(ids) < 32 * len(warps):
+            for w in warps.tolist():
+                self._keep_back(w, ids[ids >> 5 == w] & 31)
         return clocks
+
+    def _keep_back(self, warp: int, lanes: np.ndarray) -> None:
+        """Lanes speak for themselves: what other lanes of the warp did in the interval that has just ended is not released with it."""
+        new, old = int(self.clock[warp]), int(self.clock[warp]) - STEP
+        silent = self.touched[32 * warp : 32 * warp + 32].astype(np.uint32) != old
+        silent[lanes] = True
+        if silent.all():
+            return
+        read = self.reads[:, warp]
+        recent = np.flatnonzero(read >= old)
+        others = recent[~np.isin(read[recent] & 63, lanes)]
+        self.reads[others, warp] += np.uint32(new - old)
+        written = np.flatnonzero((self.cells.astype(np.uint32) == old) & (self.cells >> np.uint64(32) & np.uint64(255) == warp))
+        others = written[~np.isin(self.cells[written] >> np.uint64(40) & np.uint64(31), lanes)]
+        self.cells[others] += np.uint64(new - old)
 
     def acquire(self, ids: np.ndarray, clocks: Clocks) -> None:
         self.order[ids] = np.maximum(self.order[ids], clocks.order)
@@ -155,7 +184,7 @@ class Order:
         self.order = np.pad(self.order, ((0, 0), (0, extra)))
         self.proxy = np.pad(self.proxy, ((0, 0), (0, extra)))
         self.fences = Clocks(np.pad(self.fences.order, (0, extra)), np.pad(self.fences.proxy, (0, extra)))
-        self.stale = True
+        self.stale = self.moved = True
 
     def fit(self, clocks: Clocks) -> Clocks:
         """Clocks taken before the columns grew."""
@@ -298,6 +327,7 @@ class Order:
     def place_barrier(self, thread: int, address: int, site: int) -> None:
         """Mark the words of an mbarrier: its clock is never reached, so that every ordinary access looks twice."""
         word = address >> 2
+        self.seen = {key for key in self.seen if key[0] != address}
         self.placed[address] = (thread >> 5, int(self.clock[thread >> 5]), thread & 31)
         self.cells[word : word + 2] = np.uint64(0xFFFFFFFF | (thread >> 5) << 32 | c.CELL_BARRIER | c.CELL_GENERIC | 0xFF << 48)
         self.sites[word : word + 2, 0] = site
@@ -310,6 +340,9 @@ class Order:
 
     def check_barrier_visible(self, ids: np.ndarray, address: int, site: int) -> None:
         """Every user of an mbarrier must be ordered after its initialisation."""
+        key = (address, int(ids[0]) >> 5, len(ids))
+        if key in self.seen and len(ids) in (1, 32):  # once ordered, always ordered
+            return
         column, clock, lane = self.placed.get(address, (0, 0, 0))
         bad = self.order[ids, column] < clock
         own = (ids >> 5 == column) & (self.clock[ids >> 5] == clock) & ((ids & 31) != lane)
@@ -322,6 +355,8 @@ class Order:
                 (f"warp {column}", f"thread {thread}"),
                 "after mbarrier.init, fence (fence.mbarrier_init or fence.proxy.async) and __syncthreads() before any thread uses it",
             )  # fmt: skip
+        else:
+            self.seen.add(key)
 
     # ------------------------------------------------------------------------------------------- words
 

@@ -102,10 +102,13 @@ def launch(
     run.lengths = np.array([length for _, length in program.blocks] or [0], np.float64)
     if any(site.accumulators for site in program.sites):
         tensor_core.prepare()  # its time is not the kernel's
-    seconds = machine.run(run)
-    if hazards:
-        _report_registers(run)
-    return _report(run, translated, seconds)
+    started = time.perf_counter()
+    try:
+        machine.run(run)
+    except EmulatorError as error:
+        error.report = _report(run, translated, time.perf_counter() - started)  # what was seen up to there
+        raise
+    return _report(run, translated, time.perf_counter() - started)
 
 
 def _dim(name: str, value: Dim) -> tuple[int, int, int]:
@@ -320,6 +323,8 @@ def _report_registers(run: machine.Kernel) -> None:
 
 
 def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Report:
+    if run.hazards:
+        _report_registers(run)
     code = run.program.function.code
     classes: dict[str, int] = {}
     total = 0

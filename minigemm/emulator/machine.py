@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import numpy as np
 
 from . import context as c
 from .errors import Deadlock, EmulatorError, Fault, Location, Unsupported
-from .hazards import Order
+from .hazards import Order, warps_of
 from .lower import Program, Site
 from .native import Native
 from .ptx import Symbol
@@ -152,7 +151,7 @@ class Block:
         self.c32 = self.contexts.view(np.int32)
         self.c64 = self.contexts.view(np.int64)
         self.arguments = self.c64[:, c.ARGUMENTS // 8 : c.RESULTS // 8]
-        self.results = self.c64[:, c.RESULTS // 8 : c.REGISTERS // 8]
+        self.results = self.c64[:, c.RESULTS // 8 : c.TOUCHED // 8]
         self.c32[:, c.PC // 4] = 0
         if p.local_bytes:
             self.contexts[:, p.local_offset : p.local_offset + p.local_bytes] = 0
@@ -176,6 +175,8 @@ class Block:
         self.idle_rounds = 0
         self.fingerprint: int | None = None
         self.model = Model(-(-self.threads // 32), kernel.rates) if kernel.rates and linear == 0 else None
+        if self.model:
+            kernel.timeline = self.model.timeline
         self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: what is in flight, by its time
 
     # ------------------------------------------------------------------------------------------- what handlers use
@@ -208,11 +209,11 @@ class Block:
     def until(self, ids: np.ndarray, time: float, what: str, site: Site) -> None:
         """Under a model: these threads go on no earlier than that."""
         if self.model:
-            self.model.until(np.unique(ids >> 5).tolist(), time, what, _line(site))
+            self.model.until(warps_of(ids).tolist(), time, what, _line(site))
 
     def now(self, ids: np.ndarray) -> float:
         """Under a model: when the last of these threads came to where it is."""
-        return self.model.at(np.unique(ids >> 5).tolist()) if self.model else 0.0
+        return self.model.at(warps_of(ids).tolist()) if self.model else 0.0
 
     def event(self, kind: str, agent: str, detail: str, site: Site | None = None) -> None:
         if self.linear == 0 and len(self.kernel.events) < 4096:
@@ -262,7 +263,7 @@ class Block:
         if self.flight and self.random.random() < 0.25:
             self._deliver()
         ids = np.sort(np.concatenate(self.ready))
-        warps = np.unique(ids >> 5)
+        warps = warps_of(ids)
         chosen = warps[self.random.randrange(len(warps))]
         self.ready = [ids[ids >> 5 != chosen]] if len(warps) > 1 else []
         return ids[ids >> 5 == chosen]
@@ -271,7 +272,7 @@ class Block:
         """The ready warp whose clock is behind, after what has landed before that."""
         while True:
             ids = np.sort(np.concatenate(self.ready))
-            warps = np.unique(ids >> 5).tolist()
+            warps = warps_of(ids).tolist()
             chosen = min(warps, key=model.now.__getitem__)
             if not self.landing or self.landing[0][0] > model.now[chosen]:
                 self.ready = [ids[ids >> 5 != chosen]] if len(warps) > 1 else []
@@ -298,8 +299,10 @@ class Block:
         kernel, pool = self.kernel, self.pool
         self.steps += 1
         if self.order and self.order.stale:
-            rows = self.order.order
-            self.c64[:, c.ROW // 8] = rows.ctypes.data + np.arange(self.threads) * rows.strides[0]
+            if self.order.moved:
+                rows = self.order.order
+                self.c64[:, c.ROW // 8] = rows.ctypes.data + np.arange(self.threads) * rows.strides[0]
+                self.order.moved = False
             self.c64[:, c.STAMP // 8] = self.order.stamps()
             self.order.stale = False
         ids = np.ascontiguousarray(ids, np.int32)
@@ -393,7 +396,7 @@ class Block:
 
     def _suspects(self) -> str:
         found = list(self.order.found.values()) if self.order else []
-        return "\n  a likely cause: " + found[0].message if found else ""
+        return f"\n  a likely cause, at {found[0].location or f'PTX line {found[0].ptx_line}'}: {found[0].message}" if found else ""
 
     def _fault(self) -> EmulatorError:
         r = self.record
@@ -422,8 +425,6 @@ class Block:
     def _finish(self) -> None:
         for hook in END_HOOKS:
             hook(self)
-        if self.model:
-            self.kernel.timeline = self.model.timeline
         self._finish_order()
 
         if self.order and (unwritten := self.order.unexplained()):
@@ -444,7 +445,7 @@ def _line(site: Site) -> str:
 def _names(ids: np.ndarray) -> str:
     """Threads in words: warps where all 32 lanes are there, lanes elsewhere."""
     parts = []
-    for w in np.unique(ids >> 5).tolist():
+    for w in warps_of(ids).tolist():
         lanes = np.sort(ids[ids >> 5 == w] & 31)
         parts.append(f"warp {w}" if len(lanes) == 32 else f"warp {w} (lane{'s' if len(lanes) > 1 else ''} {_spans(lanes)})")
     return ", ".join(parts)
@@ -478,6 +479,8 @@ class Pool:
         asynchronous = any(s.instruction.opcode in ("cp", "wgmma") for s in p.sites)
         self.order = Order(threads, size, asynchronous, kernel.place) if kernel.hazards else None
         c32, c64 = self.contexts.view(np.int32), self.contexts.view(np.int64)
+        if self.order:
+            self.order.touched = c64[:, c.TOUCHED // 8]
         t = np.arange(threads)
         for offset, values in ((c.TID, t % bx), (c.TID + 4, t // bx % by), (c.TID + 8, t // (bx * by)), (c.LANE, t % 32), (c.WARP, t // 32), (c.THREAD, t)):
             c32[:, offset // 4] = values
@@ -502,9 +505,8 @@ class Pool:
         r[c.DYNAMIC_SHARED] = dynamic
 
 
-def run(kernel: Kernel) -> float:
-    """Run every CTA of the grid; seconds that it took. CTAs run one after another, except that one which only spins lets the next start beside it."""
-    started = time.perf_counter()
+def run(kernel: Kernel) -> None:
+    """Run every CTA of the grid. CTAs run one after another, except that one which only spins lets the next start beside it."""
     kernel.handlers = [handler_for(site) for site in kernel.program.sites]
     gx, gy, gz = kernel.grid
     free: list[Pool] = []
@@ -523,7 +525,6 @@ def run(kernel: Kernel) -> float:
             resident.append(block)
             if not pending and all(b.spinning() for b in resident):
                 raise block.spin_deadlock()
-    return time.perf_counter() - started
 
 
 def symbol_name(operand: object) -> str:

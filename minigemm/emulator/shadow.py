@@ -23,6 +23,7 @@ from .context import (
     STORE_AFTER_READ,
     STORE_AFTER_WRITE,
     THREAD,
+    TOUCHED,
 )  # fmt: skip
 
 ARGS = "ptr %ctx, ptr %rt, ptr %smem, ptr %cells, ptr %reads, i64 %columns, ptr %row, i64 %stamp, i64 %word, i32 %mask, i64 %site"
@@ -110,6 +111,8 @@ out:
 }}
 
 define internal void @load_word({ARGS}, i1 %strong) {{
+  %tp = getelementptr i8, ptr %ctx, i64 {TOUCHED}
+  store i64 %stamp, ptr %tp
   %cp = getelementptr i64, ptr %cells, i64 %word
   %cell = load i64, ptr %cp
   %i0 = lshr i64 %cell, 48
@@ -246,6 +249,8 @@ out:
 }}
 
 define internal void @store_word({ARGS}, i32 %value, i1 %strong) {{
+  %tp = getelementptr i8, ptr %ctx, i64 {TOUCHED}
+  store i64 %stamp, ptr %tp
   %cp = getelementptr i64, ptr %cells, i64 %word
   %cell = load i64, ptr %cp
   %ok = call i1 @ordered(i64 %cell, ptr %row, i64 %stamp)

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import collectives
 from .errors import Unsupported
+from .hazards import warps_of
 from .lower import Site
 from .machine import EXIT_HOOKS, Block, serves
 
@@ -102,7 +103,7 @@ def _check_aligned(block: Block, barrier: NamedBarrier) -> None:
     seen: dict[int, Site] = {}
     for ids, site, _ in barrier.groups:
         aligned = site.instruction.opcode == "bar" or "aligned" in site.instruction.modifiers
-        for w in np.unique(ids >> 5).tolist():
+        for w in warps_of(ids).tolist():
             first = seen.setdefault(w, site)
             if first.index != site.index and aligned:
                 block.hazard(
@@ -165,8 +166,10 @@ def _gather(block: Block, site: Site, ids: np.ndarray, masks: np.ndarray) -> lis
     """Collect lanes until all members came. The (warp, thread ids, mask) that are complete; the others wait."""
     ready = []
     name = site.instruction.opcode + ("." + site.instruction.modifiers[0] if site.instruction.modifiers else "")
+    if len(ids) == 32 * len(warps := warps_of(ids)) and (masks == FULL).all():  # whole warps
+        return [(w, ids[32 * i : 32 * i + 32], FULL) for i, w in enumerate(warps.tolist())]
     warp_of = ids >> 5
-    for w in np.unique(warp_of).tolist():
+    for w in warps_of(ids).tolist():
         mine = ids[warp_of == w]
         for mask in np.unique(masks[warp_of == w]).tolist():
             group = mine[masks[warp_of == w] == mask]
@@ -191,8 +194,8 @@ def _gathering_state(block: Block, warp: int, name: str, gathering: Gathering) -
 
 
 def _members(block: Block, warp: int, mask: int) -> int:
-    lanes = block.alive[32 * warp : 32 * warp + 32]
-    return int(sum(1 for lane, alive in enumerate(lanes.tolist()) if alive and mask >> lane & 1))
+    lanes = np.flatnonzero(block.alive[32 * warp : 32 * warp + 32])
+    return int((mask >> lanes & 1).sum())
 
 
 def _take(block: Block, key: tuple, warp: int) -> np.ndarray | None:
@@ -233,7 +236,7 @@ def collective(block: Block, site: Site, ids: np.ndarray) -> None:
 
 @serves("activemask")
 def activemask(block: Block, site: Site, ids: np.ndarray) -> None:
-    for w in np.unique(ids >> 5).tolist():
+    for w in warps_of(ids).tolist():
         group = ids[ids >> 5 == w]
         block.results[group, 0] = int(sum(1 << (int(t) & 31) for t in group))
     block.go(ids)
@@ -322,6 +325,7 @@ def _ldmatrix(block: Block, site: Site, arguments: np.ndarray, active: np.ndarra
     addresses = _matrix_rows(block, site, arguments[..., 0], count)
     if block.order:
         block.order.warp_read(addresses[:, : 8 * count], 16, block.warp_ids, site.index)
+    block.kernel.add_traffic("shared_load_bytes", len(addresses) * 8 * count * 16)
     values = collectives.load_matrix(block.shared, addresses, count, "trans" in site.instruction.modifiers)
     return [values[..., k].astype(np.int64) for k in range(count)]
 
@@ -331,6 +335,7 @@ def _stmatrix(block: Block, site: Site, arguments: np.ndarray, active: np.ndarra
     addresses = _matrix_rows(block, site, arguments[..., 0], registers.shape[-1])
     if block.order:
         block.order.warp_write(addresses[:, : 8 * registers.shape[-1]], 16, block.warp_ids, site.index)
+    block.kernel.add_traffic("shared_store_bytes", len(addresses) * 8 * registers.shape[-1] * 16)
     collectives.store_matrix(block.shared, addresses, registers, "trans" in site.instruction.modifiers)
     return []
 

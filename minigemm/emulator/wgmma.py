@@ -18,7 +18,7 @@ import numpy as np
 
 from . import tensor_core
 from .errors import Unsupported
-from .hazards import STEP
+from .hazards import STEP, warps_of
 from .lower import Site
 from .machine import Block, serves
 
@@ -215,7 +215,7 @@ def _issue(block: Block, site: Site, ids: np.ndarray) -> None:
         (tensor_core.accumulate_fast if block.kernel.fast else tensor_core.accumulate)(left, right, accumulator.sums, shape.a, shape.b)
 
     if block.model:
-        block.model.product(number, np.unique(ids >> 5).tolist(), shape.n, str(site.instruction.location))
+        block.model.product(number, warps_of(ids).tolist(), shape.n, str(site.instruction.location))
     done = block.model.products[number] if block.model else 0.0
     product = Product(site, compute, group.clock, done)
     group.open.append(product)
@@ -281,6 +281,11 @@ class Operand:
     chunks: np.ndarray
     swizzle: int
 
+    @property
+    def words(self) -> np.ndarray:
+        """The 4-byte words of shared memory that it is."""
+        return (self.chunks[..., None] // 4 + np.arange(4)).reshape(-1)
+
 
 def _signed(bits: int) -> int:
     return (bits & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
@@ -307,8 +312,7 @@ def _fetch(block: Block, operand: Operand) -> np.ndarray:
 def _check_operands(block: Block, site: Site, ids: np.ndarray, group: Warpgroup, operands: list[Operand]) -> None:
     assert block.order
     for operand in operands:
-        words = (operand.chunks[..., None] // 4 + np.arange(4)).reshape(-1)
-        block.order.tensor_core_read(ids, words, group.number, group.clock, site.index, operand.name, operand.swizzle)
+        block.order.tensor_core_read(ids, operand.words, group.number, group.clock, site.index, operand.name, operand.swizzle)
 
 
 # ---------------------------------------------------------------------------------------------------- groups
@@ -364,11 +368,12 @@ class Registers:
 
 
 def _registers(block: Block) -> Registers:
-    """At the start every warp has the same: all that the CTA can get if it is alone on its SM."""
+    """At the start every warp has the same: all that the CTA can get beside as many others on its SM as it is compiled for (`.minnctapersm`)."""
     found = block.named.get("registers")
     if found is None:
         warps = -(-block.threads // 32)
-        share = min(255, REGISTER_FILE // (-(-warps // 4) * 128)) // 8 * 8
+        (ctas,) = block.kernel.program.function.directives.get("minnctapersm", (1,))
+        share = min(255, REGISTER_FILE // (-(-warps // 4) * 128 * max(ctas, 1))) // 8 * 8
         found = block.named["registers"] = Registers(np.full(warps, share), 0)
     return found
 
@@ -380,7 +385,7 @@ def setmaxnreg(block: Block, site: Site, ids: np.ndarray) -> None:
     raises = "inc" in site.instruction.modifiers
     for group in _meet(block, site, ids):
         count = int(block.arguments[group[0], 0])
-        warps = np.unique(group >> 5)
+        warps = warps_of(group)
         have = int(registers.limits[warps[0]])
         if count % 8 or not 24 <= count <= 256:
             raise block.fault(f"setmaxnreg {count}: expected a multiple of 8 from 24 to 256", site, group)
@@ -408,7 +413,7 @@ def _why_registers(block: Block, registers: Registers, count: int, threads: int)
 def _hand_out(block: Block, registers: Registers) -> None:
     still = []
     for group, ticket, count, site in registers.waiters:
-        warps = np.unique(group >> 5)
+        warps = warps_of(group)
         need = (count - int(registers.limits[warps[0]])) * len(group)
         if need <= registers.free:
             registers.free -= need

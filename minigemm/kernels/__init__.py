@@ -2,6 +2,8 @@
 
     from minigemm.kernels import s03_tma
     d = s03_tma.gemm(a, b)          # two tensors from minigemm.quantize.quantize(x, "tensor"), on a CPU or a Hopper GPU
+
+Up to s06_warp_specialized a tensor has one scale; from s07_promoted on, a has "1x128" scales and b "128x128".
 """
 
 from __future__ import annotations

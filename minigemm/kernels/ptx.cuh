@@ -49,6 +49,14 @@ inline bf16 cvt_rn_bf16_f32(float x) {
   return rounded;
 }
 
+// Both rounded so; `low` in the lower half, where memory has the first.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+inline u32 cvt_rn_bf16x2_f32(float low, float high) {
+  u32 rounded;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(high), "f"(low));
+  return rounded;
+}
+
 // acc plus four products, one after the other, each rounded as it is added.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-fma
 inline float fma_rn_f32(float4 x, float4 y, float acc) {
@@ -80,6 +88,12 @@ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cl
 inline void mbarrier_arrive_expect_tx(u64* barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(cvta_to_shared(barrier)), "r"(bytes)
                : "memory");
+}
+
+// One arrival. What this thread did before is visible to those who wait for the phase.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
+inline void mbarrier_arrive(u64* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(cvta_to_shared(barrier)) : "memory");
 }
 
 // Whether the phase of this parity is complete; the hardware may let the thread sleep a while before it says no.
@@ -141,3 +155,87 @@ inline void cp_async_bulk_wait_group_read() {
 // What this thread wrote to shared memory becomes visible to asynchronous copies that are issued after it.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar-fence
 inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// --- warpgroup matrix products (WGMMA): issued by 128 threads together, computed beside them
+
+// Where a tile of 128-byte rows begins that TMA wrote with the 128-byte swizzle, as the tensor core wants to be told.
+// The swizzle's pattern repeats every 8 rows, and the tile, or the 8 rows from which on it is read, begins where the
+// pattern does: at a multiple of 1024 bytes. k columns further on is the descriptor plus k / 16, since the hardware
+// swizzles the address that it has computed; r rows further down, for an r that is a multiple of 8, plus 8 * r.
+//   bits  0 to 13: the address / 16
+//   bits 16 to 29: the leading byte offset / 16, which a swizzled tile with k innermost does not use
+//   bits 32 to 45: the stride byte offset / 16: from 8 rows to the next 8, 1024 bytes
+//   bits 49 to 51: the base offset: 0, because of that alignment
+//   bits 62 to 63: 1, the 128-byte swizzle
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
+inline u64 wgmma_descriptor(const void* tile) {
+  return static_cast<u64>((cvta_to_shared(tile) & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
+}
+
+// What the warpgroup did to its accumulators comes before what the products issued after this do.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
+inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// The products issued since the last commit become a group.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-commit-group
+inline void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Returns when at most kPending of the latest groups are still being computed.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-wait-group
+template <int kPending>
+inline void wgmma_wait_group() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// No instruction: for the compiler, to which an accumulator is a variable like any other. It sees that a product is
+// issued, not that its result comes later, and could move a read of x above the wait, or a write below the fence. This
+// claims to read and write every x, in an order with the memory clobbers around it.
+template <int kCount>
+inline void keep_in_order(float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int kWaves, int kCount>
+inline void keep_in_order(float (&x)[kWaves][kCount]) {
+#pragma unroll
+  for (int wave = 0; wave < kWaves; ++wave) keep_in_order(x[wave]);
+}
+
+// Four 8x8 matrices of BF16: lane l gives the address of row l % 8 of matrix l / 8, and two neighbours of row l / 4 of
+// each: the way in which accumulators lie.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
+inline void stmatrix_x4(void* row, u32 x0, u32 x1, u32 x2, u32 x3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(cvta_to_shared(row)), "r"(x0),
+               "r"(x1), "r"(x2), "r"(x3)
+               : "memory");
+}
+
+// --- roles: warps that do different things
+
+// True in one lane of the warp. All lanes must come here together.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-elect-sync
+inline bool elect_sync() {
+  u32 elected;
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "elect.sync _|p, 0xffffffff;\n"
+               "selp.u32 %0, 1, 0, p;\n"
+               "}"
+               : "=r"(elected));
+  return elected;
+}
+
+// Registers that a warpgroup gives back, and those that another then takes; a multiple of 8 a thread.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#miscellaneous-instructions-setmaxnreg
+template <int kCount>
+inline void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+inline void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// __syncthreads() for some of the warps: `threads` of them meet at barrier `id`, 1 to 15.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
+inline void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

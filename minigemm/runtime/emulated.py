@@ -46,7 +46,7 @@ def observe(
         timeline: True, or an `emulator.Rates`, to run the first CTA by a cycle model and keep who was busy and who waited (`report.timeline`).
         fast: True for products of the tensor core with plain FP32 sums, where the hardware's bits do not matter.
 
-    Outside of it a hazard warns once for each place (HazardWarning). A fault or deadlock raises in both.
+    Outside of it a hazard warns once for each place (HazardWarning). A fault or deadlock raises in both; inside, what was seen up to there is collected too.
     """
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
@@ -77,11 +77,16 @@ def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
     observation = _observing.get()
     chosen = observation or _Observation("late", True, 0, False, False)
     args = [tensor_map(arg) if isinstance(arg, types.TensorMap) else arg for arg in launch.args]
-    report = emulator.launch(
-        kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, cluster=launch.cluster,
-        schedule=chosen.schedule, hazards=chosen.hazards, profile=observation is not None, keep_requests=chosen.requests,
-        timeline=chosen.timeline, fast=chosen.fast,
-    )  # fmt: skip
+    try:
+        report = emulator.launch(
+            kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, cluster=launch.cluster,
+            schedule=chosen.schedule, hazards=chosen.hazards, profile=observation is not None, keep_requests=chosen.requests,
+            timeline=chosen.timeline, fast=chosen.fast,
+        )  # fmt: skip
+    except emulator.EmulatorError as error:
+        if observation is not None and error.report is not None:
+            observation.reports.append(error.report)
+        raise
     if observation is not None:
         observation.reports.append(report)
         return

@@ -5,40 +5,81 @@ Every function gives a :class:`Picture` or :class:`Html`: Jupyter draws it, `pri
 
 from __future__ import annotations
 
-from .accesses import banks, requests_at, sectors
-from .counts import compare, recorded
-from .formats import bits, number_line
+from .accesses import bank_rows, banks, requests_at, sectors
+from .accumulation import accumulation, accumulation_errors, running_sum
+from .accumulators import accumulators, alignment, held_by
+from .counts import compare, recorded, recorded_runs
+from .descriptors import descriptor, operand_reads, wgmma_widths
+from .formats import bits, number_line, spacing
 from .lesson import device, edited
-from .listing import code, diff
+from .listing import code, diff, loop, loop_mix, lowered
 from .phases import phases
-from .quantization import channel_errors, outlier_sweep
-from .roofline import H100, H200, gemm_intensity, roofline
+from .quantization import channel_errors, error_bars, landing, outlier_sweep, scale_sweep
+from .ring import Film, ring, ring_budget, ring_film
+from .roles import handshake, registers
+from .roofline import H100, H200, gemm_intensity, product, roofline
+from .scales import error_curves, scale_columns, scale_layout, scale_map
 from .style import Html, Picture
-from .swizzles import swizzles
-from .tiles import footprint, tiles
+from .swizzles import box, swizzles
+from .tiles import footprint, mismatches, per_product, tiles
+from .timeline import timeline, waiting_for
 
 __all__ = [
     "H100",
     "H200",
+    "Film",
     "Html",
     "Picture",
+    "accumulation",
+    "accumulation_errors",
+    "accumulators",
+    "alignment",
+    "bank_rows",
     "banks",
     "bits",
+    "box",
     "channel_errors",
     "code",
     "compare",
+    "descriptor",
     "device",
     "diff",
     "edited",
+    "error_bars",
+    "error_curves",
     "footprint",
     "gemm_intensity",
+    "handshake",
+    "held_by",
+    "landing",
+    "loop",
+    "loop_mix",
+    "lowered",
+    "mismatches",
     "number_line",
+    "operand_reads",
     "outlier_sweep",
+    "per_product",
     "phases",
+    "product",
     "recorded",
+    "recorded_runs",
+    "registers",
     "requests_at",
+    "ring",
+    "ring_budget",
+    "ring_film",
     "roofline",
+    "running_sum",
+    "scale_columns",
+    "scale_layout",
+    "scale_map",
+    "scale_sweep",
     "sectors",
+    "spacing",
     "swizzles",
     "tiles",
+    "timeline",
+    "waiting_for",
+    "wgmma_widths",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..emulator.report import Report, Request
-from .style import GREY, PALE, RED, Picture, drawn, figure, ink_on, lane_colour
+from .style import GREY, INK, PALE, RED, Picture, drawn, figure, ink_on, lane_colour
 
-__all__ = ["banks", "requests_at", "sectors", "wavefronts"]
+__all__ = ["bank_rows", "banks", "requests_at", "sectors", "wavefronts"]
 
 SECTOR = 32  # bytes
 BANKS = 32
@@ -18,7 +19,15 @@ def requests_at(report: Report, text: str, space: str, store: bool = False, sour
     """The kept requests of a report to a space, of those lines whose place reads like `text` (such as ":40" or "" for all).
 
     With `source`, the text of the kernel's file, `text` is looked for in the lines themselves, callers included.
+
+    Raises ValueError when the report kept no requests at all, when `space` has another name, or when `source` has no such line.
     """
+    if space not in ("global", "shared"):
+        raise ValueError(f'space: expected "global" or "shared", got {space!r}')
+    if not report.requests:
+        raise ValueError("report: expected one that kept requests, as in minigemm.observe(requests=100), got one without")
+    if source and text not in source:
+        raise ValueError(f"text: the source has no line that reads {text!r}")
     lines = source.splitlines()
 
     def fits(request: Request) -> bool:
@@ -48,6 +57,8 @@ def _ranges(lanes: Iterable[int]) -> str:
 @drawn
 def sectors(request: Request, title: str = "") -> Picture:
     """A request to global memory: every 32-byte sector that it touches is a row, every byte that a lane wanted is coloured by the lane."""
+    if request.space != "global":
+        raise ValueError(f"request: expected one to global memory, got one to {request.space} memory")
     wanted: dict[int, dict[int, set[int]]] = {}
     for thread, address in zip(request.threads, request.addresses, strict=True):
         for byte in range(address, address + request.bytes):
@@ -98,12 +109,17 @@ def wavefronts(request: Request) -> list[dict[int, tuple[int, list[int]]]]:
 
 @drawn
 def banks(request: Request, title: str = "") -> Picture:
-    """A request to shared memory: the 32 banks across, a row for each wavefront; a cell's number is the lane, a second row of one group is a conflict."""
+    """A request to shared memory: the 32 banks across, a row for each wavefront; a cell's number is the lane.
+
+    A second row for lanes that are served together is a conflict. Raises ValueError for a request to global memory.
+    """
+    if request.space != "shared":
+        raise ValueError(f"request: expected one to shared memory, got one to {request.space} memory")
     waves = wavefronts(request)
     together = 32 if request.bytes <= WORD else 32 * WORD // request.bytes
     groups = len({thread % 32 // together for thread in request.threads})
     extra = len(waves) - groups
-    made, axes = figure(9, 1.25 + 0.34 * len(waves))
+    made, axes = figure(9, 1.0 + 0.3 * len(waves))
     seen: set[int] = set()
     for y, wave in enumerate(waves):
         group = min(lanes[0] for _, lanes in wave.values()) // together
@@ -114,24 +130,85 @@ def banks(request: Request, title: str = "") -> Picture:
             colour = lane_colour(min(lanes)) if lanes else PALE
             axes.add_patch(_cell(bank, y, colour, RED if late and lanes else "white", 1.6 if late and lanes else 0.6))
             if lanes:
-                many = len(set(lanes)) > 1
-                label = f"{min(lanes)}+" if many else str(lanes[0])
+                label = f"{min(lanes)}+" if len(set(lanes)) > 1 else str(lanes[0])
                 axes.text(bank + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink_on(colour))
-        axes.text(BANKS + 0.3, y + 0.5, "conflict" if late else "", va="center", fontsize=8, color=RED)
-    axes.set(xlim=(0, BANKS + 3.2), ylim=(len(waves), 0), xticks=[b + 0.5 for b in range(0, BANKS, 4)], yticks=[y + 0.5 for y in range(len(waves))])
-    axes.set_xticklabels([str(b) for b in range(0, BANKS, 4)])
-    axes.set_yticklabels([str(y) for y in range(len(waves))])
-    axes.set(xlabel="bank (the number in a cell is the lane; + means that others share the word)", ylabel="wavefront")
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.tick_params(length=0)
+        served = f"lanes {group * together}-{(group + 1) * together - 1}" if together < 32 else ""
+        axes.text(BANKS + 0.3, y + 0.5, served, va="center", fontsize=8, color=GREY)
+        axes.text(BANKS + (3.7 if served else 0.3), y + 0.5, "conflict" if late else "", va="center", fontsize=8, color=RED)
+    right = BANKS + (6.4 if together < 32 else 3.2)
+    axes.set(xlim=(-0.1, right), ylim=(len(waves), 0), yticks=[y + 0.5 for y in range(len(waves))])
+    axes.set_yticklabels([f"wavefront {y}" for y in range(len(waves))], fontsize=8)
+    _bank_axis(axes)
+    axes.set_xlabel("bank (the number in a cell is the lane; + means that other lanes want the same word)")
     verdict = f"{extra} more than needed" if extra else "no conflict"
     what = f"{len(request.threads)} lanes x {request.bytes} bytes: {len(waves)} wavefront{'s' if len(waves) > 1 else ''}, {verdict}"
     axes.set_title(f"{title}: {what}" if title else what)
     return Picture(made, what)
 
 
-def _cell(x: float, y: float, colour: object, edge: str = "white", line: float = 0.6) -> object:
+@drawn
+def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, k: int = 0) -> Picture:
+    """Rows of a tile as they lie over the 32 banks, a panel for each padding; the word that holds byte k of each row is marked.
+
+    Args:
+        row_bytes: of a row, without its padding.
+        paddings: bytes behind each row.
+        rows: how many rows, as many as a warp reads at once.
+        k: which byte of the rows.
+
+    Raises ValueError for sizes that are no multiples of a bank's 4 bytes, and for a k outside the row.
+    """
+    if row_bytes < WORD or row_bytes % WORD:
+        raise ValueError(f"row_bytes: expected a positive multiple of {WORD}, got {row_bytes}")
+    if not paddings or any(padding < 0 or padding % WORD for padding in paddings):
+        raise ValueError(f"paddings: expected multiples of {WORD}, got {tuple(paddings)}")
+    if not 1 <= rows <= 32:
+        raise ValueError(f"rows: expected 1 to 32, got {rows}")
+    if not 0 <= k < row_bytes:
+        raise ValueError(f"k: expected 0 to {row_bytes - 1}, a byte of the row, got {k}")
+    lines = [-(-rows * (row_bytes + padding) // (BANKS * WORD)) for padding in paddings]
+    height = sum(0.62 + 0.21 * n for n in lines) + 0.3
+    made, panels = figure(8.4, height, len(paddings), 1, squeeze=False, height_ratios=[n + 1.5 for n in lines])
+    said = []
+    for axes, padding, n in zip(panels[:, 0], paddings, lines, strict=True):
+        words = (row_bytes + padding) // WORD
+        marked: dict[int, list[int]] = {}
+        for word in range(n * BANKS):
+            row, place = divmod(word, words)
+            y, bank = divmod(word, BANKS)
+            inside = row < rows and place < row_bytes // WORD
+            colour = lane_colour(round(31 * row / max(1, rows - 1))) if inside else PALE
+            mine = inside and place == k // WORD
+            if inside:
+                axes.add_patch(_cell(bank, y, colour))
+                axes.patches[-1].set_alpha(1.0 if mine else 0.3)
+            elif row < rows:
+                axes.add_patch(_cell(bank, y, "white", GREY, 0.5))
+            if mine:
+                marked.setdefault(bank, []).append(row)
+                axes.add_patch(_cell(bank, y, "none", INK, 1.6))
+                axes.text(bank + 0.5, y + 0.5, str(row), ha="center", va="center", fontsize=8, color=ink_on(colour))
+        ways = max(len(found) for found in marked.values())
+        verdict = f"{ways}-way conflict" if ways > 1 else "no conflict"
+        axes.set_title(f"padding = {padding}: rows {row_bytes + padding} bytes apart, {verdict}")
+        axes.set(xlim=(-0.1, BANKS + 0.1), ylim=(n, -0.05), yticks=[y + 0.5 for y in range(n)])
+        axes.set_yticklabels([str(y * BANKS * WORD) for y in range(n)], fontsize=7)
+        axes.set_ylabel("address", fontsize=8)
+        _bank_axis(axes)
+        said.append(f"padding {padding}: byte {k} of {rows} rows lies in {len(marked)} bank{'s' * (len(marked) > 1)}, {verdict}")
+    panels[-1, 0].set_xlabel(f"bank (a colour is a row of the tile, its number marks the word that holds k = {k}; outlined cells are padding)")
+    return Picture(made, "; ".join(said))
+
+
+def _bank_axis(axes: Any) -> None:
+    axes.set_xticks([bank + 0.5 for bank in range(0, BANKS, 4)])
+    axes.set_xticklabels([str(bank) for bank in range(0, BANKS, 4)])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _cell(x: float, y: float, colour: object, edge: str = "white", line: float = 0.6) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=colour, edgecolor=edge, linewidth=line)

@@ -19,15 +19,19 @@ def device() -> torch.device:
     """The first Hopper GPU, else the CPU with the emulator; prints in one sentence which it is, and why."""
     found = best_device()
     if found.type == "cuda":
-        print(f"Found {torch.cuda.get_device_name(found)}: kernels run on it, and on the emulator wherever you look inside them.")
+        print(
+            f"Found {torch.cuda.get_device_name(found)}: kernels run on it, and on the emulator wherever you look inside them."
+        )
     elif torch.cuda.is_available():
-        print(f"Found {torch.cuda.get_device_name(0)}, and these kernels need a Hopper GPU: they run on the CPU with the emulator.")
+        print(
+            f"Found {torch.cuda.get_device_name(0)}, and these kernels need a Hopper GPU: they run on the CPU with the emulator."
+        )
     else:
         print("Found no GPU: the Hopper kernels run on the CPU with the emulator.")
     return found
 
 
-def edited(stage: str, old: str, new: str, occurrence: int = 1) -> Path:
+def edited(stage: str | Path, old: str, new: str, occurrence: int = 1) -> Path:
     """A copy of a stage's file in a scratch folder with one place changed, for `gemm(a, b, source=...)`.
 
     Args:
@@ -35,12 +39,21 @@ def edited(stage: str, old: str, new: str, occurrence: int = 1) -> Path:
         old: the text that goes; new: what comes instead.
         occurrence: which of the places that read so, counted from 1.
 
-    Raises ValueError when the file has no such place.
+    Raises ValueError when there is no such stage or file, or when the file has no such place.
     """
-    path = Path(stage) if str(stage).endswith(".cu") else Path(stage_named(stage).stage.source)
+    path = Path(stage) if str(stage).endswith(".cu") else Path(stage_named(str(stage)).stage.source)
+    if not path.is_file():
+        raise ValueError(f"stage: expected the name of a stage or a CUDA file, got {str(stage)!r}, which is not a file")
+    if not old:
+        raise ValueError("old: expected the text that goes, got an empty one")
     parts = path.read_text(encoding="utf-8").split(old)
-    if not old or len(parts) <= occurrence or occurrence < 1:
-        raise ValueError(f"old: {path.name} has {len(parts) - 1 if old else 0} places that read {old!r}, number {occurrence} was asked for")
+    found = len(parts) - 1
+    if not found:
+        raise ValueError(f"old: {path.name} has no place that reads {old!r}")
+    if not 1 <= occurrence <= found:
+        raise ValueError(
+            f"occurrence: {path.name} has {found} place{'' if found == 1 else 's'} that read{'s' if found == 1 else ''} {old!r}, got {occurrence}"
+        )
     folder = Path(tempfile.mkdtemp(prefix="minigemm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / path.name

@@ -3,65 +3,152 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..emulator.report import Event, Report
-from .style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, Picture, drawn, figure
+from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, SKY, Picture, drawn, figure
 
-__all__ = ["copies", "phases"]
+__all__ = ["Copy", "copies", "phases"]
 
-_ROWS = ("thread 0 asks", "TMA copies", "mbarrier", "all threads meet")
+_LOAD = re.compile(r"box at \((?P<at>[^)]*)\) -> shared (?P<to>0x[0-9a-f]+), (?P<bytes>\d+) bytes on mbarrier (?P<barrier>\d+)")
 
 
-def copies(report: Report) -> list[tuple[Event, Event]]:
-    """The TMA loads of CTA 0: where each was issued, and where it landed."""
-    waiting: dict[str, list[Event]] = {}
+@dataclass(frozen=True)
+class Copy:
+    """A TMA load of CTA 0: a box of a tensor map, from its issue to its landing (`None`: it never landed)."""
+
+    at: tuple[int, ...]  # the box's coordinates, innermost first
+    to: int  # shared address
+    bytes: int
+    barrier: int  # shared address of the mbarrier that it completes on
+    issued: Event
+    landed: Event | None
+
+
+def copies(report: Report) -> list[Copy]:
+    """The TMA loads of CTA 0 in the order of their issue."""
+    landings: dict[str, list[Event]] = {}
+    for event in report.events:
+        if event.kind == "tma load landed":
+            landings.setdefault(event.detail, []).append(event)
     found = []
     for event in report.events:
-        if event.kind == "tma load issued":
-            waiting.setdefault(event.detail, []).append(event)
-        elif event.kind == "tma load landed" and waiting.get(event.detail):
-            found.append((waiting[event.detail].pop(0), event))
+        match = _LOAD.match(event.detail) if event.kind == "tma load issued" else None
+        if match:
+            landed = landings.get(event.detail)
+            at = tuple(int(part) for part in match["at"].split(",") if part.strip())
+            found.append(Copy(at, int(match["to"], 16), int(match["bytes"]), int(match["barrier"]), event, landed.pop(0) if landed else None))
+    return found
+
+
+@dataclass
+class _Phase:
+    """A phase of the mbarrier: steps, and bytes that landed in it, as (step, bytes so far)."""
+
+    start: int
+    end: int | None
+    landed: list[tuple[int, int]]
+
+    @property
+    def bytes(self) -> int:
+        return self.landed[-1][1] if self.landed else 0
+
+
+def _history(report: Report, barrier: int) -> list[_Phase]:
+    """The phases of one mbarrier, the open one last."""
+    found = [_Phase(report.events[0].step, None, [])]
+    for event in report.events:
+        now = found[-1]
+        if event.kind == "tma load landed" and (match := _LOAD.match(event.detail)) and int(match["barrier"]) == barrier:
+            now.landed.append((event.step, now.bytes + int(match["bytes"])))
+        elif event.kind == "phase" and event.agent == f"mbarrier {barrier}":
+            now.end = event.step
+            found.append(_Phase(event.step, None, []))
     return found
 
 
 @drawn
-def phases(report: Report, title: str = "") -> Picture:
-    """The order of things in CTA 0, from left to right. Steps are the scheduler's: an order, not a time."""
+def phases(report: Report, title: str = "", names: Mapping[int, str] | None = None) -> Picture:
+    """The order of things in CTA 0, from left to right. Steps are the scheduler's: an order, not a time.
+
+    Args:
+        report: of a launch whose loads all complete on one mbarrier.
+        names: what to call the shared addresses that the loads write, such as `{0x400: "a"}`.
+
+    The mbarrier's row fills up with the bytes that landed in each phase. Raises ValueError when CTA 0 loaded nothing by TMA.
+    """
+    loads = copies(report)
+    if not loads:
+        raise ValueError("report: expected one of a kernel whose CTA 0 loads by TMA, got one without such events")
+    barriers = sorted({load.barrier for load in loads})
+    if len(barriers) > 1:
+        raise ValueError(f"report: expected loads that complete on one mbarrier, got {len(barriers)} mbarriers")
+    history = _history(report, barriers[0])
+    targets = sorted({load.to for load in loads})
     order = sorted({event.step for event in report.events})
     place = {step: x for x, step in enumerate(order)}
-    made, axes = figure(10, 3.1)
-    complete = [event for event in report.events if event.kind == "phase"]
-    landed = copies(report)
-    for issued, arrived in landed:
-        x0, x1 = place[issued.step], place[arrived.step]
-        offset = 0.18 if any(i.step < issued.step and a.step == arrived.step for i, a in landed) else -0.18
-        axes.plot([x0], [0], "o", color=BLUE, markersize=7)
-        axes.plot([x0, x1], [1 + offset] * 2, color=BLUE, linewidth=7, solid_capstyle="butt", alpha=0.8)
-        box = re.search(r"\([^)]*\)", issued.detail)
-        axes.annotate("k = " + box[0].strip("()").split(",")[0] if box else "", (x0, 0), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7)
-    start = 0
-    for number, event in enumerate(complete):
-        _span(axes, start, place[event.step], 2, SKY if number % 2 == 0 else ORANGE, f"phase {number} (parity {number % 2})")
-        axes.plot([place[event.step]] * 2, [1.7, 2.3], color=INK, linewidth=2)
-        start = place[event.step]
+    called = {to: (names or {}).get(to, f"shared {to:#x}") for to in targets}
+    rows = ["thread 0 asks", *(f"TMA copies to {called[to]}" for to in targets), "mbarrier: bytes landed", "all threads meet"]
+    bar, meet = len(rows) - 2, len(rows) - 1
+    made, axes = figure(10, 1.3 + 0.56 * len(rows))
+
+    last = None
+    for load in loads:
+        x = place[load.issued.step]
+        axes.plot([x], [0], "o", color=BLUE, markersize=7)
+        if load.at != last:  # a box for a and one for b begin at the same place often: say it once
+            axes.annotate(f"({', '.join(map(str, load.at))})", (x, 0), xytext=(-4, 8), textcoords="offset points", ha="left", fontsize=7)
+        last = load.at
+        end = place[load.landed.step] if load.landed else len(order) - 0.5
+        style = {"facecolor": BLUE, "alpha": 0.8} if load.landed else {"facecolor": PALE, "edgecolor": BLUE, "linestyle": "--"}
+        _box(axes, x, 1 + targets.index(load.to), max(end - x, 0.16), 0.36, **style)
+
+    most = max(max(phase.bytes for phase in history), 1)
+    for number, phase in enumerate(history):
+        start, end = place[phase.start], place[phase.end] if phase.end is not None else len(order) - 0.5
+        colour = SKY if number % 2 == 0 else ORANGE
+        _box(axes, start, bar, end - start, 0.76, facecolor=PALE, edgecolor="white")
+        for i, (step, total) in enumerate(phase.landed):
+            x0 = min(place[step], end - 0.16)
+            x1 = place[phase.landed[i + 1][0]] if i + 1 < len(phase.landed) else end
+            height = 0.76 * total / most
+            axes.add_patch(_rectangle(x0, bar + 0.38 - height, max(x1 - x0, 0.16), height, facecolor=colour, alpha=0.9))
+        if phase.end is not None:
+            axes.plot([end] * 2, [bar - 0.44, bar + 0.44], color=INK, linewidth=2)
+        last_line = f"{phase.bytes:,} B" if phase.end is not None else "open"
+        label = f"phase {number}\nparity {number % 2}\n{last_line}" if end - start > 0.9 else str(number)
+        axes.text(start + 0.08, bar, label, va="center", fontsize=7, linespacing=1.0)
     for event in report.events:
+        x = place[event.step]
         if event.kind == "barrier":
-            axes.plot([place[event.step]] * 2, [2.75, 3.25], color=GREEN, linewidth=4)
+            axes.plot([x] * 2, [meet - 0.25, meet + 0.25], color=GREEN, linewidth=4)
         if event.kind == "tma store issued":
-            axes.plot([place[event.step]], [0], "D", color=PURPLE, markersize=7)
-            axes.annotate("store d", (place[event.step], 0), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7)
-    axes.set(yticks=range(4), ylim=(3.5, -0.6), xlim=(-0.5, len(order) - 0.4), xticks=range(len(order)))
-    axes.set_yticklabels(_ROWS)
+            axes.plot([x], [0], "D", color=PURPLE, markersize=7)
+            axes.annotate("store", (x, 0), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7)
+
+    axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.6), xlim=(-0.5, len(order) - 0.4), xticks=range(len(order)))
+    axes.set_yticklabels(rows)
     axes.set_xticklabels([str(step) for step in order], fontsize=7)
     axes.set_xlabel("step of the scheduler: an order, not a time")
+    axes.set_axisbelow(True)
     axes.grid(axis="x", color=GREY, alpha=0.2)
-    axes.set_title(title or f"{len(landed)} copies, {len(complete)} phases")
-    return Picture(made, f"{len(landed)} copies landed, {len(complete)} phases completed: " + "; ".join(event.detail for event in complete))
+    landed = sum(load.landed is not None for load in loads)
+    complete = [phase for phase in history if phase.end is not None]
+    axes.set_title(title or f"{len(loads)} loads by TMA, {len(complete)} phases completed")
+    each = "; ".join(f"phase {i} (parity {i % 2}) completed at step {phase.end} with {phase.bytes:,} bytes" for i, phase in enumerate(complete))
+    text = f"{len(loads)} loads, {landed} landed, {len(complete)} phases completed" + (f": {each}" if each else "")
+    if history[-1].bytes:
+        text += f"; phase {len(complete)} is still open with {history[-1].bytes:,} bytes"
+    return Picture(made, text)
 
 
-def _span(axes: Any, start: float, end: float, y: float, colour: str, label: str) -> None:
+def _rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Any:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((start, y - 0.26), end - start, 0.52, facecolor=colour, alpha=0.6, edgecolor="white"))
-    axes.text((start + end) / 2, y, label, ha="center", va="center", fontsize=7)
+    return Rectangle((x, y), width, height, **style)
+
+
+def _box(axes: Any, x: float, middle: float, width: float, height: float, **style: Any) -> None:
+    axes.add_patch(_rectangle(x, middle - height / 2, width, height, **style))
