@@ -11,14 +11,16 @@ from typing import Any
 
 __all__ = ["main"]
 
+DEFAULT = {"m": 256, "n": 256, "k": 512}  # of the tour, where only some of the sizes are given
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when all went well."""
     parser = argparse.ArgumentParser(prog="minigemm", description="FP8 GEMMs for Hopper, stage by stage, on a GPU or on an emulator.")
     commands = parser.add_subparsers(dest="command", required=True)
     tour = commands.add_parser("tour", help="run every stage on one problem and show what it did")
-    for name, default in (("m", 256), ("n", 256), ("k", 512)):
-        tour.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    for name, default in DEFAULT.items():
+        tour.add_argument(f"--{name}", type=int, help=f"default {default}; without any of the three, each stage's own problem")
     tour.add_argument("--seed", type=int, default=0)
     tour.add_argument("--stage", action="append", help="s01_naive, or 1; may be repeated; default: all")
     tour.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -53,13 +55,15 @@ def _tour(options: argparse.Namespace) -> int:
     from .kernels import stage_named
     from .types import Problem
 
-    if min(options.m, options.n, options.k) < 1 or options.k % 16:
-        return _fail(f"expected m, n, k of at least 1 and k a multiple of 16, got m={options.m} n={options.n} k={options.k}")
+    sizes = {name: getattr(options, name) for name in DEFAULT}
+    problem = Problem(**{name: DEFAULT[name] if size is None else size for name, size in sizes.items()}) if any(v is not None for v in sizes.values()) else None
+    if problem and (min(problem.m, problem.n, problem.k) < 1 or problem.k % 16):
+        return _fail(f"expected m, n, k of at least 1 and k a multiple of 16, got m={problem.m} n={problem.n} k={problem.k}")
     try:
         chosen = tuple(stage_named(name) for name in options.stage or ()) or None
     except ValueError as error:
         return _fail(str(error))
-    problem, device = Problem(options.m, options.n, options.k), tour.best_device()
+    device = tour.best_device()
     if options.json:
         results = tour.run(problem, chosen, options.seed, device)
         print(json.dumps({"machine": tour.machine(device), "stages": [result.to_dict() for result in results]}))
@@ -101,7 +105,8 @@ def _show(results: list[Any], machine: dict[str, Any]) -> None:
     for name in ("compile\nwarm", "run", "error", *last):
         table.add_column(name, justify="right", no_wrap=True)
     for r in results:
-        cells = [f"[bold]{r.stage}[/bold]\n{r.idea}", f"{r.compile_s:.2f} s\n{r.warm_s * 1e3:.1f} ms", _seconds(r.run_s), f"{r.rel_err:.1e}"]
+        own = "" if (r.m, r.n, r.k) == (first.m, first.n, first.k) else f"\n{r.m} x {r.n} x {r.k}"
+        cells = [f"[bold]{r.stage}[/bold]\n{r.idea}{own}", f"{r.compile_s:.2f} s\n{r.warm_s * 1e3:.1f} ms", _seconds(r.run_s), f"{r.rel_err:.1e}"]
         if on_gpu:
             cells += [f"{r.tflops or 0:.1f}", f"{(r.floor_share or 0):.1%}"]
         else:

@@ -84,21 +84,22 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def run(
-    problem: Problem, chosen: tuple[ModuleType, ...] | None = None, seed: int = 0, device: torch.device | None = None,
+    problem: Problem | None = None, chosen: tuple[ModuleType, ...] | None = None, seed: int = 0, device: torch.device | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[StageResult]:  # fmt: skip
-    """Run stages on quantized LLM-like activations and weights of one problem; one result each. `progress` hears what is going on."""
+    """Run stages on quantized LLM-like activations and weights of one problem, or each on its own; one result each. `progress` hears what is going on."""
     device = device or best_device()
     progress("quantizing")
-    x = quantize.activations(problem.m, problem.k, seed=seed, device=device)
-    w = quantize.weights(problem.n, problem.k, seed=seed + 1, device=device)
-    operands = {}
-    for granularities in {module.stage.granularities for module in chosen or stages()}:
-        a, b = quantize.quantize(x, granularities[0]), quantize.quantize(w, granularities[1])
-        operands[granularities] = a, b, quantize.reference(a, b)
+    operands: dict[Any, tuple[Quantized, Quantized, torch.Tensor]] = {}
     results = []
     for module in chosen or stages():
-        results.append(_one(module, problem, *operands[module.stage.granularities], device, progress))
+        stage, size = module.stage, problem or module.stage.problem
+        if (size, stage.granularities) not in operands:
+            x = quantize.activations(size.m, size.k, seed=seed, device=device)
+            w = quantize.weights(size.n, size.k, seed=seed + 1, device=device)
+            a, b = quantize.quantize(x, stage.granularities[0]), quantize.quantize(w, stage.granularities[1])
+            operands[size, stage.granularities] = a, b, quantize.reference(a, b)
+        results.append(_one(module, size, *operands[size, stage.granularities], device, progress))
     return results
 
 

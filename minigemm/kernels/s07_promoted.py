@@ -126,5 +126,6 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
 stage = Stage(
     "s07_promoted", TITLE, IDEA, Config, is_legal, default_config, launch,  # type: ignore[arg-type]
     granularities=("1x128", "128x128"), out_dtypes=(torch.bfloat16, torch.float32), sums="promoted",
+    problem=Problem(64, 2112, 7168),  # a layer of DeepSeek-V3: the latent projections of attention, for 64 tokens
 )  # fmt: skip
 gemm = stage.gemm

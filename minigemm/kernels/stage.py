@@ -28,6 +28,7 @@ SHARED_LIMIT = 227 * 1024  # bytes of shared memory that one CTA of a Hopper GPU
 THREAD_LIMIT = 1024
 REGISTER_LIMIT = 65536  # of an SM
 SMS = 132  # of an H100 or H200 SXM
+TOUR = Problem(256, 256, 512)
 SIZE_LIMIT = 1 << 30  # rows or columns: the tile that hangs over the edge stays below 2**31 too
 
 
@@ -37,7 +38,8 @@ class Stage:
 
     `launch(a, b, d, problem, config)` describes one launch for either runtime. `default_config(problem)` is a legal config for that problem.
     `granularities` are those of a's and b's scales, `out_dtypes` those that d can have; a stage that has the choice has a Config field `out_fp32`.
-    `sums` says where: in "fp32"; in the "tensor core", whose short accumulator makes the error grow with k; "promoted", from it to FP32 every 128.
+    `problem` is what the tour runs unless it is told another one. `sums` says where it sums: in "fp32"; in the "tensor core", whose short
+    accumulator makes the error grow with k; "promoted", from it to FP32 every 128.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Stage:
     launch: Callable[[Quantized, Quantized, torch.Tensor, Problem, Config], Launch]
     granularities: tuple[str, str] = ("tensor", "tensor")
     out_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    problem: Problem = TOUR
     sums: str = "fp32"
 
     @property
