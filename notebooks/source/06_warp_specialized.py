@@ -258,6 +258,7 @@ views.banks(rows_named(True), "stmatrix, 128-byte swizzle")
 with minigemm.observe() as seen:
     exact_output = s06_warp_specialized.gemm(a, b, config, out_dtype=torch.float32)
 print("rounded to BF16 it is the same:", torch.equal(exact_output.bfloat16(), right))
+print("bytes that TMA stores:", *(f"{report.counters['tma_store_bytes']:,}" for report in (specialized, seen[0])))
 views.compare({"BF16": specialized, "FP32": seen[0]})
 
 # %% [markdown]
@@ -294,8 +295,8 @@ for name, report in modelled.items():
 # as soon as the last consumer warp has arrived, and the red is gone. The epilogue is shorter, too, and each consumer
 # has its own.
 #
-# The totals are close. The model charges 20 cycles for a barrier and lets every warp issue without a rival; a GPU is
-# less kind. What roles give on hardware is for a measurement to say (section 8).
+# The totals are close: the model charges a barrier little and lets every warp issue without a rival. What roles give on
+# hardware, a measurement must say (section 8).
 #
 # **Guess:** halve the ring, from 4 slots to 2. What happens to the tensor core's share?
 
