@@ -59,8 +59,10 @@ def lab(name: str, solution: bool) -> nbformat.NotebookNode:
     """A lab's notebook without outputs: the instructor's, or the student's."""
     notebook = jupytext.read(LABS / "source" / f"{name}.py", fmt="py:percent")
     notebook.metadata = nbformat.from_dict(KERNEL)
-    notebook.cells = [cell for cell in notebook.cells if solution or not cell.metadata.get("solution_only")]
-    for number, cell in enumerate(notebook.cells):
+    # numbered before cells are left out: nbgrader finds a student's cell in the instructor's notebook by its name
+    numbered = [(number, cell) for number, cell in enumerate(notebook.cells) if solution or not cell.metadata.get("solution_only")]
+    notebook.cells = [cell for _, cell in numbered]
+    for number, cell in numbered:
         answer, test = cell.metadata.get("answer"), cell.metadata.get("test")
         if cell.cell_type == "code":
             cell.source = marks.solution(cell.source) if solution else _HIDDEN.sub("", marks.student(cell.source)).rstrip()

@@ -11,6 +11,7 @@ from .accumulators import accumulators, alignment, held_by
 from .counts import compare, recorded, recorded_runs
 from .descriptors import descriptor, operand_reads, wgmma_widths
 from .formats import bits, number_line, spacing
+from .ladder import ladder
 from .lesson import device, edited
 from .listing import code, diff, loop, loop_mix, lowered
 from .phases import phases
@@ -51,6 +52,7 @@ __all__ = [
     "gemm_intensity",
     "handshake",
     "held_by",
+    "ladder",
     "landing",
     "loop",
     "loop_mix",

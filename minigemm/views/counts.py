@@ -67,6 +67,8 @@ def _recorded(folder: Path) -> Iterator[dict[str, Any]]:
         for part in data.get("runs", [data]):
             machine = {**_known(data), **_known(part), **_known(part.get("machine", {}))}
             for run in part.get("stages", []):
+                if run.get("default") is False:  # another tile, tried beside the one that the stage chooses
+                    continue
                 yield {**machine, **run, "file": path.name}
 
 

@@ -1,4 +1,4 @@
-"""Fine-grained scales: how they lie in memory, which of them a tile needs, which element they serve, and errors by what causes them."""
+"""Fine-grained scales: how they lie, which a tile needs, which element they serve; and errors by their causes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _MARKS = "os^Dv*"
 
 @drawn
 def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], block: int = 0) -> Picture:
-    """Where 1x128 scales lie in memory, 128 bytes a row of the picture, and which of them a tile needs at one step along k.
+    """Where 1x128 scales lie in memory, 128 bytes a row of the picture, and which a tile needs at one step along k.
 
     Args:
-        scales: by name, float32 (m, blocks of k) tensors of any strides, such as `Quantized.scale` and a row-major copy of it.
+        scales: by name, float32 (m, blocks of k) tensors of any strides, such as `Quantized.scale` or a row-major copy
+            of it.
         rows: the tile's rows of a, from and up to (excluded).
         block: the step along k, which is the column of the scales.
 
@@ -48,6 +49,7 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
     made, panels = figure(
         9.5, 1.0 + sum(0.27 * count + 0.42 for count in lines), len(scales), 1, squeeze=False, height_ratios=lines
     )
+    made.get_layout_engine().set(h_pad=0.08)
     said = []
     for axes, (name, scale), count in zip(panels[:, 0], scales.items(), lines, strict=True):
         owner = {
@@ -61,7 +63,8 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
         way = f"{needed * 4} bytes in one piece" if runs == 1 else f"{runs} pieces of {needed * 4 // runs} bytes"
         axes.set_title(f"{name}, strides {tuple(scale.stride())}: the tile's {needed} scales are {way}")
         said.append(
-            f"{name}: strides {tuple(scale.stride())}, the {needed} scales of rows {rows[0]} to {rows[1] - 1} at step {block} are {way}"
+            f"{name}: strides {tuple(scale.stride())}, the {needed} scales of rows {rows[0]} to {rows[1] - 1} "
+            f"at step {block} are {way}"
         )
     panels[-1, 0].set_xlabel("place of a float in its 128 bytes; a cell names the row of a that it is for")
     _legend(
@@ -111,9 +114,10 @@ def _memory(axes: Any, owner: Mapping[int, tuple[int, int]], wanted: set[int], l
 
 @drawn
 def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
-    """The columns of d over blocks of 128, each with a scale of b, and over tiles of several widths: how many scales a tile needs.
+    """The columns of d over blocks of 128, each with a scale of b, and over tiles of several widths.
 
-    Each tile has its scales' colours and says how many they are, where there is more than one. Raises ValueError for sizes below 1.
+    Each tile has its scales' colours, and says how many they are where there is more than one. Raises ValueError for
+    sizes below 1.
     """
     for name, size in (("n", n), *(("block_ns", block_n) for block_n in block_ns)):
         if size < 1:
@@ -121,6 +125,7 @@ def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
     if not block_ns:
         raise ValueError("block_ns: expected at least one width of a tile, got none")
     made, axes = figure(9.5, 1.3 + 0.5 * len(block_ns))
+    made.get_layout_engine().set(h_pad=0.08)
     from matplotlib.patches import Rectangle
 
     blocks = ceil_div(n, BLOCK)
@@ -212,13 +217,14 @@ def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
 def scale_map(
     a: Quantized, b: Quantized, block_m: int, block_n: int, tile: tuple[int, int] = (0, 0), step: int = 0
 ) -> Picture:
-    """The factor with which each element of a tile of d is promoted at one step along k: its row's scale of a times its columns' scale of b.
+    """The factor with which each element of a tile of d is promoted at a step along k: its sfa times its sfb.
 
     Args:
         a: with 1x128 scales; b: with 128x128 scales.
         block_m, block_n: the tile's size; tile: which one, down and across; step: the block of 128 along k.
 
-    The strips beside the map are the scales themselves. Raises ValueError for other granularities, sizes below 1, and a tile or step outside.
+    The strips beside the map are the scales themselves. Raises ValueError for other granularities, sizes below 1, and a
+    tile or step outside.
     """
     for name, q, granularity in (("a", a, "1x128"), ("b", b, "128x128")):
         if q.granularity != granularity:
@@ -238,6 +244,7 @@ def scale_map(
     sfb = b.scale[[(column0 + c) // BLOCK for c in range(columns)], step].float().cpu()
     factor = (sfa[:, None] * sfb[None, :]).log2()
     made, panels = figure(8.6, 4.6, 2, 2, width_ratios=(1, 14), height_ratios=(1, 7))
+    made.get_layout_engine().set(h_pad=0.08)
     panels[0, 0].axis("off")
     top, left, body = panels[0, 1], panels[1, 0], panels[1, 1]
     edges = (column0, column0 + columns, row0 + rows, row0)
@@ -249,10 +256,11 @@ def scale_map(
         interpolation="nearest",
     )
     shown = body.imshow(factor.numpy(), aspect="auto", cmap="viridis", extent=edges, interpolation="nearest")
-    made.colorbar(shown, ax=body, label="sfa * sfb", pad=0.01).ax.yaxis.set_major_formatter(
-        lambda value, _: f"$2^{{{value:g}}}$"
-    )
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
+
+    bar = made.colorbar(shown, ax=body, label="sfa * sfb", pad=0.01, ticks=MaxNLocator(8, integer=True))
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"$2^{{{value:.0f}}}$")
 
     for block in live:
         start, end = max(column0, block * BLOCK), min(column0 + columns, (block + 1) * BLOCK)
@@ -280,11 +288,13 @@ def scale_map(
 
 @drawn
 def error_curves(
-    x: Sequence[float], errors: Mapping[str, Sequence[float]], xlabel: str, title: str = "", percent: bool = False, base: int = 10,
+    x: Sequence[float], errors: Mapping[str, Sequence[float]], xlabel: str, title: str = "", percent: bool = False,
+    base: int = 10,
 ) -> Picture:  # fmt: skip
-    """Relative errors against what causes them, a line by name, both axes logarithmic (`base`: of the axis of x). The last of each line is written at its end.
+    """Relative errors against what causes them, a line by name, both axes logarithmic (`base`: of the axis of x).
 
-    Raises ValueError when there are fewer than two x, no lines, a line of another length, or numbers that are not positive.
+    The last number of each line stands at its end. Raises ValueError when there are fewer than two x, no lines, a line
+    of another length, or numbers that are not positive.
     """
     if len(x) < 2 or not all(0 < value < float("inf") for value in x):
         raise ValueError(f"x: expected at least two positive numbers, got {tuple(x)}")
@@ -298,6 +308,7 @@ def error_curves(
         return f"{error:.3g}" if not percent else f"{error:.1%}"
 
     made, axes = figure(8.6, 3.8)
+    made.get_layout_engine().set(h_pad=0.08)
     for i, (name, line) in enumerate(errors.items()):
         colour = SERIES[i % len(SERIES)]
         axes.plot(x, line, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=5, linewidth=1.6, label=name)
@@ -312,7 +323,8 @@ def error_curves(
         ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1) if low / 2 <= tick <= high * 2]
         axes.set_yticks(ticks, [f"{tick:.3g}" if tick < 0.001 else f"{100 * tick:g}%" for tick in ticks])
     axes.grid(color=GREY, alpha=0.2)
-    made.legend(loc="outside right upper", fontsize=8)
+    if len(errors) > 1:
+        made.legend(loc="outside right upper", fontsize=8)
     return Picture(
         made,
         "\n".join(

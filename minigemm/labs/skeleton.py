@@ -1,0 +1,68 @@
+"""A lab's file, made from the two stages between which the lab lies: the stage before, with a TODO wherever the stage after differs.
+
+Nothing of a kernel is kept here. What is to be done is the difference between the two files as they are today, and every piece of it must belong
+to exactly one task, or to what is given: when a stage changes in a way that the lab does not know, there is a ValueError and no lab.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import marks
+
+__all__ = ["Task", "code_of", "marked", "todos"]
+
+_TODO = re.compile(r"//\s*(TODO\b.*)")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One TODO: `title` says what is to be done, `anchor` is a text that the stage after has in these lines, and nowhere else in the difference."""
+
+    title: str
+    anchor: str
+
+
+def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str]) -> str:
+    """The stage after, as a text that `marks` renders: its solution is `after`, the student's copy is `before` with TODOs.
+
+    `given` are texts like a task's anchor: what the student need not do.
+    """
+    old, new = before.split("\n"), after.split("\n")
+    out: list[str] = []
+    found: list[str] = []
+    for tag, i, j, k, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if tag == "equal":
+            out += old[i:j]
+            continue
+        piece = "\n".join(new[k:end])
+        named = [task for task in tasks if task.anchor in piece]
+        free = [text for text in given if text in piece]
+        if len(named) + len(free) != 1:
+            raise ValueError(
+                f"{len(named) + len(free)} tasks know this piece of the difference between the stages, and one should:\n{piece or '(lines that went)'}"
+            )
+        found += [task.anchor for task in named] + free
+        if named:
+            title = f"{tasks.index(named[0]) + 1}. {named[0].title}"
+            out += marks.marked(title, new[k:end], old[i:j])
+        else:
+            out += new[k:end]
+    missing = [text for text in (*(task.anchor for task in tasks), *given) if found.count(text) != 1]
+    if missing:
+        raise ValueError(f"the difference between the stages has {found.count(missing[0])} pieces with {missing[0]!r}, and one was expected")
+    return "\n".join(out)
+
+
+def todos(text: str) -> list[str]:
+    """The TODOs left in a file, each with its line: "line 18: TODO (roughly 3 lines): ..."."""
+    return [f"line {number}: {match[1]}" for number, line in enumerate(text.splitlines(), 1) if (match := _TODO.search(line))]
+
+
+def code_of(text: str) -> str:
+    """The code alone, without comments and layout: what says whether two files are the same kernel."""
+    return " ".join(_COMMENT.sub(" ", text).split())
