@@ -283,7 +283,7 @@ def _error(unit: _Unit, key: str, log: str, ptx: str) -> CompileError:
     found = [each for each in diagnostics.parse(log, ptx, unit.path.name) if each.severity in ("error", "note")]
     count = sum(each.severity == "error" for each in found)
     head = f"{unit.path} does not compile ({count} error{'s' * (count != 1)})"
-    body = diagnostics.render(found, unit.sources) if found else log
+    body = diagnostics.render(found, unit.sources) if found else log or "the compiler gave no reason; it may have run out of memory"
     saved = cache.save(f"failed-{key[:12]}-{unit.path.name}", unit.rendered)
     foot = f"\n\nWith its constants it is saved as {saved}" if saved else ""
     return CompileError(f"{head}\n\n{body}{foot}", log, saved or unit.path)

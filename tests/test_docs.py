@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def test_readme_tree_is_the_tree() -> None:
     shown = {line.split()[0].rstrip("/") for line in tree.splitlines()}
     package = {path.name for path in (ROOT / "minigemm").iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert shown == {"minigemm", "notebooks", "docs", "tests"} | {f"minigemm/{name}" for name in package}
+
+
+def test_readme_s_tflops_are_the_recorded_ones() -> None:
+    data = json.loads((ROOT / "docs" / "results" / "h100_ladder.json").read_text(encoding="utf-8"))
+    recorded = {run["stage"]: run["tflops"] for run in data["stages"] if run["default"] and (run["m"], run["n"], run["k"]) == (4096, 4096, 4096)}
+    shown = dict(re.findall(r"^\| \[(s\d\d_\w+)\]\([^)]*\) \|.*\| ([\d.,]+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(shown) >= 7
+    for stage, text in shown.items():
+        assert text == (f"{recorded[stage]:,.0f}" if recorded[stage] >= 100 else f"{recorded[stage]:.1f}")

@@ -34,7 +34,9 @@ _ROWS: tuple[tuple[str, Callable[[Report], int]], ...] = (
     ("wavefronts of shared memory", _counter("shared_wavefronts")),
     ("bank conflicts", _counter("bank_conflicts")),
     ("bytes that TMA loads", _counter("tma_load_bytes")),
+    ("bytes that TMA stores", _counter("tma_store_bytes")),
     ("TMA transactions", _counter("tma_transactions")),
+    ("WGMMAs of warpgroups", _counter("wgmma")),
 )
 
 

@@ -24,8 +24,8 @@ _MARKED = "background:rgba(230,159,0,.2)"
 
 _ROLES = {"arithmetic": GREEN, "conversion": ORANGE, "memory": BLUE, "address and control": GREY}
 _ROLE_OF = {
-    "FFMA": "arithmetic", "FADD": "arithmetic", "FMUL": "arithmetic", "F2FP": "conversion", "HADD2": "conversion",
-    "LDG": "memory", "LDS": "memory", "STG": "memory", "STS": "memory",
+    "FFMA": "arithmetic", "FADD": "arithmetic", "FMUL": "arithmetic", "QGMMA": "arithmetic", "F2FP": "conversion", "HADD2": "conversion",
+    "LDG": "memory", "LDS": "memory", "STG": "memory", "STS": "memory", "STSM": "memory", "UTMALDG": "memory", "UTMASTG": "memory",
 }  # fmt: skip
 
 
