@@ -50,6 +50,7 @@ def _torch() -> Finding:
 
 def _nvrtc() -> Finding:
     from . import jit
+    from .emulator import cache
     from .kernels import stages
     from .types import Problem
 
@@ -58,7 +59,8 @@ def _nvrtc() -> Finding:
         cold, warm = jit.measure(stage.source, stage.default_config(Problem(256, 256, 512)), name=stage.name, kernel=stage.name)
     except ValueError as error:
         return Finding("NVRTC", False, "cannot compile", str(error))
-    return Finding("NVRTC", True, f"{jit.compiler_version()}; {stage.name} compiles in {cold:.2f} s, and comes from the cache in {warm * 1e3:.1f} ms")
+    kept = f"and comes from the cache in {warm * 1e3:.1f} ms" if cache.folder() else "in every process anew, since there is no cache"
+    return Finding("NVRTC", True, f"{jit.compiler_version()}; {stage.name} compiles in {cold:.2f} s, {kept}")
 
 
 def _emulator() -> Finding:

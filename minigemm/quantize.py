@@ -52,10 +52,12 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
         Quantized with `x ~= data * scale`. Blocks of zeros get the scale 1, so that nothing is divided by zero.
 
     Raises:
-        TypeError: x is no floating-point tensor of these dtypes. ValueError: x is not 2-D, or the granularity is unknown.
+        TypeError: x is no dense floating-point tensor of these dtypes. ValueError: x is not 2-D, or the granularity is unknown.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x: expected a dense (strided) tensor, got layout {x.layout}")
     if x.dtype not in _INPUTS:
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() != 2:
@@ -63,7 +65,7 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
     rows, k = x.shape
-    x = x.detach().to(torch.float32, memory_format=torch.contiguous_format)
+    x = x.detach().to(torch.float32).contiguous()
     if granularity == "tensor":
         scale = _scale(_magnitude(x).amax() if x.numel() else x.new_zeros(()))
         return Quantized(_cast(x / scale), scale, granularity)
@@ -98,8 +100,14 @@ def _cast(x: torch.Tensor) -> torch.Tensor:
 
 def dequantize(q: Quantized) -> torch.Tensor:
     """The float32 (rows, k) that q stands for: each element times its block's scale, rounded once."""
+    _check("q", q)
     data = q.data.to(torch.float32)
     return data * expanded_scale(q)
+
+
+def _check(name: str, value: object) -> None:
+    if not isinstance(value, Quantized):
+        raise TypeError(f"{name}: expected a minigemm.quantize.Quantized, as quantize(x) gives, got {type(value).__name__}")
 
 
 def expanded_scale(q: Quantized) -> torch.Tensor:
@@ -113,6 +121,10 @@ def expanded_scale(q: Quantized) -> torch.Tensor:
 
 def reference(a: Quantized, b: Quantized) -> torch.Tensor:
     """The exact product to measure against: float64 (m, n) of the dequantized (m, k) and (n, k). Scales enter in float64, unrounded."""
+    _check("a", a)
+    _check("b", b)
+    if a.data.shape[1] != b.data.shape[1]:
+        raise ValueError(f"b: expected as many columns as a has, {a.data.shape[1]} (k is the last dimension of both), got shape {tuple(b.data.shape)}")
     left = a.data.to(torch.float32).double() * expanded_scale(a).double()
     right = b.data.to(torch.float32).double() * expanded_scale(b).double()
     return left @ right.T

@@ -54,6 +54,39 @@ def test_made_once_and_kept(place: Path) -> None:
 
 
 @POSIX
+@pytest.mark.parametrize("mode", [0o660, 0o606, 0o666, 0o620])
+def test_an_entry_that_others_could_write_is_made_anew(place: Path, mode: int) -> None:
+    cache.fetch("a", lambda: b"bytes")
+    (place / "a").chmod(mode)
+    with pytest.warns(UserWarning, match="others could have written it; it is made anew"):
+        assert cache.fetch("a", lambda: b"mine") == (b"mine", False)
+    assert stat.S_IMODE((place / "a").stat().st_mode) == 0o600
+    assert cache.fetch("a", never) == (b"mine", True)
+
+
+@POSIX
+def test_an_entry_of_another_user_is_made_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.fetch("a", lambda: b"bytes")
+    real = os.fstat
+
+    def fstat(number: int) -> os.stat_result:
+        return os.stat_result((*real(number)[:4], os.geteuid() + 1, *real(number)[5:]))
+
+    monkeypatch.setattr(cache.os, "fstat", fstat)
+    with pytest.warns(UserWarning, match="others could have written it; it is made anew"):
+        assert cache.fetch("a", lambda: b"mine") == (b"mine", False)
+
+
+@POSIX
+def test_what_a_writer_left_does_not_lend_its_mode(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    (place / "a.part").write_bytes(b"")
+    (place / "a.part").chmod(0o666)
+    cache.fetch("a", lambda: b"bytes")
+    assert stat.S_IMODE((place / "a").stat().st_mode) == 0o600
+
+
+@POSIX
 def test_only_the_user_may_read_it(place: Path) -> None:
     cache.fetch("a", lambda: b"bytes")
     assert stat.S_IMODE(place.stat().st_mode) == 0o700

@@ -135,6 +135,12 @@ def test_doctor(capsys):
     assert "NVRTC" in capsys.readouterr().out
 
 
+def test_doctor_without_a_cache(monkeypatch):
+    monkeypatch.setattr("minigemm.emulator.cache.folder", lambda: None)
+    found = doctor._nvrtc().found
+    assert "in every process anew, since there is no cache" in found and "comes from the cache" not in found
+
+
 def test_doctor_without_a_compiler(monkeypatch, capsys):
     def fail(*arguments, **keywords):
         raise jit.CompileError("there is no NVRTC: install it")

@@ -198,10 +198,28 @@ def test_strided_input():
         assert torch.equal(quantize.quantize(x.T.contiguous().T, granularity).data.view(torch.uint8), quantize.quantize(x, granularity).data.view(torch.uint8))
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_dimension_is_contiguous(dtype, granularity):
+    for x in (torch.randn(64, 32, dtype=dtype).t(), torch.randn(16, 64, dtype=dtype)[:, ::2], torch.randn(1, 48, dtype=dtype).expand(16, 48)):
+        assert quantize.quantize(x, granularity).data.stride() == (x.shape[1], 1)
+
+
+def test_what_is_not_quantized_is_named():
+    a = quantize.quantize(torch.ones(4, 16))
+    with pytest.raises(TypeError, match="q: expected a minigemm.quantize.Quantized, as quantize.x. gives, got Tensor"):
+        quantize.dequantize(torch.ones(4, 4))
+    with pytest.raises(TypeError, match="b: expected a minigemm.quantize.Quantized"):
+        quantize.reference(a, torch.ones(4, 16))
+    with pytest.raises(ValueError, match=r"b: expected as many columns as a has, 16 .*, got shape \(4, 5\)"):
+        quantize.reference(a, quantize.quantize(torch.ones(4, 5)))
+
+
 @pytest.mark.parametrize("x, granularity, error, words", [
     ([1.0], "tensor", TypeError, "x: expected a torch.Tensor, got list"),
     (torch.ones(2, 2, dtype=torch.int32), "tensor", TypeError, "x: expected float16, bfloat16, float32 or float64, got torch.int32"),
     (torch.ones(4), "tensor", ValueError, r"x: expected a matrix \(rows, k\), got shape \(4,\)"),
+    (torch.ones(4, 4).to_sparse(), "tensor", TypeError, r"x: expected a dense \(strided\) tensor, got layout torch.sparse_coo"),
     (torch.ones(4, 4), "64x64", ValueError, "granularity: expected one of .* got '64x64'"),
 ])  # fmt: skip
 def test_bad_input(x, granularity, error, words):

@@ -802,14 +802,14 @@ INTEGRAL = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 
 
 def float_to_integer(b: Builder, ins: Instruction, to: str, source: str, mode: str) -> None:
-    """Out of range saturates; NaN gives 0, except 0x8000000000000000 for 64-bit results."""
+    """Out of range saturates. NaN gives 0, except for a double source or a 64-bit result: there the highest bit alone (PTX ISA, "cvt")."""
     value, kind = float_operand(b, ins, source)
     t, n = FLOATS[kind], BITS[to]
     value = b.let(f"call {t} @llvm.{INTEGRAL.get(mode, 'trunc')}.f{BITS[kind]}({t} {value})")
     result = b.let(f"call i{n} @llvm.fpto{'s' if signed(to) else 'u'}i.sat.i{n}.f{BITS[kind]}({t} {value})")
-    if n == 64:
+    if n == 64 or kind == "f64":
         nan = b.let(f"fcmp uno {t} {value}, {value}")
-        result = b.let(f"select i1 {nan}, i64 {-(1 << 63)}, i64 {result}")
+        result = b.let(f"select i1 {nan}, i{n} {-(1 << (n - 1))}, i{n} {result}")
     write_extended(b, ins, result, n, signed(to))
 
 

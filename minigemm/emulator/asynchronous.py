@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from . import context as c
 from . import tma
 from .errors import Fault
 from .hazards import STEP, Clocks
@@ -205,7 +205,7 @@ def wait(block: Block, site: Site, ids: np.ndarray) -> None:
             barrier.waiters.append((group, barrier.state.phase, site, ticket))
         else:
             block.results[group, 0] = 0
-            block.go(group)
+            block.poll(group)
 
 
 def _why_waiting(barrier: Barrier, value: int) -> str:
@@ -257,7 +257,17 @@ class BulkGroups:
 def descriptor_at(block: Block, address: int, site: Site, ids: np.ndarray) -> tma.Descriptor:
     if address % 64:
         raise block.fault(f"the tensor map at {address:#x} is not 64-byte aligned", site, ids)
-    return tma.decode(block.kernel.memory.bytes(address, 128).tobytes())
+    with _blamed(block, site, int(ids[0])):
+        return tma.decode(block.kernel.memory.bytes(address, 128).tobytes())
+
+
+@contextmanager
+def _blamed(block: Block, site: Site, thread: int) -> Iterator[None]:
+    """A fault of a copy names the instruction and the thread that issued it."""
+    try:
+        yield
+    except Fault as error:
+        raise block.fault(error.message, site, np.array([thread])) from None
 
 
 @serves("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")
@@ -301,7 +311,8 @@ def _check_box(block: Block, site: Site, thread: int, address: int, descriptor: 
 
 def _load_box(block: Block, site: Site, thread: int, descriptor: tma.Descriptor, coordinates: list[int], address: int, mbar: int) -> None:
     def move() -> None:
-        block.shared[descriptor.offsets(address)] = tma.gather(descriptor, coordinates, block.kernel.memory)
+        with _blamed(block, site, thread):
+            block.shared[descriptor.offsets(address)] = tma.gather(descriptor, coordinates, block.kernel.memory)
 
     block.kernel.add_traffic("tma_load_bytes", descriptor.box_bytes)
     what = f"box at {tuple(coordinates)} -> shared {address:#x}"
@@ -343,10 +354,11 @@ def _store_box(block: Block, site: Site, thread: int, descriptor: tma.Descriptor
 
     def move() -> None:
         data = block.shared[descriptor.offsets(address)]
-        if operation:
-            tma.reduce(descriptor, coordinates, data, block.kernel.memory, operation)
-        else:
-            tma.scatter(descriptor, coordinates, data, block.kernel.memory)
+        with _blamed(block, site, thread):
+            if operation:
+                tma.reduce(descriptor, coordinates, data, block.kernel.memory, operation)
+            else:
+                tma.scatter(descriptor, coordinates, data, block.kernel.memory)
 
     _store(block, site, thread, address, descriptor.smem_bytes, descriptor.box_bytes, move, f"shared {address:#x} -> box at {tuple(coordinates)}")
 
@@ -422,8 +434,9 @@ def bulk_copy(block: Block, site: Site, ids: np.ndarray) -> None:
             address = shared_address(first)
             target = block.shared_bytes(address, size, site, "bulk copy")
 
-            def move(target: np.ndarray = target, source: int = second & U64, address: int = address, size: int = size) -> None:
-                target[:] = tma.bulk_load(source, address, size, memory)
+            def move(target: np.ndarray = target, source: int = second & U64, address: int = address, size: int = size, t: int = t) -> None:
+                with _blamed(block, site, t):
+                    target[:] = tma.bulk_load(source, address, size, memory)
 
             block.kernel.add_traffic("tma_load_bytes", size)
             _load(block, site, t, address, size, size, shared_address(int(block.arguments[t, 3])), move, f"{size} bytes -> shared {address:#x}")
@@ -433,12 +446,13 @@ def bulk_copy(block: Block, site: Site, ids: np.ndarray) -> None:
             operation, kind = _reduction(site), modifiers[-1]
 
             def push(
-                source: np.ndarray = source, target: int = first & U64, address: int = address, operation: str = operation, kind: str = kind
+                source: np.ndarray = source, target: int = first & U64, address: int = address, operation: str = operation, kind: str = kind, t: int = t
             ) -> None:
-                if operation:
-                    tma.bulk_reduce(target, address, source.copy(), memory, operation, kind)
-                else:
-                    tma.bulk_store(target, address, source.copy(), memory)
+                with _blamed(block, site, t):
+                    if operation:
+                        tma.bulk_reduce(target, address, source.copy(), memory, operation, kind)
+                    else:
+                        tma.bulk_store(target, address, source.copy(), memory)
 
             _store(block, site, t, address, size, size, push, f"shared {address:#x} -> {size} bytes")
         else:
@@ -472,6 +486,30 @@ END_HOOKS.append(_ends)
 # ---------------------------------------------------------------------------------------------------- cp.async (before Hopper)
 
 
+@dataclass
+class Copy:
+    """One cp.async of a thread. Until it completes, its destination is nobody's to touch."""
+
+    move: Callable[[], None]
+    words: slice
+    cell: np.uint64  # that marks the destination
+
+
+def _copies(block: Block, thread: int) -> list[list[Copy]]:
+    """A thread's groups of copies in flight, the last of them open."""
+    return block.named.setdefault(("cp.async", thread), [[]])
+
+
+def _land(block: Block, thread: int, copies: list[Copy], cell: int | None = None) -> None:
+    """From here on the copies are ordinary writes of the thread, of now or as that cell says."""
+    if block.order and cell is None:
+        cell = block.order.stamp(thread)
+    for copy in copies:
+        copy.move()
+        if block.order:
+            block.order.copied(copy.words, copy.cell, cell or 0)
+
+
 @serves("cp.async.ca", "cp.async.cg")
 def cp_async(block: Block, site: Site, ids: np.ndarray) -> None:
     """``[dst], [src], size{, bytes to take}``: the rest of ``size`` is zero-filled."""
@@ -483,40 +521,67 @@ def cp_async(block: Block, site: Site, ids: np.ndarray) -> None:
         if address % size or source % size:
             raise block.fault(f"misaligned cp.async of {size} bytes", site, np.array([t]))
 
-        def move(target: np.ndarray = target, source: int = source, take: int = take) -> None:
+        def move(target: np.ndarray = target, source: int = source, take: int = take, t: int = t) -> None:
             target[take:] = 0
             if take:
-                target[:take] = block.kernel.memory.bytes(source, take)
+                with _blamed(block, site, t):
+                    target[:take] = block.kernel.memory.bytes(source, take)
 
-        if block.order:
-            words = slice(address >> 2, (address + size + 3) >> 2)
-            stamp = int(block.order.clock[t >> 5]) | (t >> 5) << 32 | (t & 31) << 40
-            block.order.cells[words] = np.uint64(stamp | c.CELL_GENERIC | 0xFF << 48)
-            block.order.sites[words, 0] = site.index
-        pending = block.named.setdefault(("cp.async", t), [[]])
-        if block.kernel.schedule == "early":
+        words = slice(address >> 2, (address + size + 3) >> 2)
+        cell = block.order.copying(t, words, site.index) if block.order else np.uint64(0)
+        early = block.kernel.schedule == "early"
+        if early:
             move()
-        else:
-            pending[-1].append(move)
+        _copies(block, t)[-1].append(Copy(_nothing if early else move, words, cell))
     block.go(ids)
 
 
 @serves("cp.async.commit_group")
 def cp_async_commit(block: Block, site: Site, ids: np.ndarray) -> None:
     for t in ids.tolist():
-        block.named.setdefault(("cp.async", t), [[]]).append([])
+        _copies(block, t).append([])
     block.go(ids)
 
 
 @serves("cp.async.wait_group", "cp.async.wait_all")
 def cp_async_wait(block: Block, site: Site, ids: np.ndarray) -> None:
+    everything = "wait_all" in site.instruction.modifiers
     for t in ids.tolist():
-        groups = block.named.setdefault(("cp.async", t), [[]])
-        everything = "wait_all" in site.instruction.modifiers
+        groups = _copies(block, t)
         keep = 0 if everything else int(block.arguments[t, 0])
-        while len(groups) > keep + 1 or (everything and groups != [[]]):
-            for move in groups.pop(0):
-                move()
-            if not groups:
-                groups.append([])
+        while len(groups) > keep + 1:
+            _land(block, t, groups.pop(0))
+        if everything:
+            _land(block, t, groups[0])
+            groups[0] = []
+    block.go(ids)
+
+
+@serves("cp.async.mbarrier.arrive")
+def cp_async_arrive(block: Block, site: Site, ids: np.ndarray) -> None:
+    """The mbarrier gets an arrival when all copies of the thread so far have completed. Without ``.noinc`` the phase expects one more for it."""
+    for t in ids.tolist():
+        address, one = shared_address(int(block.arguments[t, 0])), np.array([t])
+        barrier = barrier_at(block, address, site, one)
+        groups = _copies(block, t)
+        copies = [copy for group in groups for copy in group]
+        groups[:] = [[] for _ in groups]
+        cell = block.order.stamp(t) if block.order else None
+        clocks = block.order.release(one) if block.order else None
+        if "noinc" not in site.instruction.modifiers:
+            barrier.state.pending += 1
+
+        def complete(
+            t: int = t, barrier: Barrier = barrier, copies: list[Copy] = copies, cell: int | None = cell, clocks: Clocks | None = clocks
+        ) -> None:
+            _land(block, t, copies, cell)
+            if block.order and clocks:
+                _collect(block, barrier, block.order.fit(clocks))
+            try:
+                barrier.state.arrive()
+            except BarrierMisuse as misuse:
+                _misuse(block, site, barrier.address, t, misuse)
+            _advance(block, barrier, site)
+
+        block.launch_async(complete, block.now(one))
     block.go(ids)

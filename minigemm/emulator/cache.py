@@ -40,7 +40,7 @@ def fetch(key: str, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         if (data := _read(path)) is not None:
             return data, True
         if path.exists():
-            warnings.warn(f"minigemm: the cache entry {path} is damaged; it is made anew", stacklevel=2)
+            warnings.warn(f"minigemm: the cache entry {path} is damaged, or others could have written it; it is made anew", stacklevel=2)
         data = make()
         if writable:
             _write(path, hashlib.sha256(data).digest() + data)
@@ -91,20 +91,29 @@ def _give_up(path: Path, reason: str) -> None:
 
 
 def _read(path: Path) -> bytes | None:
-    """The entry's bytes; None when there is none or its checksum is wrong."""
+    """The entry's bytes; None when there is none, when someone else could have written it, or when its checksum is wrong."""
     try:
-        blob = path.read_bytes()
+        with path.open("rb") as file:
+            if not _own(os.fstat(file.fileno())):
+                return None
+            blob = file.read()
     except OSError:
         return None
     data = blob[_DIGEST:]
     return data if hashlib.sha256(data).digest() == blob[:_DIGEST] else None
 
 
+def _own(status: os.stat_result) -> bool:
+    """Does it belong to this user, and can nobody else write it? (Where there are no such users, folders are protected by other means.)"""
+    return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
 def _write(path: Path, blob: bytes) -> bool:
     """Puts `blob` at `path` in one step. Only the lock's holder calls this: it overwrites what a killed one left."""
     part = path.with_name(path.name + ".part")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        part.unlink(missing_ok=True)  # one that was there would keep its owner and mode
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(blob)
         part.replace(path)
     except OSError as error:

@@ -23,7 +23,9 @@ ARGUMENT_SLOTS = 16
 RESULTS = ARGUMENTS + 8 * ARGUMENT_SLOTS  # 8 x i64
 RESULT_SLOTS = 8
 TOUCHED = RESULTS + 8 * RESULT_SLOTS  # i64: the stamp that the thread had at its last access to shared memory
-REGISTERS = TOUCHED + 8  # saved registers, 8 bytes each; local memory follows
+FENCED = TOUCHED + 8  # i64: has the thread executed a fence?
+SYNC_SEEN, SYNC_WROTE = FENCED + 8, FENCED + 16  # i64: the last flag that it read, or wrote, for which there is a record
+REGISTERS = SYNC_WROTE + 8  # saved registers, 8 bytes each; local memory follows
 
 # ---- codes besides site numbers (which start at 1)
 DONE, FAULT, BUDGET = -1, -2, -3
@@ -43,20 +45,26 @@ SITE_RANGES = 29  # (base, end) that each access site last hit
 CLOCK = 30
 DYNAMIC_SHARED = 31
 GRID_CTA = 32  # linear CTA index
+UNWRITTEN = 33  # a byte for each site: has a read of unwritten memory been recorded there?
+RECORDS_LOST = 34  # bits: 1, records of hazards; 2, of flags
+GLOBAL_FLAG = 35  # how often flags in global memory were written
 BLOCK_FIELDS = 40
 
-RECORD_LIMIT, RECORD_WORDS = 1024, 6  # kind, site, address, thread, cell, reader column
+RECORD_LIMIT, RECORD_ROOM, RECORD_WORDS = 1024, 8192, 7  # of hazards, of all; kind, site, address, thread, cell, reader column, other sites
 
 # ---- faults
 SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX = range(1, 8)
 
 # ---- hazard records
 LOAD_AFTER_WRITE, STORE_AFTER_WRITE, STORE_AFTER_READ, ATOMIC_AFTER_ACCESS, LOAD_UNWRITTEN = range(1, 6)
+FLAG_READ, FLAG_WRITTEN = 6, 7  # no hazards: what carries order from thread to thread (hazards.py)
 
 # ---- addresses
 SHARED_FIRST = 1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
 GENERIC_SHARED = 1 << 56  # a generic address in the shared window is this plus the shared address
 
-# ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold byte mask (bits 6-9) and lane (bits 0-5; 63: several)
-CLOCK_STEP = 1024
+# ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold lane (bits 0-5; 63: several), byte mask (bits 6-9) and kinds:
+# an ordinary read, a strong write (an atomic, or a store that other threads may look at); neither: a strong read only
+CLOCK_STEP = 4096
+MARK_READ, MARK_WRITE = 1 << 10, 1 << 11
 CELL_GENERIC, CELL_BARRIER, CELL_ATOMIC = 1 << 45, 1 << 46, 1 << 47

@@ -8,6 +8,10 @@ A second clock for each thread follows the *proxy fences*: what the thread may h
 Accesses by threads are checked inline by native code against the shadow of shared memory (shadow.py); ranges touched by asynchronous copies are
 checked here.
 
+*Flags* carry order as well: a thread that executes a fence and then writes a word by a strong access (an atomic, a volatile or relaxed store) publishes
+what it knew at the fence; who reads the word by a strong access and then executes a fence knows it too. Release and acquire do both at once. A fence
+alone orders nothing between threads. All of global memory counts as one flag.
+
 Sources: Lamport, "Time, Clocks" (1978); Flanagan and Freund, "FastTrack" (PLDI 2009); PTX ISA, "Memory Consistency Model" and "Proxies".
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +28,13 @@ from .errors import Location
 from .report import Hazard
 
 STEP = c.CLOCK_STEP
+WHOLE = 15 << 6 | c.MARK_READ  # of a read cell: an ordinary read of all four bytes
 COLUMNS = 64  # to begin with; grows
+MANY_FLAGS = 4096  # strong accesses in one round that are followed one by one
+
+
+def _join(known: np.ndarray, clocks: np.ndarray) -> None:
+    np.maximum(known, clocks, out=known)
 
 
 def warps_of(ids: np.ndarray) -> np.ndarray:
@@ -57,6 +68,7 @@ class Order:
         self.reads = np.zeros((self.words, self.read_columns), np.uint32)
         self.warp_of = np.arange(threads) >> 5
         self.touched = np.zeros(threads, np.int64)  # the stamp of each thread at its last access: the machine gives its own
+        self.fenced = np.zeros(threads, np.int64)  # has it executed a fence? The machine's too
         self.fixed = self.warp_of << 32 | (np.arange(threads, dtype=np.int64) & 31) << 40  # of its stamps
         self.found: dict[tuple, Hazard] = {}
         self.racing: set[str] = set()  # lines that some report names
@@ -69,13 +81,17 @@ class Order:
         self.cells[:] = 0
         self.reads[:] = 0
         self.unwritten.clear()
+        self.lost = False  # records of hazards: a read of unwritten memory may have a cause that is not known
+        self.fenced[:] = 0
+        self.flags: dict[int, Clocks] = {}  # word (-1: all of global memory) -> what its writers published
+        self.covered: Clocks | None = None  # for each thread: what it knew at its last fence
+        self.pending: Clocks | None = None  # for each thread: what the flags that it has read say, from its next fence on
         self.seen: set[tuple[int, int, int]] = set()  # (mbarrier, warp, lanes): its users that are ordered after its initialisation
         self.placed: dict[int, tuple[int, int, int]] = {}  # mbarrier address -> warp, clock and lane of its initialisation
         self.moved = True
         self.order = np.zeros((self.threads, self.capacity), np.uint32)
         self.proxy = np.zeros((self.threads, self.capacity), np.uint32)
         self.clock = np.zeros(self.warps, np.uint32)
-        self.fences = Clocks(np.zeros(self.capacity, np.uint32), np.zeros(self.capacity, np.uint32))
         self.columns = [f"warp {w}" for w in range(self.warps)]
         self.readers: dict[int, int] = {}  # thread -> column
         self.barriers: dict[int, int] = {}  # mbarrier address -> column
@@ -93,6 +109,11 @@ class Order:
             self.order[rows, w] = self.clock[w]
         self.stale = True
 
+    @property
+    def exhausted(self) -> bool:
+        """Do the clocks come near their end?"""
+        return int(self.clock.max()) > 0xF0000000
+
     def stamps(self) -> np.ndarray:
         """clock | column << 32 | lane << 40 of each thread."""
         return self.clock[self.warp_of] + self.fixed
@@ -101,6 +122,7 @@ class Order:
 
     def meet(self, ids: np.ndarray) -> None:
         """A barrier among these threads: each knows what any of them knew."""
+        self._take_pending(ids)
         self.order[ids] = self.order[ids].max(0)
         self.proxy[ids] = self.proxy[ids].max(0)
         self.tick(warps_of(ids))
@@ -137,11 +159,51 @@ class Order:
         return Clocks(np.zeros(self.capacity, np.uint32), np.zeros(self.capacity, np.uint32))
 
     def fence(self, ids: np.ndarray) -> None:
-        """A memory fence: ordered with every other fence, as they really came (a lock or flag between them is what orders them)."""
-        known = self.release(ids)
-        np.maximum(self.fences.order, known.order, out=self.fences.order)
-        np.maximum(self.fences.proxy, known.proxy, out=self.fences.proxy)
-        self.acquire(ids, self.fences)
+        """A memory fence: flags read before it say what they know from here on, flags written after it publish what the thread knows here."""
+        self._take_pending(ids)
+        if self.covered is None:
+            self.covered = Clocks(np.zeros_like(self.order), np.zeros_like(self.proxy))
+        self.covered.order[ids], self.covered.proxy[ids] = self.order[ids], self.proxy[ids]
+        self.fenced[ids] = 1
+        self.release(ids)
+
+    def _take_pending(self, ids: np.ndarray) -> None:
+        if self.pending is not None:
+            self.order[ids] = np.maximum(self.order[ids], self.pending.order[ids])
+            self.proxy[ids] = np.maximum(self.proxy[ids], self.pending.proxy[ids])
+
+    def publish(self, word: int, clocks: Clocks) -> None:
+        """Who reads this flag knows that."""
+        known = self.flags[word] = self.fit(self.flags[word]) if word in self.flags else self.nothing()
+        _join(known.order, clocks.order)
+        _join(known.proxy, clocks.proxy)
+
+    def see(self, ids: np.ndarray, word: int) -> None:
+        """These threads have read the flag with acquire."""
+        if word in self.flags:
+            self.acquire(ids, self.fit(self.flags[word]))
+
+    def _flag(self, kind: int, word: int, thread: int, atomic: bool) -> None:
+        """A record of native code: a strong access that may carry order. Who takes a lock by an atomic needs no fence to go on."""
+        if kind == c.FLAG_WRITTEN:
+            if self.covered is not None:
+                self.publish(word, Clocks(self.covered.order[thread], self.covered.proxy[thread]))
+        elif word in self.flags:
+            if self.pending is None:
+                self.pending = Clocks(np.zeros_like(self.order), np.zeros_like(self.proxy))
+            clocks = self.fit(self.flags[word])
+            _join(self.pending.order[thread], clocks.order)
+            _join(self.pending.proxy[thread], clocks.proxy)
+            if atomic:
+                _join(self.order[thread], clocks.order)
+                _join(self.proxy[thread], clocks.proxy)
+
+    def lose_flags(self) -> None:
+        """There are too many flags to follow: whoever has executed a fence has published to everybody."""
+        if self.covered is not None:
+            self.pending = Clocks(np.broadcast_to(self.covered.order.max(0), self.order.shape).copy(),
+                                  np.broadcast_to(self.covered.proxy.max(0), self.proxy.shape).copy())  # fmt: skip
+            self._take_pending(np.arange(self.threads))
 
     def proxy_fence(self, ids: np.ndarray) -> None:
         self.proxy[ids] = np.maximum(self.proxy[ids], self.order[ids])
@@ -183,7 +245,9 @@ class Order:
         self.capacity += extra
         self.order = np.pad(self.order, ((0, 0), (0, extra)))
         self.proxy = np.pad(self.proxy, ((0, 0), (0, extra)))
-        self.fences = Clocks(np.pad(self.fences.order, (0, extra)), np.pad(self.fences.proxy, (0, extra)))
+        self.covered, self.pending = (
+            rows and Clocks(*(np.pad(part, ((0, 0), (0, extra))) for part in (rows.order, rows.proxy))) for rows in (self.covered, self.pending)
+        )
         self.stale = self.moved = True
 
     def fit(self, clocks: Clocks) -> Clocks:
@@ -216,6 +280,30 @@ class Order:
         self.cells[words] = np.uint64(clock | column << 32 | 0xFF << 48)
         self.sites[words, 0] = site
 
+    def stamp(self, thread: int) -> int:
+        """The cell of an ordinary write of all four bytes by this thread, now."""
+        return int(self.clock[thread >> 5]) | (thread >> 5) << 32 | (thread & 31) << 40 | c.CELL_GENERIC | 0xFF << 48
+
+    def copying(self, thread: int, words: slice, site: int) -> np.uint64:
+        """A cp.async of this thread is going to write these words: until it has, nobody is ordered after it. The cell that says so."""
+        cells, row = self.cells[words], self.order[thread]
+        at, when = self._parts(cells)
+        late, reads = when > row[at], self.reads[words] > (row[: self.read_columns] | (STEP - 1))
+        if late.any():
+            k = int(np.argmax(late))
+            self._explain(c.STORE_AFTER_WRITE, site, (words.start + k) * 4, thread, int(cells[k]), -1)
+        elif reads.any():
+            k, j = (int(v[0]) for v in np.nonzero(reads))
+            self._explain(c.STORE_AFTER_READ, site, (words.start + k) * 4, thread, 0, j | (int(self.reads[words.start + k, j]) & 63) << 8)
+        cell = np.uint64(self.stamp(thread) | 0xFFFFFFFF)
+        self.cells[words] = cell
+        self.sites[words, 0] = site
+        return cell
+
+    def copied(self, words: slice, cell: np.uint64, now: int) -> None:
+        """The cp.async has completed: an ordinary write, where no other has taken its place."""
+        self.cells[words][self.cells[words] == cell] = np.uint64(now)
+
     def asynchronous_read(self, thread: int, address: int, nbytes: int, clock: int, site: int) -> None:
         """A TMA store of ``thread`` reads this range."""
         words = slice(address >> 2, (address + nbytes + 3) >> 2)
@@ -226,14 +314,21 @@ class Order:
             self.unwritten.setdefault(self._at(site), (site, (words.start + int(np.argmax(empty))) * 4, thread))
         late = when > row[at]
         generic = (cells & np.uint64(c.CELL_GENERIC)) != 0
-        unfenced = generic & (when > self.proxy[thread][at])
+        proxy = self.proxy[thread]
+        unfenced = generic & (when > proxy[at])
+        strong = self._strong_writes(words, cells, row)
+        if strong is not None:
+            unfenced |= self._strong_writes(words, cells, proxy) >= 0
         if late.any():
             k = int(np.argmax(late))
             self._report_async_read(thread, words.start + k, int(cells[k]), site)
+        elif strong is not None and (strong >= 0).any():
+            k = int(np.argmax(strong >= 0))
+            self._report_async_read(thread, words.start + k, self._cell_of(words.start + k, int(strong[k])), site, int(self.sites[words.start + k, 1]))
         elif unfenced.any():
             k = int(np.argmax(unfenced))
             self._report_no_proxy_fence(thread, words.start + k, int(cells[k]), site)
-        self.reads[words, self.reader_column(thread)] = clock
+        self.reads[words, self.reader_column(thread)] = clock | WHOLE
         self.sites[words, 1] = site
 
     def tensor_core_read(self, ids: np.ndarray, words: np.ndarray, warpgroup: int, clock: int, site: int, operand: str, swizzle: int) -> None:
@@ -246,7 +341,15 @@ class Order:
         thread = int(ids[0])
         empty = (cells >> np.uint64(48)) & np.uint64(15) != 15
         late = when > row[at]
-        unfenced = ((cells & np.uint64(c.CELL_GENERIC)) != 0) & (when > self.proxy[leaders].min(0)[at])
+        proxy = self.proxy[leaders].min(0)
+        unfenced = ((cells & np.uint64(c.CELL_GENERIC)) != 0) & (when > proxy[at])
+        strong = self._strong_writes(words, cells, row)
+        if strong is not None:
+            unfenced |= self._strong_writes(words, cells, proxy) >= 0
+            if (strong >= 0).any() and not late.any():
+                k = int(np.argmax(strong >= 0))
+                late, cells = strong >= 0, cells.copy()
+                cells[k] = self._cell_of(int(words[k]), int(strong[k]))
         who = f"the WGMMA of warpgroup {warpgroup}"
         if empty.any():
             self.unwritten.setdefault(self._at(site), (site, int(words[np.argmax(empty)]) * 4, thread))
@@ -266,9 +369,22 @@ class Order:
                      f"async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence after it",
                      (self._who(cell), who), "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip
         self._check_swizzle(words, cells, site, thread, operand, swizzle, who)
-        self.reads[words, column] = clock
+        self.reads[words, column] = clock | WHOLE
         self.sites[words, 1] = site
         self.products[column][1][clock] = int(self.clock[first])
+
+    def _strong_writes(self, words: np.ndarray | slice, cells: np.ndarray, row: np.ndarray) -> Any:
+        """For each word: a column of a strong write that this row of clocks does not cover, or -1. None where there are no strong writes at all."""
+        if not (cells & np.uint64(c.CELL_ATOMIC)).any():
+            return None
+        marks = self.reads[words]
+        found = ((marks & c.MARK_WRITE) != 0) & (marks > (row[: self.read_columns] | (STEP - 1)))
+        return np.where(found.any(1), found.argmax(1), -1)
+
+    def _cell_of(self, word: int, column: int) -> int:
+        """The strong write of a column as the cell of an ordinary write."""
+        mark = int(self.reads[word, column])
+        return mark & -STEP | column << 32 | (mark & 31) << 40 | c.CELL_GENERIC | c.CELL_ATOMIC
 
     def _check_swizzle(self, words: np.ndarray, cells: np.ndarray, site: int, thread: int, operand: str, swizzle: int, who: str) -> None:
         """The descriptor must name the swizzle with which TMA wrote the tile."""
@@ -310,12 +426,17 @@ class Order:
             column, when = self._parts(self.cells[at])
             empty = (self.cells[at] >> np.uint64(48)) & np.uint64(15) != 15
             late = when > row[column]
+            late |= (column == w) & (when == self.clock[w])  # other lanes of the warp wrote it, in this interval
+            strong = self._strong_writes(at, self.cells[at], row)
             if empty.any():
                 self.unwritten.setdefault(self._at(site), (site, int(at[np.argmax(empty)]) * 4, thread))
+            elif strong is not None and (strong >= 0).any() and not late.any():
+                k = int(np.argmax(strong >= 0))
+                self._explain(c.LOAD_AFTER_WRITE, site, int(at[k]) * 4, thread, 0, int(strong[k]) | (int(self.reads[at[k], strong[k]]) & 63) << 8)
             elif late.any():
                 k = int(np.argmax(late))
                 self._explain(c.LOAD_AFTER_WRITE, site, int(at[k]) * 4, thread, int(self.cells[at[k]]), -1)
-            self.reads[at, w] = np.uint32(int(self.clock[w]) | 15 << 6 | 63)
+            self.reads[at, w] = np.uint32(int(self.clock[w]) | WHOLE | 63)
             self.sites[at, 1] = site
 
     @staticmethod
@@ -371,15 +492,33 @@ class Order:
         self.found[key] = Hazard(kind, message, location, line, address, parties, fix)
 
     def drain(self, records: np.ndarray) -> None:
-        """Records of native code: accesses by threads."""
-        for kind, site, address, thread, cell, reader in records.tolist():
-            if kind == c.LOAD_UNWRITTEN:
+        """Records of native code: accesses by threads, in the order in which they came."""
+        holders: set[int] = set()  # threads that an atomic has told something, which native code did not know yet
+        if (records[:, 0] >= c.FLAG_READ).sum() > MANY_FLAGS:
+            self.lose_flags()
+            records = records[records[:, 0] < c.FLAG_READ]
+            holders.update(range(self.threads))
+        for kind, site, address, thread, cell, reader, others in records.tolist():
+            if kind >= c.FLAG_READ:
+                self._flag(kind, address >> 2, thread, bool(cell))
+                if cell:
+                    holders.add(thread)
+            elif thread in holders and self._known(thread, cell, reader):
+                continue
+            elif kind == c.LOAD_UNWRITTEN:
                 self.unwritten.setdefault(self._at(site), (site, address, thread))
             else:
-                self._explain(kind, site, address, thread, cell & (2**64 - 1), reader)
+                self._explain(kind, site, address, thread, cell & (2**64 - 1), reader, (others & 0xFFFFFFFF, others >> 32 & 0xFFFFFFFF))
+
+    def _known(self, thread: int, cell: int, reader: int) -> bool:
+        """Does the thread know of this access of another warp by now?"""
+        column, clock = (reader & 255, (reader >> 20) * STEP) if reader >= 0 else (cell >> 32 & 255, cell & 0xFFFFFFFF)
+        return column != thread >> 5 and int(self.order[thread, column]) >= clock
 
     def unexplained(self) -> tuple[int, int, int] | None:
         """A read of shared memory that nobody had written, and that no race explains: (site, address, thread)."""
+        if self.lost:
+            return None
         return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
 
     def _where_written(self, word: int) -> str:
@@ -393,11 +532,17 @@ class Order:
         column = cell >> 32 & 255
         return f"warp {column} (lane {cell >> 40 & 31})" if column < self.warps else self.names.get(column, f"column {column}")
 
-    def _explain(self, kind: int, site: int, address: int, thread: int, cell: int, reader: int) -> None:
+    def _explain(
+        self, kind: int, site: int, address: int, thread: int, cell: int, reader: int, others: tuple[int, int] | None = None
+    ) -> None:
+        """``reader``: of the mark that is in conflict, as shadow.py gives it; ``others``: the sites that wrote and read the word last."""
         me = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})"
-        column = cell >> 32 & 255
         word = address >> 2
-        other = int(self.sites[word, 0])
+        wrote, read = others or (int(self.sites[word, 0]), int(self.sites[word, 1]))
+        other = wrote
+        if kind == c.LOAD_AFTER_WRITE and reader >= 0:  # a strong write: the cell is that of an ordinary one before
+            cell, other = (reader & 255) << 32 | (reader >> 8 & 31) << 40 | c.CELL_ATOMIC, read
+        column = cell >> 32 & 255
         if cell & c.CELL_BARRIER and kind != c.STORE_AFTER_READ:
             self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {address:#x}, which is a live mbarrier, "
                      "with an ordinary access", (me, f"mbarrier at {address:#x}"),
@@ -405,7 +550,7 @@ class Order:
         elif kind == c.STORE_AFTER_READ:
             j = reader & 255
             lane = reader >> 8 & 63
-            other = int(self.sites[word, 1])
+            other = read
             if j >= self.warps and (early := self.unwritten.get(self._at(other))):
                 self._report_async_read(early[2], word, int(self.clock[thread >> 5]) | (thread >> 5) << 32 | (thread & 31) << 40, other, site)
                 return
@@ -420,9 +565,18 @@ class Order:
                          "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by its thread, then a barrier", other)  # fmt: skip
                 return
             them = f"warp {j}" + (f" (lane {lane})" if lane < 32 else "")
-            self.add("race", site, address, thread, f"data race on shared memory: {me} writes address {address:#x} that {them} reads at "
-                     f"{self._at(other)}, with no barrier between the read and this write", (them, me),
-                     self._fix(j, thread, "the read and the write"), other)  # fmt: skip
+            verb = "updates atomically" if reader >> 18 & 1 else "writes"
+            strong = reader >> 16 & 3 == 2  # a strong write, and no ordinary read besides
+            theirs, between = ("writes (atomically, or as a flag)", "the two") if strong else ("reads", "the read and the write")
+            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address:#x} that {them} {theirs} at "
+                     f"{self._at(other)}, with no barrier between {between.replace('the write', 'this write')}", (them, me),
+                     self._fix(j, thread, between), other)  # fmt: skip
+        elif cell & 0xFFFFFFFF == 0xFFFFFFFF:
+            verb = "reads" if kind == c.LOAD_AFTER_WRITE else "writes"
+            owner = f"thread {(column << 5) + (cell >> 40 & 31)}"
+            self.add("copy-not-complete", site, address, thread, f"{me} {verb} shared address {address:#x}, the destination of a cp.async that {owner} issued at "
+                     f"{self._at(other)}, before that copy has completed: {owner} has not waited for its group", (f"cp.async of {owner}", me),
+                     "cp.async.wait_group (or wait_all) in the thread that copies, then __syncthreads() for the others", other)  # fmt: skip
         elif column >= self.warps:
             self._report_not_complete(site, address, thread, "reads" if kind == c.LOAD_AFTER_WRITE else "writes", column, other)
         else:
@@ -470,7 +624,7 @@ class Order:
     def _report_product_overwritten(self, thread: int, word: int, column: int, site: int, other: int, who: str) -> None:
         """A slot filled again while a WGMMA reads it: released before the wait, or not waited for at all."""
         first, issued = self.products[column]
-        released = issued.get(int(self.reads[word, column]), 0) <= int(self.order[thread, first])  # the issuing warp arrived somewhere since
+        released = issued.get(int(self.reads[word, column]) & -STEP, 0) <= int(self.order[thread, first])  # the issuing warp arrived somewhere since
         if released:
             cause = "the warpgroup released the slot before a wgmma.wait_group had retired that WGMMA"
             fix = "wgmma.wait_group first, then arrive on the slot's empty barrier (or at the barrier of the CTA)"

@@ -81,6 +81,8 @@ def launch(
         ValueError, TypeError: an argument is wrong; nothing has run.
         Fault: what a GPU faults on. Deadlock: what a GPU hangs on. Unsupported: an instruction that is not emulated, by name.
     """
+    if not isinstance(ptx, str):
+        raise TypeError(f"ptx: expected the text of a module (str), got {type(ptx).__name__}")
     grid3, block3, cluster3 = _dim("grid", grid), _dim("block", block), _dim("cluster", cluster)
     _check_shape(grid3, block3, cluster3, shared, schedule)
     translated = translated_kernel(ptx, kernel, hazards, profile)
@@ -112,7 +114,7 @@ def launch(
 
 
 def _dim(name: str, value: Dim) -> tuple[int, int, int]:
-    parts = (value,) if isinstance(value, int) else tuple(value)
+    parts = tuple(value) if isinstance(value, Sequence) else (value,)
     if not 1 <= len(parts) <= 3 or not all(isinstance(v, (int, np.integer)) and v >= 1 for v in parts):
         raise ValueError(f"{name}: expected one to three positive integers (x, y, z), got {value!r}")
     return (*(int(v) for v in parts), 1, 1)[:3]  # type: ignore[return-value]
@@ -138,6 +140,9 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
             bound = int(np.prod(function.directives[name]))
             if threads > bound or (exact and threads != bound):
                 raise ValueError(f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}")
+    ctas = function.directives.get("reqnctapercluster", ())
+    if int(np.prod(ctas)) != 1:
+        raise ValueError(f"cluster: {function.name} is compiled for clusters of {ctas} CTAs (__cluster_dims__); only (1, 1, 1) is emulated so far")
 
 
 # ---------------------------------------------------------------------------------------------------- translation
@@ -211,21 +216,28 @@ def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory)
     skip = -raw.ctypes.data % 64  # tensor maps are 64-byte aligned
     buffer = raw[skip : skip + size]
     for index, (parameter, value) in enumerate(zip(function.parameters, args, strict=True)):
-        data = _argument(index, parameter.size, value, memory)
+        data = _argument(index, parameter.size, parameter.kind, value, memory)
         if len(data) != parameter.size:
             raise TypeError(f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}")
         buffer[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(data, np.uint8)
     return buffer
 
 
-def _argument(index: int, size: int, value: Any, memory: machine.Memory) -> bytes:
+def _argument(index: int, size: int, kind: str, value: Any, memory: machine.Memory) -> bytes:
+    """The bytes of one argument for a parameter of that size and PTX type ("" for a structure)."""
     name = f"args[{index}]"
+    if kind in ("f32", "f64") and isinstance(value, (bool, int, np.integer)):
+        value = float(value)
+    if kind[:1] in ("u", "s") and isinstance(value, (float, np.floating)):
+        raise TypeError(f"{name}: expected an integer for a parameter of type .{kind}, got the float {value!r}")
     if isinstance(value, torch.Tensor):
         _add_tensor(name, value, memory)
         return int(value.data_ptr()).to_bytes(8, "little")
     if isinstance(value, TensorMap):
         _add_tensor(name, value.tensor, memory)
         return value.encode()
+    if isinstance(value, np.ndarray) and kind:
+        raise TypeError(f"{name}: a NumPy array for a parameter of type .{kind}; pass a CPU tensor, as torch.from_numpy(array) makes one without a copy")
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tobytes()
     if isinstance(value, bytes):

@@ -92,6 +92,30 @@ class Access:
     store: bool
 
 
+@dataclass(frozen=True)
+class Strength:
+    """What a memory access promises to other threads."""
+
+    volatile: bool = False
+    strong: bool = False  # atomics; relaxed, acquire, release
+    atomic: bool = False
+    acquire: bool = False
+    release: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self.volatile or self.strong
+
+    @classmethod
+    def of(cls, ins: Instruction) -> Strength:
+        if ins.opcode not in ("ld", "ldu", "st", "atom", "red"):
+            return cls()
+        atomic = ins.opcode in ("atom", "red")
+        has = {m for m in ins.modifiers if m in ("volatile", "relaxed", "acquire", "release", "acq_rel", "mmio")}
+        both = "acq_rel" in has
+        return cls("volatile" in has, atomic or bool(has - {"volatile"}), atomic, both or "acquire" in has, both or "release" in has)
+
+
 @dataclass
 class Program:
     """A translated kernel, ready to be compiled."""
@@ -140,6 +164,8 @@ class _Lowering:
         self.resume: list[str] = []  # labels, in the order of their numbers
         self.parameters = {p.name: p.offset for p in function.parameters}
         self.symbols: dict[str, int] = {}
+        #: May a thread publish its order through memory? Without fence or release nothing has to be kept for it.
+        self.publishes = hazards and any(ins.opcode in ("fence", "membar") or Strength.of(ins).release for ins in function.code)
         self._place_variables()
 
     # ------------------------------------------------------------------------------------------- builder
@@ -514,7 +540,8 @@ class _Lowering:
                 value = self.let(f"trunc i8 {value} to i1")
             self.emit(f"store i{n} {value}, ptr {self.slot(name)}")
 
-    def yield_at(self, i: int, ins: Instruction, results: int) -> None:
+    def yield_at(self, i: int, ins: Instruction, results: int, before: bool = False) -> None:
+        """Stop at instruction i, which the machine executes; or ``before`` it, which the thread then executes itself."""
         outputs = _flatten(ins.operands[:results])
         accumulators = _accumulators(ins)
         arguments = _flatten(ins.operands[1 if accumulators else results :])
@@ -522,6 +549,8 @@ class _Lowering:
             raise self.unsupported(ins, f"this form ({len(arguments)} operands)")
         written = {o.name for o in outputs if isinstance(o, Register)}
         live = [name for name in self.live_after(i) if name not in written or ins.guard is not None]
+        if before:
+            live += [name for name in self._named(self.used[i]) if name not in live]
         if accumulators:  # the machine reads and writes them in the context
             live += [name for name in accumulators if name not in live]
         self.save(live)
@@ -530,12 +559,14 @@ class _Lowering:
                 continue  # names only: the values lie in local variables
             value = self.read(operand, 64) if not _is_predicate(self, operand) else self.let(f"zext i1 {self.read(operand, 1)} to i64")
             self.emit(f"store i64 {value}, ptr {self.let(f'getelementptr i8, ptr %ctx, i64 {c.ARGUMENTS + 8 * k}')}")
-        number = self.next_resume(f"resume{i}")
+        self.n += 1
+        resume = f"resume{self.n}"
+        number = self.next_resume(resume)
         pressure = sum(self.f.registers[name] == "f32" for name in live) if accumulators else 0
         self.p.sites.append(Site(i, ins, tuple(arguments), tuple(outputs), tuple(self.p.slots[name] for name in accumulators), pressure))
         self.emit(f"store i32 {number}, ptr %ctx")
         self.finish(len(self.p.sites))
-        self.label(f"resume{i}")
+        self.label(resume)
         self.restore(live)
         for k, operand in enumerate(outputs):
             if isinstance(operand, Register):
@@ -577,15 +608,15 @@ class _Lowering:
             space = "local"
         elif space == "param":
             return self.let(f"inttoptr i64 {self.read(address, 64)} to ptr")
-        strong = any(m in ("volatile", "relaxed", "acquire", "release", "acq_rel", "mmio") for m in ins.modifiers) or ins.opcode in ("atom", "red")
+        strength = Strength.of(ins)
         where = self.read(address, 64)
         if space == "shared":
             where = self.let(f"and i64 {where}, 4294967295")
-            return self.shared_pointer(i, where, size, store, strong, parts)
+            return self.shared_pointer(i, where, size, store, strength, parts)
         if space == "local":
             return self.local_pointer(i, where, size)
         if space in ("global", "const"):
-            return self.global_pointer(i, where, size, store)
+            return self.global_pointer(i, where, size, store, strength)
         self.n += 1
         tag = self.n
         self.p.accesses[i] = Access("generic", size, store)
@@ -594,7 +625,7 @@ class _Lowering:
         self.jump(f"br i1 {in_shared}, label %gs{tag}, label %gl{tag}")
         self.label(f"gs{tag}")
         offset = self.let(f"and i64 {where}, 4294967295")
-        pointer = self.shared_pointer(i, offset, size, store, strong, parts)
+        pointer = self.shared_pointer(i, offset, size, store, strength, parts)
         self.emit(f"store ptr {pointer}, ptr %generic")
         self.jump(f"br label %gd{tag}")
         self.label(f"gl{tag}")
@@ -605,7 +636,7 @@ class _Lowering:
         self.emit(f"store ptr {self.local_pointer(i, where, size)}, ptr %generic")
         self.jump(f"br label %gd{tag}")
         self.label(f"gg{tag}")
-        self.emit(f"store ptr {self.global_pointer(i, where, size, store)}, ptr %generic")
+        self.emit(f"store ptr {self.global_pointer(i, where, size, store, strength)}, ptr %generic")
         self.jump(f"br label %gd{tag}")
         self.label(f"gd{tag}")
         self.emit(f"{result} = load ptr, ptr %generic")
@@ -620,30 +651,34 @@ class _Lowering:
     def local_pointer(self, i: int, where: str, size: int) -> str:
         start = self.let(f"add i64 %context, {self.p.local_offset}")
         offset = self.let(f"sub i64 {where}, {start}")
-        self.fault_if(self.let(f"icmp ugt i64 {offset}, {max(self.p.local_bytes - size, 0)}"), c.LOCAL_BOUNDS, offset, size, i)
+        outside = self.let(f"icmp ugt i64 {offset}, {self.p.local_bytes - size}") if self.p.local_bytes >= size else "true"
+        self.fault_if(outside, c.LOCAL_BOUNDS, offset, size, i)
         self.aligned(i, where, size)
         return self.let(f"inttoptr i64 {where} to ptr")
 
-    def global_pointer(self, i: int, where: str, size: int, store: bool) -> str:
+    def global_pointer(self, i: int, where: str, size: int, store: bool, strength: Strength) -> str:
         self.p.accesses[i] = Access("global", size, store)
         table = self.field(c.SITE_RANGES, "ptr")
         entry = self.let(f"getelementptr i64, ptr {table}, i64 {2 * i}")
         low = self.let(f"load i64, ptr {entry}")
         high = self.let(f"load i64, ptr {self.let(f'getelementptr i64, ptr {entry}, i64 1')}")
-        end = self.let(f"add i64 {where}, {size}")
-        inside = self.let(f"and i1 {self.let(f'icmp uge i64 {where}, {low}')}, {self.let(f'icmp ule i64 {end}, {high}')}")
+        last = self.let(f"sub i64 {high}, {size}")  # no buffer is smaller than 0 bytes, and this cannot wrap as an address plus a size can
+        inside = self.let(f"and i1 {self.let(f'icmp uge i64 {where}, {low}')}, {self.let(f'icmp ule i64 {where}, {last}')}")
         self.n += 1
         miss, hit = f"miss{self.n}", f"hit{self.n}"
         self.jump(f"br i1 {inside}, label %{hit}, label %{miss}, !prof !0")
         self.label(miss)
-        kind = self.let(f"call i64 @find_range(ptr %rt, ptr {entry}, i64 {where}, i64 {end}, i1 {'true' if store else 'false'})")
+        kind = self.let(f"call i64 @find_range(ptr %rt, ptr {entry}, i64 {where}, i64 {size}, i1 {'true' if store else 'false'})")
         self.fault_if(self.let(f"icmp ne i64 {kind}, 0"), kind, where, size, i)
         self.label(hit)
         self.aligned(i, where, size)
         self.log(i, where)
+        if strength.any and self.publishes:
+            flags = ", ".join(f"i1 {str(flag).lower()}" for flag in (not store or strength.atomic, store, strength.release))
+            self.emit(f"call void @global_flag(ptr %ctx, ptr %rt, i64 %stamp, i64 {i}, {flags})")
         return self.let(f"inttoptr i64 {where} to ptr")
 
-    def shared_pointer(self, i: int, where: str, size: int, store: bool, strong: bool, parts: list[str] | None) -> str:
+    def shared_pointer(self, i: int, where: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> str:
         self.p.accesses[i] = Access("shared", size, store)
         offset = self.let(f"sub i64 {where}, {c.SHARED_FIRST}")
         room = self.let(f"sub i64 %shared_end, {c.SHARED_FIRST + size - 1}")
@@ -653,12 +688,11 @@ class _Lowering:
         self.aligned(i, where, size)
         self.log(i, where)
         if self.hazards:
-            self.check_order(i, where, size, store, strong, parts)
+            self.check_order(i, where, size, store, strength, parts)
         return self.let(f"getelementptr i8, ptr %shared, i64 {where}")
 
-    def check_order(self, i: int, where: str, size: int, store: bool, strong: bool, parts: list[str] | None) -> None:
+    def check_order(self, i: int, where: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> None:
         word = self.let(f"lshr i64 {where}, 2")
-        flag = "true" if strong else "false"
         common = "ptr %ctx, ptr %rt, ptr %shared, ptr %cells, ptr %reads, i64 %columns, ptr %row, i64 %stamp"
         if size < 4:
             byte = self.let(f"trunc i64 {self.let(f'and i64 {where}, 3')} to i32")
@@ -669,11 +703,40 @@ class _Lowering:
             pieces = []
             for k in range(size // 4):
                 pieces.append((self.let(f"add i64 {word}, {k}") if k else word, "15", parts[k] if parts else "0"))
-        for at, mask, value in pieces:
-            if store:
-                self.emit(f"call void @store_word({common}, i64 {at}, i32 {mask}, i64 {i}, i32 {value}, i1 {flag})")
-            else:
-                self.emit(f"call void @load_word({common}, i64 {at}, i32 {mask}, i64 {i}, i1 {flag})")
+        arguments = [(f"{common}, i64 {at}, i32 {mask}, i64 {i}", value) for at, mask, value in pieces]
+        if not store:
+            for at, _ in arguments:
+                self.emit(f"call void @load_{'strong' if strength.any else 'word'}({at})")
+        elif strength.strong:
+            self.store_strong(arguments, strength)
+        elif not strength.volatile or not self.publishes:
+            self.store_word(arguments)
+        else:  # a flag, or data that was not meant for another thread: it depends on whether there was a fence before
+            self.n += 1
+            flag, data, done = (f"{name}{self.n}" for name in ("flag", "data", "stored"))
+            fenced = self.let(f"load i64, ptr {self.let(f'getelementptr i8, ptr %ctx, i64 {c.FENCED}')}")
+            self.jump(f"br i1 {self.let(f'icmp ne i64 {fenced}, 0')}, label %{flag}, label %{data}")
+            self.label(flag)
+            self.store_strong(arguments, strength)
+            self.jump(f"br label %{done}")
+            self.label(data)
+            self.store_word(arguments)
+            self.label(done)
+
+    def store_word(self, arguments: list[tuple[str, str]]) -> None:
+        for at, value in arguments:
+            self.emit(f"call void @store_word({at}, i32 {value})")
+
+    def store_strong(self, arguments: list[tuple[str, str]], strength: Strength) -> None:
+        for at, _ in arguments:
+            self.emit(f"call void @store_strong({at}, i1 {str(strength.atomic).lower()}, i1 {str(strength.release).lower()})")
+
+    def order_point(self, i: int, ins: Instruction, address: Address, what: str) -> None:
+        """A stop at which the machine publishes what the thread knows ("release"), or tells it what the word's writers knew ("acquire")."""
+        space = self.space(ins)
+        if self.hazards and space in ("shared", "global", "generic"):
+            point = Instruction("order", (what, space), (Address(address.base, address.offset, None),), None, False, ins.line, ins.location)
+            self.yield_at(i, point, 0, before=what == "release")
 
     def do_ld(self, i: int, ins: Instruction) -> None:
         kind = type_of(ins)
@@ -692,6 +755,8 @@ class _Lowering:
                 self.write(item, self.let(f"sext i{n} {value} to i{wide}"), wide)
             else:
                 self.write(item, value, n)
+        if Strength.of(ins).acquire:
+            self.order_point(i, ins, address, "acquire")
 
     do_ldu = do_ld
 
@@ -700,6 +765,8 @@ class _Lowering:
         address, source = ins.operands[:2]
         items = source.items if isinstance(source, Vector) else (source,)
         assert isinstance(address, Address)
+        if Strength.of(ins).release:
+            self.order_point(i, ins, address, "release")
         values = [self.read(item, n) for item in items]
         pointer = self.locate(i, ins, address, n // 8 * len(items), True, self.words(values, n))
         for k, value in enumerate(values):
@@ -737,6 +804,9 @@ class _Lowering:
         name = next(m for m in ins.modifiers if m in ATOMICS)
         items = operands[0].items if isinstance(operands[0], Vector) else (operands[0],)
         outputs = destination.items if isinstance(destination, Vector) else (destination,) * len(items)
+        strength = Strength.of(ins)
+        if strength.release:
+            self.order_point(i, ins, address, "release")
         pointer = self.locate(i, ins, address, n // 8 * len(items), True, ["0"] * max(1, n * len(items) // 32))
         for k, (item, output) in enumerate(zip(items, outputs, strict=True)):
             p = self.let(f"getelementptr i8, ptr {pointer}, i64 {k * n // 8}") if k else pointer
@@ -744,6 +814,8 @@ class _Lowering:
             new = self.atomic(ins, name, kind, old, self.read(item, n), operands)
             self.emit(f"store i{n} {new}, ptr {p}, align 1")
             self.write(output, old, n)
+        if strength.acquire:
+            self.order_point(i, ins, address, "acquire")
 
     def atomic(self, ins: Instruction, name: str, kind: str, old: str, value: str, operands: list[Operand]) -> str:
         n = BITS[kind]
@@ -873,7 +945,7 @@ out:
 
 #: Looks an address up in the table of buffers; remembers the hit for the site. 0, or the kind of fault.
 _FIND_RANGE = f"""
-define internal i64 @find_range(ptr %rt, ptr %entry, i64 %where, i64 %end, i1 %store) noinline cold {{
+define internal i64 @find_range(ptr %rt, ptr %entry, i64 %where, i64 %size, i1 %store) noinline cold {{
   %tp = getelementptr i64, ptr %rt, i64 {c.RANGES}
   %table = load ptr, ptr %tp
   %np = getelementptr i64, ptr %rt, i64 {c.RANGE_COUNT}
@@ -890,7 +962,8 @@ look:
   %p1 = getelementptr i64, ptr %p0, i64 1
   %high = load i64, ptr %p1
   %a = icmp uge i64 %where, %low
-  %b = icmp ule i64 %end, %high
+  %last = sub i64 %high, %size
+  %b = icmp ule i64 %where, %last
   %in = and i1 %a, %b
   br i1 %in, label %found, label %next
 next:

@@ -10,8 +10,10 @@ moments, with warps in random order. A kernel that waits as it must gives the sa
 
 from __future__ import annotations
 
+import ctypes
 import heapq
 import random
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 ITERATIONS = 1024  # of a loop, before a thread gives way
 PATIENCE = 512  # rounds in which nobody's state changes, before it is a deadlock
+GIVE_WAY = 32  # such rounds, before other CTAs have a turn
+CHECK = 512  # ordinary rounds between two looks at the state; a round that is suspected of spinning counts for several
+MANY_ROUNDS, ROUND_COST = 1 << 16, 4096  # from then on a round counts for so many basic blocks at the instruction limit: it takes its time too
 LOG_ENTRIES = 512
 
 Handler = Callable[["Block", Site, np.ndarray], None]
@@ -84,8 +89,6 @@ class Memory:
 
     def bytes(self, address: int, n: int) -> np.ndarray:
         """A writable uint8 view of ``n`` bytes. Raises Fault where they are not all inside one buffer."""
-        import ctypes
-
         for base, size, _, _ in self.ranges:
             if base <= address and address + n <= base + size:
                 return np.ctypeslib.as_array((ctypes.c_uint8 * n).from_address(address))
@@ -157,6 +160,8 @@ class Block:
             self.contexts[:, p.local_offset : p.local_offset + p.local_bytes] = 0
         if self.order:
             self.order.reset()
+            pool.unwritten[:] = 0
+            self.c64[:, c.SYNC_SEEN // 8] = self.c64[:, c.SYNC_WROTE // 8] = 0
         self.record = pool.record.copy()
         self.record[c.CTAID : c.CTAID + 3] = index
         self.record[c.GRID_CTA] = linear
@@ -172,8 +177,14 @@ class Block:
         self.waiting: dict[int, Waiting] = {}
         self.ticket = 0
         self.steps = 0
-        self.idle_rounds = 0
+        self.idle_rounds = 0  # in which nobody's state has changed
+        self.polls = 0  # threads of this round that asked for something and were told "not yet"
+        self.unchecked = 0  # rounds since the last look at the state, in the units of CHECK
+        self.changed_at = 0  # the round that last saw a change
         self.fingerprint: int | None = None
+        self.memory_mark: int | None = None
+        self.patience = PATIENCE
+        self.stuck = False
         self.model = Model(-(-self.threads // 32), kernel.rates) if kernel.rates and linear == 0 else None
         if self.model:
             kernel.timeline = self.model.timeline
@@ -205,6 +216,11 @@ class Block:
             complete()
         else:
             self.flight.append(complete)
+
+    def poll(self, ids: np.ndarray) -> None:
+        """These threads go on with nothing but the answer "not yet": such a round may be one of an endless loop, or wait for what is in flight."""
+        self.polls += len(ids)
+        self.go(ids)
 
     def until(self, ids: np.ndarray, time: float, what: str, site: Site) -> None:
         """Under a model: these threads go on no earlier than that."""
@@ -298,6 +314,7 @@ class Block:
     def _step(self, ids: np.ndarray) -> bool:
         kernel, pool = self.kernel, self.pool
         self.steps += 1
+        self.polls = 0
         if self.order and self.order.stale:
             if self.order.moved:
                 rows = self.order.order
@@ -311,9 +328,13 @@ class Block:
             self.contexts.ctypes.data, self.contexts.strides[0], len(ids), ids.ctypes.data, self.record.ctypes.data
         )
         if self.order and self.record[c.RECORD_COUNT]:
-            count = int(min(self.record[c.RECORD_COUNT], c.RECORD_LIMIT))
-            self.order.drain(pool.records[:count])
+            self.order.drain(pool.records[: int(self.record[c.RECORD_COUNT])])
             self.record[c.RECORD_COUNT] = 0
+            if lost := int(self.record[c.RECORDS_LOST]):
+                self.record[c.RECORDS_LOST] = 0
+                self.order.lost |= bool(lost & 1)
+                if lost & 2:
+                    self.order.lose_flags()
         if kernel.profile is not None:
             kernel.profile.take(pool.log, self.c64[:, c.LOGGED // 8], ids, self.linear)
         codes = self.c32[ids, c.CODE // 4]
@@ -333,7 +354,7 @@ class Block:
                 self.alive[group] = False
                 self.exited(group)
             elif code == c.BUDGET:
-                self.go(group)
+                self.poll(group)
             else:
                 kernel.handlers[code - 1](self, kernel.program.sites[code - 1], group)
         return self._patience(groups)
@@ -344,20 +365,57 @@ class Block:
             notify(self, ids)
 
     def _patience(self, groups: list[tuple[int, np.ndarray]]) -> bool:
-        """False when the CTA has spun for a while: let others run. Raises when nothing can change any more."""
-        if self.steps % 64 == 0 and float(self.kernel.counts.sum()) > self.kernel.instruction_limit:
+        """False when the CTA has spun for a while: let others run. What is in flight lands when the threads do nothing but ask for it.
+
+        Whether a loop makes progress is seen by what it changes: the contexts of the threads, the mbarriers, the clock; at last, memory. That is looked at
+        every few rounds where threads only poll, and rarely where they do something that a spinning loop may do too (a fence, a vote, a barrier).
+        """
+        if self.steps % 64 == 0 and self._spent() > self.kernel.instruction_limit:
             raise EmulatorError(f"no end after {self.kernel.instruction_limit:.0e} basic blocks: an endless loop? Thread {int(groups[0][1][0])} is at "
                                 f"{self._loop(groups[0][1])}")  # fmt: skip
-        if any(code != c.BUDGET for code, _ in groups) or self.flight or self.landing:
-            self.idle_rounds = 0
+        if self.steps % 64 == 0 and self.order and self.order.exhausted:
+            raise EmulatorError(f"CTA {self.index} has synchronised a million times: more than the race detector can count. Launch with hazards=False")
+        if self.polls and self.polls == sum(len(ids) for _, ids in groups):
+            self.unchecked += CHECK // 8 if groups[0][0] == c.BUDGET else CHECK // 2
+        else:
+            self.unchecked += 8 if self.idle_rounds else 1
+        if self.unchecked < CHECK:
             return True
-        ids = groups[0][1]
-        state = hash(self.contexts[ids].tobytes()) if self.idle_rounds % 8 == 0 else None
-        if state is not None and state != self.fingerprint:
-            self.fingerprint = state
-            self.idle_rounds = 0
-        self.idle_rounds += 1
-        return self.idle_rounds % 32 != 0
+        self.unchecked = 0
+        state = self._state()
+        if state != self.fingerprint:
+            self.fingerprint, self.memory_mark, self.changed_at = state, None, self.steps
+            self.idle_rounds, self.stuck, self.patience = 0, False, PATIENCE
+            return True
+        if self.landing or (self.flight and self._deliver()):  # a model lets its clocks run
+            return True
+        self.idle_rounds = self.steps - self.changed_at
+        if self.idle_rounds >= self.patience:
+            self._look_at_memory()
+        return self.idle_rounds < GIVE_WAY
+
+    def _spent(self) -> float:
+        return float(self.kernel.counts.sum()) + ROUND_COST * max(0, self.steps - MANY_ROUNDS)
+
+    def _state(self) -> int:
+        """What threads and mbarriers would have changed if there were progress; the clocks of the race detector do not count."""
+        contexts = self.contexts.copy()
+        contexts[:, c.ROW : c.ARGUMENTS] = 0
+        contexts[:, c.TOUCHED : c.REGISTERS] = 0
+        marks = sorted((address, b.state.phase, b.state.pending, b.state.tx) for address, b in self.barriers.items())
+        return hash((zlib.crc32(contexts.data), tuple(marks), int(self.record[c.CLOCK]), len(self.waiting)))
+
+    def _look_at_memory(self) -> None:
+        """A loop may make progress in memory alone (a work queue). Twice the same: nothing can change any more."""
+        mark = zlib.crc32(self.shared.data)
+        for base, size, writable, _ in self.kernel.memory.ranges:
+            if writable:
+                mark = zlib.crc32((ctypes.c_uint8 * size).from_address(base), mark)
+        self.stuck = mark == self.memory_mark
+        if not self.stuck:
+            if self.memory_mark is not None:
+                self.patience *= 2  # large buffers take long to look at
+            self.memory_mark, self.changed_at = mark, self.steps
 
     def _loop(self, ids: np.ndarray) -> str:
         """The line at which a spinning thread gave way."""
@@ -367,12 +425,14 @@ class Block:
         return str(ins.location or f"PTX line {ins.line}")
 
     def spinning(self) -> bool:
-        return self.idle_rounds >= PATIENCE
+        return self.stuck
 
     def spin_deadlock(self) -> Deadlock:
-        ids = np.concatenate(self.ready)
-        return Deadlock(f"CTA {self.index}: thread {int(ids[0])} and {len(ids) - 1} more spin at {self._loop(ids)}; nothing can change what they wait for"
-                        + self._waiters())  # fmt: skip
+        ids = np.concatenate(self.ready) if self.ready else next(iter(self.waiting.values())).ids
+        self._finish_order()
+        more = f" and {len(ids) - 1} more spin" if len(ids) > 1 else " spins"
+        return Deadlock(f"CTA {self.index}: thread {int(ids[0])}{more} at {self._loop(ids)}; nothing can change what "
+                        f"{'they wait' if len(ids) > 1 else 'it waits'} for" + self._waiters() + self._suspects())  # fmt: skip
 
     def _nudge(self) -> bool:
         """A try_wait may return false: threads that peek at an mbarrier get that answer before it is called a deadlock."""
@@ -480,16 +540,17 @@ class Pool:
         self.order = Order(threads, size, asynchronous, kernel.place) if kernel.hazards else None
         c32, c64 = self.contexts.view(np.int32), self.contexts.view(np.int64)
         if self.order:
-            self.order.touched = c64[:, c.TOUCHED // 8]
+            self.order.touched, self.order.fenced = c64[:, c.TOUCHED // 8], c64[:, c.FENCED // 8]
         t = np.arange(threads)
         for offset, values in ((c.TID, t % bx), (c.TID + 4, t // bx % by), (c.TID + 8, t // (bx * by)), (c.LANE, t % 32), (c.WARP, t // 32), (c.THREAD, t)):
             c32[:, offset // 4] = values
         if kernel.profile is not None:
             self.log = np.zeros((threads, LOG_ENTRIES + len(p.accesses) + 8), np.uint64)
             c64[:, c.LOG // 8] = self.log.ctypes.data + t * self.log.strides[0]
-        self.records = np.zeros((c.RECORD_LIMIT, c.RECORD_WORDS), np.int64)
+        self.records = np.zeros((c.RECORD_ROOM, c.RECORD_WORDS), np.int64)
+        self.unwritten = np.zeros(len(p.function.code) + 1, np.uint8)
         self.ranges = kernel.memory.table()
-        self.site_ranges = np.zeros(2 * len(p.function.code) + 2, np.int64)
+        self.site_ranges = np.full(2 * len(p.function.code) + 2, 1 << 62, np.int64)  # an empty range that no access is in
         r = self.record = np.zeros(c.BLOCK_FIELDS, np.int64)
         r[c.RANGES], r[c.RANGE_COUNT] = self.ranges.ctypes.data, len(kernel.memory.ranges)
         r[c.SHARED], r[c.SHARED_END] = self.shared.ctypes.data, size
@@ -500,7 +561,7 @@ class Pool:
         r[c.COUNTS] = kernel.counts.ctypes.data
         r[c.NCTAID : c.NCTAID + 3], r[c.NTID : c.NTID + 3] = kernel.grid, kernel.block
         r[c.BUDGET_LIMIT], r[c.LOG_LIMIT] = ITERATIONS, LOG_ENTRIES
-        r[c.RECORDS] = self.records.ctypes.data
+        r[c.RECORDS], r[c.UNWRITTEN] = self.records.ctypes.data, self.unwritten.ctypes.data
         r[c.SITE_RANGES] = self.site_ranges.ctypes.data
         r[c.DYNAMIC_SHARED] = dynamic
 

@@ -159,13 +159,15 @@ class Variable:
 
 @dataclass(slots=True)
 class Parameter:
-    """A parameter or result: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter."""
+    """A parameter or result: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter, `kind` that of a `.param` one
+    ("u64", "f32"; empty for arrays, which structures are)."""
 
     name: str
     offset: int
     size: int
     align: int
     register: str = ""
+    kind: str = ""
 
 
 @dataclass(slots=True)

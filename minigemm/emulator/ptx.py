@@ -511,9 +511,10 @@ def _parameters(text: str) -> list[Parameter]:
                 Parameter(register[2], 0, SIZES.get(register[1], 4), SIZES.get(register[1], 4), register[1])
             )
             continue
+        kind = "" if "[" in item else next((word for word in re.findall(r"\.(\w+)", item) if word in SIZES), "")
         for variable in declared(item, str):
             offset = -(-offset // variable.align) * variable.align
-            parameters.append(Parameter(variable.name, offset, variable.size, variable.align))
+            parameters.append(Parameter(variable.name, offset, variable.size, variable.align, kind=kind))
             offset += variable.size
     return parameters
 

@@ -232,6 +232,8 @@ class TensorMap:
 
 def _describe(tensor_map: TensorMap) -> Descriptor:
     """The checked descriptor of a map."""
+    if not isinstance(tensor_map.box, Sequence):
+        raise TypeError(f"box: expected a length for each dimension of the tensor, got {tensor_map.box!r}")
     tensor, box, swizzle = tensor_map.tensor, tuple(tensor_map.box), tensor_map.swizzle
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"tensor: expected a torch.Tensor, got {type(tensor).__name__}")

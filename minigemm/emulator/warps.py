@@ -165,7 +165,7 @@ class Gathering:
 def _gather(block: Block, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
     """Collect lanes until all members came. The (warp, thread ids, mask) that are complete; the others wait."""
     ready = []
-    name = site.instruction.opcode + ("." + site.instruction.modifiers[0] if site.instruction.modifiers else "")
+    name = site.instruction.name  # with its qualifiers: lanes at a ballot and at a shuffle wait for each other in vain
     if len(ids) == 32 * len(warps := warps_of(ids)) and (masks == FULL).all():  # whole warps
         return [(w, ids[32 * i : 32 * i + 32], FULL) for i, w in enumerate(warps.tolist())]
     warp_of = ids >> 5
@@ -175,7 +175,8 @@ def _gather(block: Block, site: Site, ids: np.ndarray, masks: np.ndarray) -> lis
             group = mine[masks[warp_of == w] == mask]
             outside = [int(t) for t in group if not mask >> (int(t) & 31) & 1]
             if outside:
-                raise block.fault(f"lane {outside[0] & 31} executes {name} with member mask {mask:#010x}, which does not hold it", site, group)
+                raise block.fault(f"lane {outside[0] & 31} executes {name} with member mask {mask:#010x}, which does not hold it", site,
+                                  np.array(outside[:1]))  # fmt: skip
             if len(group) == 32 or _members(block, w, mask) == len(group):
                 ready.append((w, group, mask))
                 continue
@@ -247,11 +248,12 @@ def _serve(block: Block, site: Site, ready: list[tuple[int, np.ndarray, int]]) -
     if not ready:
         return
     every = np.concatenate([ids for _, ids, _ in ready])
-    if block.order:
-        for _, ids, _ in ready:
-            block.order.meet(ids)
     opcode = site.instruction.opcode
-    if opcode != "bar":
+    if opcode == "bar":  # the others exchange registers, and order no memory
+        if block.order:
+            for _, ids, _ in ready:
+                block.order.meet(ids)
+    else:
         if opcode not in COLLECTIVES:
             raise Unsupported(f"unknown PTX instruction {site.instruction.name}", site.instruction.location)
         block.warp_ids = np.array([w for w, _, _ in ready])
@@ -356,7 +358,39 @@ def fence(block: Block, site: Site, ids: np.ndarray) -> None:
     block.go(ids)
 
 
-@serves("nanosleep", "griddepcontrol")
+@serves("order.acquire")
+def acquire(block: Block, site: Site, ids: np.ndarray) -> None:
+    """After a load or an atomic with acquire. Where it loads a flag in a loop, the next round may be the same."""
+    if block.order:
+        for word, group in _by_word(block, site, ids):
+            block.order.see(group, word)
+    block.poll(ids)
+
+
+@serves("order.release")
+def release(block: Block, site: Site, ids: np.ndarray) -> None:
+    """Before a store or an atomic with release."""
+    if block.order:
+        for word, group in _by_word(block, site, ids):
+            block.order.publish(word, block.order.release(group))
+    block.go(ids)
+
+
+def _by_word(block: Block, site: Site, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The threads by the word of shared memory that they go to; -1 is all of global memory."""
+    addresses = block.arguments[ids, 0]
+    space = site.instruction.modifiers[1]
+    inside = np.full(len(ids), space == "shared") if space != "generic" else addresses >> 56 == 1
+    words = np.where(inside, (addresses & FULL) >> 2, -1)
+    return [(word, ids[words == word]) for word in np.unique(words).tolist()]
+
+
+@serves("nanosleep")
+def sleep(block: Block, site: Site, ids: np.ndarray) -> None:
+    block.poll(ids)
+
+
+@serves("griddepcontrol")
 def nothing(block: Block, site: Site, ids: np.ndarray) -> None:
     block.go(ids)
 

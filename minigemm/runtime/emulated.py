@@ -50,6 +50,12 @@ def observe(
     """
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
+    for name, value, kinds in (("hazards", hazards, bool), ("timeline", timeline, (bool, emulator.Rates)), ("fast", fast, bool)):
+        if not isinstance(value, kinds):
+            expected = "True, False or an emulator.Rates" if name == "timeline" else "True or False"
+            raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if not isinstance(requests, int) or isinstance(requests, bool) or requests < 0:
+        raise TypeError(f"requests: expected how many to keep of each access, an integer from 0 on, got {requests!r}")
     observation = _Observation(schedule, hazards, requests, timeline, fast)
     token = _observing.set(observation)
     try:
