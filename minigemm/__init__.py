@@ -9,22 +9,48 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import emulator, kernels, quantize
+    from . import compat, emulator, kernels, layout, quantize
+    from .api import (
+        fp8_gemm_nt,
+        get_batch_invariant,
+        get_mk_alignment_for_contiguous_layout,
+        get_num_sms,
+        get_tma_aligned_size,
+        m_grouped_fp8_gemm_nt_contiguous,
+        m_grouped_fp8_gemm_nt_masked,
+        set_batch_invariant,
+        set_mk_alignment_for_contiguous_layout,
+        set_num_sms,
+    )
     from .inspection import inspect
+    from .layout import is_m_major, to_m_major
+    from .precompiling import precompile
     from .runtime.emulated import observe
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "emulator", "inspect", "kernels", "observe", "quantize"]
+__all__ = [
+    "__version__", "compat", "emulator", "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms",
+    "get_tma_aligned_size", "inspect", "is_m_major", "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "observe",
+    "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms", "to_m_major",
+]  # fmt: skip
 
-_SUBMODULES = {"emulator", "kernels", "quantize"}
-_HOMES = {"inspect": "minigemm.inspection", "observe": "minigemm.runtime.emulated"}
+_SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}
+_HOMES = {
+    "inspect": "inspection", "is_m_major": "layout", "observe": "runtime.emulated", "precompile": "precompiling", "to_m_major": "layout",
+    **dict.fromkeys((
+        "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size",
+        "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
+    ), "api"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value  # found at once from now on
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""python -m minigemm tour | doctor | inspect | bench | test-gpu"""
+"""python -m minigemm tour | doctor | inspect | bench | precompile | test-gpu"""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--emulator", action="store_true", help="the emulator's speed on one core")
     bench.add_argument("--ladder", action="store_true", help="TFLOPS of every stage on a Hopper GPU")
     bench.add_argument("--json", action="store_true")
+    precompile = commands.add_parser("precompile", help="compile what library calls of some shapes need, before the first of them")
+    precompile.add_argument("shapes", nargs="+", metavar="N,K or M,N,K", help="2112,7168 for any number of rows; 64,2112,7168 for 64")
+    precompile.add_argument("--layout", default="dense", help="dense, contiguous or masked; default: dense")
+    precompile.add_argument("--groups", type=int, default=1)
+    precompile.add_argument("--fp32", action="store_true", help="FP32 output instead of BF16")
     gpu = commands.add_parser("test-gpu", help="the tests on a Hopper GPU, and compute-sanitizer where it is installed")
     gpu.add_argument("--record", metavar="FILE", type=Path, help="store the GPU's results as data for the CPU's tests")
     gpu.add_argument("--record-tensor-core", metavar="FILE", type=Path, help="the same for chains of single WGMMAs")
     gpu.add_argument("--tests", choices=("yes", "no"), default="yes")
     gpu.add_argument("--sanitizer", choices=("yes", "no"), default="yes")
     options = parser.parse_args(arguments)
-    return {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "bench": _bench, "test-gpu": _test_gpu}[options.command](options)
+    run = {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "bench": _bench, "precompile": _precompile, "test-gpu": _test_gpu}
+    return run[options.command](options)
 
 
 def _fail(message: str) -> int:
@@ -178,6 +184,24 @@ def _bench(options: argparse.Namespace) -> int:
                 print(json.dumps(results, indent=1) if options.json else as_text(results))
     except ValueError as error:
         return _fail(str(error))
+    return 0
+
+
+def _precompile(options: argparse.Namespace) -> int:
+    import torch
+
+    from .precompiling import precompile
+
+    try:
+        shapes = [tuple(int(size) for size in shape.split(",")) for shape in options.shapes]
+    except ValueError:
+        return _fail(f"precompile: expected shapes like 2112,7168 or 64,2112,7168, got {' '.join(options.shapes)}")
+    try:
+        out_dtype = torch.float32 if options.fp32 else torch.bfloat16
+        kernels = precompile(shapes, layout=options.layout, groups=options.groups, out_dtype=out_dtype)
+    except (TypeError, ValueError) as error:
+        return _fail(str(error))
+    print(f"{len(kernels)} kernels, {sum(kernel.origin == 'compiled' for kernel in kernels)} of them compiled now")
     return 0
 
 

@@ -70,6 +70,31 @@ CONFIGS = {
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
         {"block_m": 64, "block_n": 80, "stages": 3, "consumers": 1, "out_fp32": True},
     ],
+    "s08_persistent": [
+        {"ctas": 1},
+        {"block_m": 128, "block_n": 128, "stages": 5},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 3, "raster": 2},
+        {"block_m": 64, "block_n": 32, "stages": 5, "consumers": 1, "ctas": 2, "raster": 1, "raster_m": True},
+        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 2, "ctas": 1, "raster": 8, "raster_m": True},
+        {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 1},
+        {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
+        {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
+        {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2},
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "out_fp32": True, "ctas": 2},
+    ],
+    "s10_grouped": [
+        {"ctas": 1},
+        {"block_m": 128, "block_n": 128, "stages": 5},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 3, "raster": 2},
+        {"block_m": 64, "block_n": 128, "stages": 6, "consumers": 1},
+        {"block_m": 64, "block_n": 64, "stages": 8, "consumers": 1},
+        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 1, "ctas": 1, "raster": 8, "raster_m": True},
+        {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 1},
+        {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
+        {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
+        {"out_fp32": True},
+        {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "out_fp32": True},
+    ],
 }
 
 
@@ -79,6 +104,12 @@ MANY = {
     "s05_pipelined": {"block_m": (64, 128, 256), "block_n": (16, 72, 128, 256), "stages": (2, 3, 5)},
     "s06_warp_specialized": {"block_m": (64, 128, 192, 256), "block_n": (16, 96, 128, 256), "stages": (2, 4), "consumers": (1, 2, 3)},
     "s07_promoted": {"block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3)},
+    "s08_persistent": {
+        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3), "ctas": (0, 5), "raster_m": (0, 1),
+    },
+    "s10_grouped": {
+        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3), "out_fp32": (0, 1),
+    },
 }
 
 

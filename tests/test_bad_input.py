@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minigemm import jit, quantize, runtime
+from minigemm import jit, observe, quantize, runtime
 from minigemm.kernels.stage import nearest_legal
 from minigemm.layout import ceil_div
 from minigemm.quantize import Quantized
@@ -124,7 +124,16 @@ def block_scaled(stage: str) -> bool:
     return STAGES[stage].stage.granularities != ("tensor", "tensor")
 
 
-@pytest.mark.parametrize("case, stage", [(case, stage) for case in TABLE for stage in STAGES if case not in OF_ONE_SCALE or not block_scaled(stage)])
+def persistent(stage: str) -> bool:
+    """Whether the launch has a CTA for each tile no more."""
+    return hasattr(STAGES[stage].Config(), "ctas")
+
+
+def concerns(case: str, stage: str) -> bool:
+    return not (case in OF_ONE_SCALE and block_scaled(stage)) and not (case == "too many columns of tiles" and persistent(stage))
+
+
+@pytest.mark.parametrize("case, stage", [(case, stage) for case in TABLE for stage in STAGES if concerns(case, stage)])
 def test_bad_calls(case, stage, nothing_compiles):
     a, b, keywords, error, words = TABLE[case]
     a, b = (suited(operand, granularity) for operand, granularity in zip((a, b), STAGES[stage].stage.granularities, strict=True))
@@ -134,11 +143,11 @@ def test_bad_calls(case, stage, nothing_compiles):
         STAGES[stage].gemm(a, b, **keywords)
 
 
-@pytest.mark.parametrize("case", BLOCK_TABLE)
-def test_bad_block_scales(case, nothing_compiles):
+@pytest.mark.parametrize("case, stage", [(case, stage) for case in BLOCK_TABLE for stage in STAGES if block_scaled(stage)])
+def test_bad_block_scales(case, stage, nothing_compiles):
     a, b, error, words = BLOCK_TABLE[case]
     with pytest.raises(error, match=words):
-        STAGES["s07_promoted"].gemm(a, b)
+        STAGES[stage].gemm(a, b)
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES)[:5])
@@ -194,6 +203,19 @@ ILLEGAL = {
         ({"stages": 4}, "bytes of shared memory exceed"),
         ({"stages": 0}, "stages must be at least 2"),
     ],
+    "s08_persistent": [
+        ({"ctas": -1}, "ctas must be at least 0, which is one for each SM, got -1"),
+        ({"raster": 0}, "raster must be at least 1, got 0"),
+        ({"block_m": 128, "block_n": 176}, "block_n must be at most 128, or 144, 160 or 192"),
+        ({"stages": 4}, "bytes of shared memory exceed"),
+    ],
+    "s10_grouped": [
+        ({"ctas": -1}, "ctas must be at least 0, which is one for each SM, got -1"),
+        ({"raster": 0, "raster_m": True}, "raster must be at least 1, got 0"),
+        ({"block_m": 64}, "block_m must be a multiple of 128 up to 256"),
+        ({"block_m": 128, "block_n": 256, "stages": 2}, "registers a thread exceed the 232"),
+        ({"consumers": 0}, "consumers must be 1, 2 or 3, got 0"),
+    ],
 }  # fmt: skip
 
 
@@ -217,6 +239,7 @@ NEAREST = [
     ("s05_pipelined", {"stages": 9}, {"stages": 3}),
     ("s06_warp_specialized", {"block_n": 250, "stages": 2}, {"block_n": 256}),
     ("s07_promoted", {"block_m": 128, "block_n": 176}, {"block_n": 192}),
+    ("s08_persistent", {"raster": 0}, {"raster": 1}),
 ]
 
 
@@ -232,11 +255,19 @@ def test_no_legal_config_is_near():
     assert nearest_legal(module.is_legal, module.Config(), Problem(16, 1 << 30, 16)) is None
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [name for name in STAGES if not persistent(name)])
 def test_too_many_columns_of_tiles(stage):
     module = STAGES[stage]
     legal = module.is_legal(module.default_config(Problem(16, 16, 16)), Problem(16, 1 << 30, 16))
     assert not legal and "65535" in legal.reason
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if persistent(name)])
+def test_too_many_tiles(stage):
+    module = STAGES[stage]
+    assert module.is_legal(module.Config(), Problem(16, 1 << 30, 16))
+    legal = module.is_legal(module.Config(), Problem(1 << 30, 1 << 30, 16))
+    assert not legal and "more than 2**30" in legal.reason
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -277,3 +308,12 @@ def test_an_image_that_the_driver_refuses(monkeypatch):
     monkeypatch.setattr(cuda_runtime, "_driver", lambda: driver)
     with pytest.raises(RuntimeError, match="loading s01: .*older than the compiler.*update the driver"):
         cuda_runtime._check((222, None), "loading s01")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("hazards", "x"), ("hazards", 1), ("hazards", None), ("fast", "yes"), ("timeline", "x"), ("timeline", 2), ("requests", "x"), ("requests", -1),
+    ("requests", True), ("requests", 1.5),
+])  # fmt: skip
+def test_bad_observations(name, value):
+    with pytest.raises(TypeError, match=f"{name}: expected .*, got {value!r}"), observe(**{name: value}):
+        pass

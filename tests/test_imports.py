@@ -24,8 +24,8 @@ LAYERS = (
     ("emulator",),  # which imports nothing of the rest, as a test of its own says
     ("chips", "diagnostics", "layout", "quantize", "jit", "tuning"),
     ("runtime", "kernels"),
-    ("plan",),
-    ("api",),
+    ("plan", "checks"),
+    ("api", "precompiling"),
     ("nn", "compat", "views", "inspection", "bench", "doctor", "gpu_tests", "limits", "probes", "recordings", "tour", "labs", "cli"),
     ("__main__",),
 )

@@ -18,6 +18,16 @@ def test_m_major(m, k):
     assert layout.to_m_major(laid) is laid
 
 
+@given(st.integers(1, 4), st.integers(0, 40), st.integers(0, 5))
+def test_m_major_in_groups(groups, m, k):
+    scale = torch.rand(groups, m, k)
+    laid = layout.to_m_major(scale)
+    pitch = max(4, -(-m // 4) * 4)
+    assert torch.equal(laid, scale) and laid.stride() == (pitch * k, 1, pitch)
+    assert layout.to_m_major(laid) is laid
+    assert layout.empty_m_major(m, k, groups=groups).stride() == laid.stride()
+
+
 def test_one_column_and_one_row_are_laid_out_too():
     """Where a dimension is 1, torch calls nearly any strides contiguous; the kernels read the real ones."""
     assert layout.to_m_major(torch.ones(5, 1)).stride() == (1, 8)
@@ -46,7 +56,7 @@ def test_rounding(value, multiple):
 
 @pytest.mark.parametrize("scale, got", [(torch.ones(3), "1-D torch.float32"), (torch.ones(3, 3).double(), "2-D torch.float64")])
 def test_a_bad_scale(scale, got):
-    with pytest.raises(ValueError, match=f"scale: expected a 2-D float32 tensor, got {got}"):
+    with pytest.raises(ValueError, match=f"scale: expected a 2-D or 3-D float32 tensor, got {got}"):
         layout.to_m_major(scale)
 
 

@@ -31,6 +31,14 @@ TILES = {
         {"block_m": 128, "block_n": 64, "stages": 3, "consumers": 2},
         {"block_m": 64, "block_n": 48, "stages": 2, "consumers": 1},
     ),
+    "s08_persistent": (
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 1},
+        {"block_m": 128, "block_n": 16, "stages": 5, "consumers": 2, "ctas": 2},
+    ),
+    "s10_grouped": (
+        {"block_m": 192, "block_n": 32, "stages": 4, "consumers": 3, "ctas": 1},
+        {"block_m": 256, "block_n": 16, "stages": 2, "consumers": 2, "ctas": 2},
+    ),
 }
 TILE_READY = "    __syncthreads();  // all threads arrive with their part of the tiles written"
 TILE_READ = "    __syncthreads();  // all threads arrive when they have read"
@@ -127,6 +135,43 @@ BUGS = {
     "s07: released before every lane has its scales": ("s07_promoted", "        __syncwarp();", "        //", ("tile-overwritten",), "may still read it",
                                                        "load(shared, stage"),
     "s07: bytes of the scales not announced": ("s07_promoted", " + sizeof(shared.sfa[0])", "", ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None),
+    "s08: d overwritten while the tile before is stored": (
+        "s08_persistent", "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();", "      //", ("tma-store-overwritten",),
+        "while the TMA store", "stmatrix_x4(|store(d_map",
+    ),
+    "s08: only one thread knows that d is read": (
+        "s08_persistent", "      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until", "      //", ("tma-store-overwritten",),
+        "while the TMA store", "stmatrix_x4(|store(d_map",
+    ),
+    "s08: last store not awaited": ("s08_persistent", "  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory", "  //",
+                                    ("tma-store-not-awaited",), "never waited", None),
+    "s08: the consumers begin each tile in slot 0": (
+        "s08_persistent", "    float acc[kWaves][BLOCK_N / 2] = {};", "    float acc[kWaves][BLOCK_N / 2] = {}; stage = 0, phase = 0;",
+        ("Deadlock", "tma-not-complete", "slot-overwritten", "mbarrier", "tile-overwritten"), "", None,
+    ),
+    "s08: the producer begins each tile in slot 0": (
+        "s08_persistent", "        for (int k0 = 0; k0 < k;", "        stage = 0, phase = 0;\n        for (int k0 = 0; k0 < k;",
+        ("Deadlock", "tma-not-complete", "slot-overwritten", "mbarrier"), "", None,
+    ),
+    "s08: the consumers skip a tile": (
+        "s08_persistent", "    const int row0 = tile.m * BLOCK_M, column0", "    scheduler.next(tile); const int row0 = tile.m * BLOCK_M, column0",
+        ("Deadlock", "mbarrier", "tma-load-not-awaited"), "", None,
+    ),
+    "s10: a consumer without rows keeps its slots": (
+        "s10_grouped", "rows\n        release(shared, stage);", "rows\n", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+    ),
+    "s10: the part is read when its slot may be taken": (
+        "s10_grouped", "const Part part = shared.part", "const Part& part = shared.part", ("race",), "data race", "part.|shared.part[stage] = part",
+    ),
+    "s10: scales of b written into a slot that is not empty": (
+        "s10_grouped", "        mbarrier_wait_parity(&shared.empty[stage]",
+        "        shared.sfb[stage][0] = scale_b[0];\n        mbarrier_wait_parity(&shared.empty[stage]", ("race",), "data race", "shared.sfb[stage]",
+    ),
+    "s10: scales of b written when the slot is announced": (
+        "s10_grouped", "          if (part.group < 0) {",
+        "          if (part.group >= 0) mbarrier_arrive(&shared.full[stage]), shared.sfb[stage][0] = scale_b[0];\n          if (part.group < 0) {",
+        ("race", "mbarrier", "tma-not-complete", "Deadlock"), "", None,
+    ),
     "s03: two arrivals expected": ("s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",), "1 of 2 arrivals", None),
 }  # fmt: skip
 

@@ -20,8 +20,8 @@ from ..quantize import BLOCK, Quantized
 from ..types import Config, Launch, Legality, Problem
 
 __all__ = [
-    "SHARED_LIMIT", "Stage", "check_block_scale", "check_fp8_operand", "check_grid", "check_registers", "check_shared", "check_tensor_core_tile",
-    "check_tiles", "nearest_legal", "panel", "quickest", "rows",
+    "SHARED_LIMIT", "Stage", "check_block_scale", "check_fp8_operand", "check_grid", "check_registers", "check_schedule", "check_shared",
+    "check_tensor_core_tile", "check_tiles", "ctas", "nearest_legal", "panel", "quickest", "rows",
 ]  # fmt: skip
 
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory that one CTA of a Hopper GPU can have
@@ -29,6 +29,7 @@ THREAD_LIMIT = 1024
 REGISTER_LIMIT = 65536  # of an SM
 SMS = 132  # of an H100 or H200 SXM
 TOUR = Problem(256, 256, 512)
+TILE_LIMIT = 1 << 30  # of a persistent kernel: the number after a CTA's last tile stays below 2**31 too
 SIZE_LIMIT = 1 << 30  # rows or columns: the tile that hangs over the edge stays below 2**31 too
 
 
@@ -274,3 +275,19 @@ def check_grid(m: int, n: int, block_m: int, block_n: int) -> str:
     if -(-n // block_n) > 65535:
         return f"n = {n} needs {-(-n // block_n)} columns of tiles, more than the 65535 of a grid: take a larger block_n"
     return ""
+
+
+def check_schedule(m: int, n: int, block_m: int, block_n: int, ctas: int, raster: int) -> str:
+    """Why a persistent kernel cannot walk over the tiles of (m, n) so; "" when it can."""
+    if ctas < 0:
+        return f"ctas must be at least 0, which is one for each SM, got {ctas}"
+    if raster < 1:
+        return f"raster must be at least 1, got {raster}"
+    if (tiles := ceil_div(m, block_m) * ceil_div(n, block_n)) > TILE_LIMIT:
+        return f"m = {m} and n = {n} make {tiles} tiles, more than 2**30: take larger blocks"
+    return ""
+
+
+def ctas(chosen: int, device: torch.device) -> int:
+    """CTAs of a persistent kernel, as chosen, or one for each SM; the emulator is taken for an H100."""
+    return chosen or (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS)

@@ -14,7 +14,7 @@ import torch
 
 from .. import jit, types
 
-__all__ = ["check_device", "launch", "load", "tensor_map"]
+__all__ = ["Prepared", "check_device", "launch", "load", "prepare", "tensor_map"]
 
 _lock = threading.Lock()
 _loaded: dict[tuple[str, int], Loaded] = {}  # (kernel's key, device)
@@ -46,6 +46,8 @@ def _check(answer: tuple, what: str) -> Any:
         hint = ""
         if name in (b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", b"CUDA_ERROR_NO_BINARY_FOR_GPU", b"CUDA_ERROR_INVALID_IMAGE"):
             hint = ". The driver is older than the compiler (NVRTC): update the driver, or install nvidia-cuda-nvrtc of the driver's CUDA version"
+        if name.startswith(b"CUDA_ERROR_STREAM_CAPTURE"):
+            hint = ". A CUDA graph is being captured, and what is made here cannot be made meanwhile: call once before, or use minigemm.precompile"
         raise RuntimeError(f"{what}: {name.decode()} ({text.decode()}){hint}")
     return results[0] if results else None
 
@@ -95,7 +97,7 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     if found is not None:
         return found
     driver = _driver()
-    with _lock, _current(index):
+    with _lock, _current(index), _capture_allows():
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
         function = _check(driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}")
         if shared > 48 * 1024:
@@ -103,6 +105,18 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
             _check(driver.cuFuncSetAttribute(function, attribute, shared), f"{shared} bytes of shared memory for {kernel.name}")
         loaded = _loaded[kernel.key, index] = Loaded(function, index, module)
     return loaded
+
+
+@contextmanager
+def _capture_allows() -> Iterator[None]:
+    """While this thread captures a CUDA graph, loading a module is refused as unsafe; it is safe here, because nothing captured needs it yet."""
+    driver = _driver()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _check(driver.cuThreadExchangeStreamCaptureMode(relaxed), "relaxing the capture mode")
+    try:
+        yield
+    finally:
+        _check(driver.cuThreadExchangeStreamCaptureMode(before), "restoring the capture mode")
 
 
 def tensor_map(description: types.TensorMap) -> Any:
@@ -148,6 +162,60 @@ def _parameter(arg: Any) -> tuple[Any, Any]:
     raise TypeError(f"args: no kernel parameter for a {type(arg).__name__}")
 
 
+class Prepared:
+    """A launch whose parameters stand ready in the driver's form: calling it launches once more, on torch's current stream of that GPU.
+
+    Nothing in it changes after it is made, so threads may share it. It holds addresses, not tensors: it is good as long as what lies there is.
+    """
+
+    __slots__ = ("_cluster", "_device", "_kept", "_launch", "_parameters", "_what")
+
+    def __init__(self, loaded: Loaded, launch: types.Launch):
+        self._kept: list[Any] = [loaded]  # what the addresses point into
+        addresses = []
+        for arg in launch.args:
+            value, kind = _parameter(arg)
+            stored = value if kind is None else kind(value)
+            self._kept.append(stored)
+            addresses.append(int(stored.getPtr()) if kind is None else ctypes.addressof(stored))
+        parameters = (ctypes.c_void_p * len(addresses))(*addresses)
+        self._kept.append(parameters)
+        self._parameters = ctypes.addressof(parameters)
+        self._what = (loaded.function, *launch.grid, *launch.block, launch.shared)
+        self._device, self._cluster = loaded.device, launch.cluster
+        self._launch = _driver().cuLaunchKernel if launch.cluster == (1, 1, 1) else self._launch_clusters
+
+    def __call__(self) -> None:
+        """Launch, without waiting. The context is entered only where it is not this thread's current one."""
+        stream = torch._C._cuda_getCurrentRawStream(self._device)
+        if torch._C._cuda_getDevice() == self._device and not self._launch(*self._what, stream, self._parameters, 0)[0]:
+            return
+        with _current(self._device):  # another device is the current one, or this thread has no context yet; any other error comes again
+            _check(self._launch(*self._what, stream, self._parameters, 0), "launch")
+
+    def _launch_clusters(self, *arguments: Any) -> tuple:
+        *what, stream, parameters, _ = arguments
+        return _launch_clusters(tuple(what), self._cluster, stream, parameters)
+
+
+def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
+    """The launch, ready to be started any number of times."""
+    with _current(loaded.device):
+        return Prepared(loaded, launch)
+
+
+def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any) -> tuple:
+    """`cuLaunchKernel` for a grid of clusters. what: the function, its grid, block and bytes of shared memory."""
+    driver = _driver()
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ, config.sharedMemBytes = what[1:]
+    config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
+    return driver.cuLaunchKernelEx(config, what[0], parameters, 0)
+
+
 def launch(loaded: Loaded, launch: types.Launch) -> None:
     """Launch on torch's current stream of the kernel's GPU; returns without waiting."""
     driver = _driver()
@@ -155,5 +223,9 @@ def launch(loaded: Loaded, launch: types.Launch) -> None:
         pairs = [_parameter(arg) for arg in launch.args]
         parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
         stream = torch.cuda.current_stream(loaded.device).cuda_stream
-        answer = driver.cuLaunchKernel(loaded.function, *launch.grid, *launch.block, launch.shared, stream, parameters, 0)
+        before = (loaded.function, *launch.grid, *launch.block, launch.shared)
+        if launch.cluster == (1, 1, 1):
+            answer = driver.cuLaunchKernel(*before, stream, parameters, 0)
+        else:
+            answer = _launch_clusters(before, launch.cluster, stream, parameters)
     _check(answer, "launch")

@@ -1,0 +1,52 @@
+"""Sizes, and casts to FP8 that return (data, scales)."""
+
+from __future__ import annotations
+
+import torch
+
+from minigemm.layout import ceil_div, round_up
+from minigemm.quantize import E4M3_MAX
+
+__all__ = ["align", "ceil_div", "per_block_cast_to_fp8", "per_channel_cast_to_fp8", "per_token_cast_to_fp8"]
+
+SMALLEST = 1e-4  # magnitude of a block that is scaled at all
+
+
+def align(x: int, y: int) -> int:
+    """The smallest multiple of y that is not below x."""
+    return round_up(x, y)
+
+
+def _cast(x: torch.Tensor, rows: int, columns: int, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (m, n) in blocks of (rows, columns): e4m3 (m, n), float32 row-major scales (m / rows, n / columns), rounded up."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dim() != 2:
+        raise ValueError(f"x: expected a matrix, got shape {tuple(x.shape)}")
+    m, n = x.shape
+    down, across = ceil_div(m, rows), ceil_div(n, columns)
+    padded = torch.zeros(down * rows, across * columns, dtype=torch.float32, device=x.device)
+    padded[:m, :n] = x
+    tiles = padded.view(down, rows, across, columns)
+    amax = tiles.abs().amax((1, 3)) if tiles.numel() else padded.new_zeros((down, across))
+    scales = amax.clamp_min(SMALLEST) / E4M3_MAX
+    if use_ue8m0:
+        scales = torch.exp2(torch.log2(scales).ceil())
+    data = (tiles / scales[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+    data = data.view(down * rows, across * columns)[:m, :n].contiguous().view(torch.float8_e4m3fn)
+    return data, scales
+
+
+def per_token_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (m, k): a scale for each `gran_k` columns of a row, (m, ceil(k / gran_k)), row-major. use_ue8m0: powers of two."""
+    return _cast(x, 1, gran_k, use_ue8m0)
+
+
+def per_channel_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (k, n): a scale for each `gran_k` rows of a column, (ceil(k / gran_k), n), row-major. use_ue8m0: powers of two."""
+    return _cast(x, gran_k, 1, use_ue8m0)
+
+
+def per_block_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (n, k): a scale for each block of `gran_k` x `gran_k`, (ceil(n / gran_k), ceil(k / gran_k)). use_ue8m0: powers of two."""
+    return _cast(x, gran_k, gran_k, use_ue8m0)

@@ -1,0 +1,289 @@
+// s10_grouped: groups: the library's kernel.
+//
+// The experts of a layer are products that each have their own rows of a and their own b, in one launch, and the host
+// does not know how many rows. The producer's warp finds out: it alone walks the tiles, and each slot carries, with the
+// tiles, what they are part of, and the scales of b. The consumers know no layout. They write the rows of the part, by
+// TMA where all of a consumer's are, by threads where a group ends among them; one that has none multiplies nothing.
+
+#include "ptx.cuh"
+#include "scheduler.cuh"
+
+constexpr int kWave = 64;        // rows of d that one WGMMA computes
+constexpr int kDepth = 32;       // columns of a and b that it reads
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, and the producer behind them
+constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
+constexpr int kWaves = kRows / kWave;
+constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
+constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
+constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
+constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
+constexpr int kByPairs = 1, kByTma = 2;   // how d can be written; 0: by single elements
+
+struct Shared {
+  alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
+  alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
+  alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
+  // Each tile of a slot: the producer writes part and sfb, arrives and promises the bytes of a, b and sfa, TMA brings
+  // them; the consumers wait.
+  alignas(kAlign) u64 full[STAGES];
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
+  u64 empty[STAGES];
+  Part part[STAGES];           // (STAGES,) what the slot's tiles are part of: in the first slot of each
+  float sfb[STAGES][kScales];  // (STAGES, kScales)
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
+static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+extern __shared__ __align__(1024) u8 shared_memory[];
+
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
+// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+template <int kSpan>
+int swizzle(int row, int byte) {
+  constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
+  return kSwizzled ? byte ^ row * kSpan / 128 % (kSpan / 16) * 16 : byte;
+}
+
+// The place of d's element (row, column) in its tile.
+bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
+  constexpr int kSpan = PANEL * sizeof(bf16);
+  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+}
+
+// The tiles of a, b and sfa that begin at (row0, k0), (b_row, k0) and (sfa_row, sfa_column), into slot `stage`. For one
+// thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, const CUtensorMap& sfa_map,
+          int row0, int b_row, int sfa_row, int sfa_column, int k0) {
+  u64* full = &shared.full[stage];
+  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // zeros too
+  cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
+  cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, b_row, full);
+  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, sfa_row, sfa_column, full);
+}
+
+// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first column, and for the
+// block of columns after that one's. What lies outside sfb (rows, columns) is never used.
+void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb, int column0, int step) {
+  const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
+#pragma unroll
+  for (int i = 0; i < kScales; ++i) scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
+}
+
+// partial (kWave, BLOCK_N) = the product of the tiles in slot `stage`: kWave rows of a from `row` on, all of b.
+void compute(float (&partial)[BLOCK_N / 2], const Shared& shared, int stage, int row) {
+  const u64 a = wgmma_descriptor(shared.a[stage][row]), b = wgmma_descriptor(shared.b[stage]);
+  keep_in_order(partial);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < BLOCK_K; k += kDepth) wgmma_mma_async(partial, a + k / 16, b + k / 16, k > 0);
+  wgmma_commit_group();
+  keep_in_order(partial);
+}
+
+// The slot goes back to the producer. For whole warps.
+void release(Shared& shared, int stage) {
+  __syncwarp();  // all lanes arrive when they have read scales and part, and lane 0 waits for them
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);
+}
+
+// acc += partial, scaled: this lane's rows have the scales sfa, columns before `split` the first of sfb.
+void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], const float (&sfa)[2],
+             const float (&sfb)[kScales], int split) {
+  const float before[2] = {sfa[0] * sfb[0], sfa[1] * sfb[0]};
+  const float behind[2] = {sfa[0] * sfb[kScales - 1], sfa[1] * sfb[kScales - 1]};
+#pragma unroll
+  for (int i = 0; i < BLOCK_N / 2; ++i) {
+    const int column = i / 4 * 8 / kGrain * kGrain, row = i / 2 % 2;
+    acc[i] = fmaf(column < split ? before[row] : behind[row], partial[i], acc[i]);
+  }
+}
+
+// Zeros instead of what this lane holds of rows from `middle` on; its first is `row`, its other 8 further down.
+void blank(float (&acc)[BLOCK_N / 2], int row, int middle) {
+#pragma unroll
+  for (int i = 0; i < BLOCK_N / 2; ++i) acc[i] = row + i / 2 % 2 * 8 < middle ? acc[i] : 0;
+}
+
+// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16 columns at a time:
+// lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < BLOCK_N / 2; i += 8) {
+    u32 pairs[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j], acc[i + 2 * j + 1]);
+    bf16& place = at(shared.d, row + 16 * warp + lane % 16, 2 * i + lane / 16 * 8);
+    stmatrix_x4(&place, pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+}
+
+// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as far as they lie inside
+// d. For one thread.
+void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0, int row) {
+#pragma unroll
+  for (int i = 0; i < kPanels; ++i) {
+    cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0 + row, shared.d[i][row]);
+  }
+  cp_async_bulk_commit_group();
+}
+
+// Two neighbours of a row of d, or only the first; added to what is there, if ACCUMULATE.
+void put(void* d, i64 place, float x, float y, bool both, bool at_once) {
+  if (OUT_FP32) {
+    float* to = static_cast<float*>(d) + place;
+    if (ACCUMULATE) x += to[0], y += both ? to[1] : 0;
+    if (both && at_once) {
+      *reinterpret_cast<float2*>(to) = {x, y};
+    } else {
+      to[0] = x;
+      if (both) to[1] = y;
+    }
+  } else {
+    bf16* to = static_cast<bf16*>(d) + place;
+    if (ACCUMULATE) x += __uint_as_float(to[0] << 16), y += both ? __uint_as_float(to[1] << 16) : 0;
+    if (both && at_once) {
+      *reinterpret_cast<u32*>(to) = cvt_rn_bf16x2_f32(x, y);
+    } else {
+      to[0] = cvt_rn_bf16_f32(x);
+      if (both) to[1] = cvt_rn_bf16_f32(y);
+    }
+  }
+}
+
+// Those of the kWave rows from `row` on that are among [first, last), from registers: what TMA cannot write, or would
+// write too much of. Lane l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8
+// columns.
+void store(void* d, const float (&acc)[BLOCK_N / 2], int first, int last, int columns, i64 ldd, int row, int column,
+           bool at_once) {
+  row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  column += threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < BLOCK_N / 2; i += 2) {
+    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8;
+    if (r < first || r >= last || c >= columns) continue;
+    put(d, r * ldd + c, acc[i], acc[i + 1], c + 1 < columns, at_once);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
+    const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
+    const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
+    const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span); boxes (1, BLOCK_M)
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if store_by is kByTma
+    void* d,                                      // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
+    const float* sfb,                             // (groups, n / 128, k / 128), groups group_sfb apart, rows ld_sfb
+    const int* index, int layout, int span, int zero_padding,  // as in GroupedScheduler
+    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int store_by) {
+  Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      mbarrier_init(&shared.full[i], 1);
+      mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
+    }
+    fence_mbarrier_init();
+  }
+  __syncthreads();  // all threads wait until thread 0 has initialised the barriers
+
+  const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
+  int stage = 0;  // this k-step's slot
+  u32 phase = 0;  // the parity of the phase that the slot's full barrier completes in this round
+  if (warpgroup == CONSUMERS) {
+    setmaxnreg_dec<PRODUCER_REGISTERS>();
+    if (threadIdx.x % kWarpgroup / 32 > 0) return;
+    const bool elected = elect_sync();
+    if (elected) {
+      prefetch_tensormap(&a_map);
+      prefetch_tensormap(&b_map);
+      prefetch_tensormap(&sfa_map);
+    }
+    GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
+    float lane_sfb[kScales] = {}, scale_b[kScales];
+    for (Part part = {}; part.group != DONE;) {
+      if (!scheduler.next(part)) part.group = DONE;
+      const int slots = part.group < 0 ? 1 : steps;  // padding and the end take one, and nothing is loaded into it
+      for (int step = 0; step < slots; ++step) {
+        if (step % 32 == 0 && part.group >= 0) {
+          fetch(lane_sfb, sfb + part.group * group_sfb, sfb_rows, steps, ld_sfb, part.column0, step);
+        }
+#pragma unroll
+        for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
+        mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
+        if (elected) {
+          if (step == 0) shared.part[stage] = part;
+#pragma unroll
+          for (int i = 0; i < kScales; ++i) shared.sfb[stage][i] = scale_b[i];
+          if (part.group < 0) {
+            mbarrier_arrive(&shared.full[stage]);
+          } else {
+            load(shared, stage, a_map, b_map, sfa_map, part.row0, part.group * n + part.column0, part.sfa_row,
+                 (layout == MASKED ? part.group * steps : 0) + step, step * BLOCK_K);
+          }
+        }
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+      }
+    }
+    return;
+  }
+
+  setmaxnreg_inc<CONSUMER_REGISTERS>();
+  const int row = warpgroup * kRows;  // of the tile: the first of this consumer's
+  const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;  // and of this lane's, with 8 further on
+  float partial[BLOCK_N / 2] = {}, scale_b[kScales];
+  for (;;) {
+    mbarrier_wait_parity(&shared.full[stage], phase);
+    const Part part = shared.part[stage];
+    const int group = __shfl_sync(0xffffffff, part.group, 0);  // from lane 0 for the same reason as above
+    if (group == DONE) break;
+    const int row0 = part.row0 + row, slots = group < 0 ? 1 : steps;
+    // Whether this consumer has rows to compute; a branch for each wave would cost the uniform registers.
+    const bool any = __shfl_sync(0xffffffff, group >= 0 && part.first < row0 + kRows && row0 < part.middle, 0);
+    const int split = BLOCK_K - part.column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
+    float acc[kWaves][BLOCK_N / 2] = {};
+    for (int step = 0; step < slots; ++step) {
+      mbarrier_wait_parity(&shared.full[stage], phase);
+      if (any) {
+#pragma unroll
+        for (int i = 0; i < kWaves; ++i) {
+          compute(partial, shared, stage, row + i * kWave);
+          const float* sfa = &shared.sfa[stage][lane_row + i * kWave];
+          const float scale_a[2] = {sfa[0], sfa[8]};
+#pragma unroll
+          for (int j = 0; j < kScales; ++j) scale_b[j] = shared.sfb[stage][j];
+          wgmma_wait_group<0>();
+          keep_in_order(partial);
+          if (i == kWaves - 1) release(shared, stage);
+          promote(acc[i], partial, scale_a, scale_b, split);
+        }
+      } else {  // none of this consumer's rows
+        release(shared, stage);
+      }
+      if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+
+    if (part.middle < min(row0 + kRows, part.last)) {
+#pragma unroll
+      for (int i = 0; i < kWaves; ++i) blank(acc[i], part.row0 + lane_row + i * kWave, part.middle);
+    }
+    const bool whole = part.first <= row0 && (row0 + kRows <= part.last || part.last == m);  // all that TMA would write
+    if (store_by != kByTma || !whole) {
+#pragma unroll
+      for (int i = 0; i < kWaves; ++i) {
+        store(d, acc[i], part.first, part.last, n, ldd, row0 + i * kWave, part.column0, store_by >= kByPairs);
+      }
+    } else {
+      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
+#pragma unroll
+      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
+      fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
+      if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, part.row0, part.column0, row);
+    }
+  }
+  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory must last until it is read
+}

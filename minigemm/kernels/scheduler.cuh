@@ -1,0 +1,131 @@
+// Which tiles of d a CTA computes, and in which order. A persistent kernel has fewer CTAs than tiles: each computes
+// every gridDim.x-th tile, so that at any time the CTAs are at neighbouring numbers.
+
+#pragma once
+
+struct Tile { int m, n; };  // the tile of rows m * BLOCK_M and columns n * BLOCK_N on
+
+// The tile of this number, of tiles_m x tiles_n. They lie in groups of RASTER columns of tiles (rows, if RASTER_M);
+// within a group the numbers run across it, then down. The tiles at work together then make a block about as wide as
+// high, not a row right across d, and share what they read of a and b in the L2 cache.
+inline Tile raster(int number, int tiles_m, int tiles_n) {
+  const int across = RASTER_M ? tiles_m : tiles_n, along = RASTER_M ? tiles_n : tiles_m;
+  const int group = number / (min(RASTER, across) * along), first = group * RASTER, width = min(RASTER, across - first);
+  const int x = first + (number - first * along) % width, y = (number - first * along) / width;
+  return RASTER_M ? Tile{x, y} : Tile{y, x};
+}
+
+// The tiles of one product.
+struct Scheduler {
+  const int tiles_m, tiles_n;
+  int number = blockIdx.x;  // of the next tile
+  Scheduler(int m, int n) : tiles_m((m + BLOCK_M - 1) / BLOCK_M), tiles_n((n + BLOCK_N - 1) / BLOCK_N) {}
+
+  // The CTA's next tile; false when there are no more.
+  bool next(Tile& tile) {
+    if (number >= tiles_m * tiles_n) return false;
+    tile = raster(number, tiles_m, tiles_n);
+    number += gridDim.x;
+    return true;
+  }
+};
+
+// --- groups: products of one launch that have each their own rows of a and their own b
+
+constexpr int DENSE = 0, CONTIGUOUS = 1, PREFIX_SUMS = 2, MASKED = 3;  // layouts, as in s10_grouped.py
+constexpr int PADDING = -1, DONE = -2;                                 // instead of a group: nothing to multiply
+
+// What of a tile of d belongs to one group: the rows from `first` on, those from `middle` to `last` being padding.
+struct alignas(16) Part {
+  int group, row0, column0;  // of b; the tile's first row and column of d
+  int sfa_row;               // and its first row among the scales of a, which a masked group has to itself
+  int first, middle, last;   // rows of d
+};
+
+// The parts that a CTA computes, for any layout, in the order of `raster` within a group. The host knows neither how
+// many rows a group has nor where a group begins: a warp, all of whose lanes call together, finds out as it goes.
+struct GroupedScheduler {
+  const int layout, m, n, groups;
+  const int* index;        // CONTIGUOUS: (m,), each row's group; PREFIX_SUMS: (groups,), their ends; MASKED: their rows
+  const int span;          // PREFIX_SUMS: groups begin at multiples of it; MASKED: each has so many rows, used or not
+  const int zero_padding;  // whether padding is written
+  int number = blockIdx.x;     // of the next tile
+  int group0 = 0, tiles0 = 0;  // lane l looks at group group0 + l; there are so many tiles before group0
+  int row = 0, end = 0;        // what is left of this tile
+
+  // The group's first row, the end of its own rows, and the end of those that are written.
+  int3 rows_of(int group) const {
+    if (layout == MASKED) {
+      const int last = group * span + min(max(index[group], 0), span);
+      return {group * span, last, last};
+    }
+    if (layout != PREFIX_SUMS) return {0, m, m};  // one group, or as many as a tile meets
+    const int before = group > 0 ? min(max(index[group - 1], 0), m) : 0;
+    const int first = min((before + span - 1) / span * span, m);
+    if (group == groups) return {first, first, zero_padding ? m : first};  // the rows behind the last group
+    const int last = min(max(index[group], first), m);
+    return {first, last, zero_padding ? min((last + span - 1) / span * span, m) : last};
+  }
+
+  // Finds the tile of this number: counts the tiles of 32 groups at once.
+  bool find(Part& part) {
+    const int count = layout == MASKED ? groups : layout == PREFIX_SUMS ? groups + 1 : 1;
+    const int lane = threadIdx.x % 32, tiles_n = (n + BLOCK_N - 1) / BLOCK_N;
+    for (; group0 < count; group0 += 32) {
+      const int3 rows = rows_of(min(group0 + lane, count - 1));
+      const int top = layout == PREFIX_SUMS ? rows.x & ~3 : rows.x;  // TMA reads scales from a multiple of 4 on
+      const int tiles_m = group0 + lane < count && rows.x < rows.z ? (rows.z - top + BLOCK_M - 1) / BLOCK_M : 0;
+      int up_to = tiles_m * tiles_n;  // the tiles of the groups up to this lane's
+#pragma unroll
+      for (int i = 1; i < 32; i *= 2) {
+        const int below = __shfl_up_sync(0xffffffff, up_to, i);
+        if (lane >= i) up_to += below;
+      }
+      up_to += tiles0;
+      if (const u32 reached = __ballot_sync(0xffffffff, number < up_to)) {
+        const int group = __ffs(reached) - 1;  // the lane that has it
+        const auto found = [group](int x) { return __shfl_sync(0xffffffff, x, group); };
+        const Tile tile = raster(number - found(up_to - tiles_m * tiles_n), found(tiles_m), tiles_n);
+        const int first = found(rows.x), middle = found(rows.y), last = found(rows.z);
+        number += gridDim.x;
+        const int row0 = found(top) + tile.m * BLOCK_M;
+        row = max(row0, first), end = min(row0 + BLOCK_M, last);
+        part = {middle > row ? group0 + group : PADDING, row0, tile.n * BLOCK_N, layout == MASKED ? row0 - first : row0,
+                row, min(max(middle, row), end), end};
+        return true;
+      }
+      tiles0 = __shfl_sync(0xffffffff, up_to, 31);
+    }
+    return false;
+  }
+
+  int group_of(int row) const { return 0 <= index[row] && index[row] < groups ? index[row] : PADDING; }
+
+  // The first row from `from` on that is of another group, or `end`; at most BLOCK_M rows on.
+  int behind(int from, int group) const {
+    int found = end;
+#pragma unroll
+    for (int i = (BLOCK_M - 1) / 32 * 32; i >= 0; i -= 32) {
+      const int r = from + i + static_cast<int>(threadIdx.x) % 32;
+      const u32 others = __ballot_sync(0xffffffff, r < end && group_of(r) != group);
+      if (others) found = from + i + __ffs(others) - 1;
+    }
+    return found;
+  }
+
+  // The CTA's next part; false when there are no more.
+  bool next(Part& part) {
+    do {
+      if (row >= end && !find(part)) return false;
+      if (layout == CONTIGUOUS) {  // the rows of one group that come together, and padding behind them
+        part.group = group_of(row);
+        part.first = row;
+        part.middle = part.group == PADDING ? row : behind(row, part.group);
+        part.last = behind(part.middle, PADDING);
+      }
+      row = part.last;
+      if (!zero_padding) part.last = part.middle;
+    } while (part.first >= part.last);
+    return true;
+  }
+};

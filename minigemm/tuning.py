@@ -1,0 +1,186 @@
+"""Which tile suits a product: candidates, what each would cost by a model of the machine, and the cheapest. Integers only.
+
+The model counts cycles of one SM. A *step* is 128 columns of k; in it a tile of (block_m, block_n) keeps busy
+
+- the tensor core: 4096 products a cycle;
+- the port of shared memory, 128 bytes a cycle: TMA writes both tiles once, a WGMMA reads its 64 rows of a, and b for each 64 rows anew;
+- L2, which serves both tiles to every SM that works: 64 bytes a cycle and SM, and no more in all than the machine has;
+
+and adds what of the promotion stays exposed. The slowest of the three sets the pace. A tile costs its steps, filling the ring, and the epilogue; all tiles
+take as many waves as there are tiles for each SM; and nothing is faster than device memory delivers a, b and d. The constants are fitted to kernels that
+were timed on an H200 (256x128, 192x128, 128x192, 128x160 and 128x128 at 4096 x 4096 x 7168), and rank tiles: they do not predict times to the per cent.
+
+Sums in FP32 run along k in one order whatever the tile is, so the choice does not change a single bit of the result; only `splits` would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+__all__ = [
+    "LAYOUTS", "MENU_LIMIT", "Cost", "Machine", "Tile", "Work", "candidates", "choose", "choose_config", "cost", "menu",
+]  # fmt: skip
+
+LAYOUTS = ("dense", "contiguous", "masked")
+STEP = 128  # columns of k
+MMA_RATE = 4096  # FP8 products a cycle and SM
+SHARED_RATE = 128  # bytes a cycle and SM
+L2_RATE = 64  # bytes a cycle and SM, as long as the whole chip has them
+FILL = 1500  # cycles until the first tiles have come
+EPILOGUE = 200  # cycles of barriers around the stores of a tile
+SERIAL = 150  # cycles a step of waiting for products and barriers, where no other warpgroup fills the gap
+MENU_LIMIT = 12  # kernels for one n and k, whatever m comes
+REPRESENTATIVE_M = (64, 8192, 128, 4096, 1, 256, 2048, 512, 1024, 16, 32, 16384, 192, 384, 768, 1536, 3072, 6144)
+BLOCKS_M = (64, 128, 192, 256)
+BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 256)
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a GPU offers: SMs to use, bytes a cycle of L2 (all SMs together) and of device memory. The defaults are an H100 SXM's."""
+
+    sms: int = 132
+    l2_rate: int = 6600
+    memory_rate: int = 1720
+
+
+@dataclass(frozen=True)
+class Work:
+    """A product to plan for, in elements.
+
+    layout: "dense"; "contiguous": m rows in all, that belong to `groups` weights; "masked": about m rows in each of `groups` buffers.
+    alignment: of the rows at which groups begin (contiguous); 1 where they may begin anywhere.
+    out_bytes: 2 or 4, of an element of d.
+    """
+
+    m: int
+    n: int
+    k: int
+    layout: str = "dense"
+    groups: int = 1
+    alignment: int = 128
+    out_bytes: int = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a config says about the work of a CTA: the tile of d, the warpgroups that share its rows, and the parts that k is cut into."""
+
+    block_m: int
+    block_n: int
+    consumers: int
+    splits: int = 1
+
+
+@dataclass(frozen=True, order=True)
+class Cost:
+    """What the model says, cheapest first when compared. Cycles; bytes from L2; waves; bytes through the ports of shared memory."""
+
+    cycles: int
+    l2_bytes: int
+    waves: int
+    shared_bytes: int
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """`value / divisor`, rounded up."""
+    return -(-value // divisor)
+
+
+def tiles_of(work: Work, tile: Tile) -> int:
+    """Tiles of d that have rows in them."""
+    if work.layout == "masked":
+        down = work.groups * ceil_div(work.m, tile.block_m)
+    else:
+        down = ceil_div(work.m, tile.block_m)
+        if work.layout == "contiguous" and work.alignment % tile.block_m:  # a tile that meets two groups is computed for each
+            down += min(work.groups, work.m) - 1
+    return down * ceil_div(work.n, tile.block_n)
+
+
+def cost(work: Work, tile: Tile, machine: Machine = Machine()) -> Cost:
+    """The model's answer. All figures are for the whole product."""
+    tiles = tiles_of(work, tile)
+    if tiles <= 0 or work.k <= 0:
+        return Cost(0, 0, 0, 0)
+    m, n = tile.block_m, tile.block_n
+    waves = ceil_div(tiles, machine.sms)
+    steps = ceil_div(ceil_div(work.k, STEP), tile.splits)
+    loaded = STEP * (m + n) + 4 * m  # bytes of a step: both tiles, and the scales of a
+    shared = loaded + 4 * (m // 64) * (64 * 32 + n * 32)
+    share = max(1, min(L2_RATE, machine.l2_rate // min(tiles, machine.sms)))
+    pace = max(m * n * STEP // MMA_RATE, shared // SHARED_RATE, loaded // share)
+    promotion = m * n // 512 * (1 if STEP % n == 0 or n % STEP == 0 else 3)  # with two scales of b in a tile there is more to select
+    if tile.consumers == 1:  # products wait for the promotion, and it for them
+        promotion += SERIAL + n // 2
+    stored = m * n * (4 + 2 * (work.out_bytes == 4))
+    per_tile = steps * (pace + promotion) + stored // SHARED_RATE + EPILOGUE
+    rows = work.m * (work.groups if work.layout == "masked" else 1)
+    groups = 1 if work.layout == "dense" else min(work.groups, max(rows, 1))
+    moved = rows * work.k + groups * work.n * work.k + rows * work.n * work.out_bytes
+    cycles = FILL + max(waves * per_tile, moved // machine.memory_rate)
+    traffic = tiles * (ceil_div(work.k, STEP) * loaded + m * n * work.out_bytes)
+    return Cost(cycles, traffic, waves, tiles * (ceil_div(work.k, STEP) * shared + stored))
+
+
+def candidates(fit: Callable[[Tile], C | None]) -> Iterator[tuple[Tile, C]]:
+    """Every tile for which `fit` has a config (None: there is no legal one)."""
+    for block_m in BLOCKS_M:
+        for block_n in BLOCKS_N:
+            for consumers in (1, 2, 3):
+                if block_m % (64 * consumers) == 0:
+                    tile = Tile(block_m, block_n, consumers)
+                    config = fit(tile)
+                    if config is not None:
+                        yield tile, config
+
+
+def choose(choices: Iterable[tuple[Tile, C]], work: Work, machine: Machine = Machine()) -> tuple[Tile, C]:
+    """The cheapest of these, the first of equals. ValueError when there are none."""
+    best: tuple[tuple[Cost, Tile], Tile, C] | None = None
+    for tile, config in choices:
+        rank = cost(work, tile, machine)
+        if best is None or rank < best[0][0]:
+            best = (rank, tile), tile, config
+    if best is None:
+        raise ValueError(f"choices: expected at least one legal config for {work}, got none")
+    return best[1], best[2]
+
+
+def choose_config(
+    work: Work, num_sms: int, fit: Callable[[Tile], C | None], machine: Machine = Machine(), batch_invariant: bool = False
+) -> C:
+    """The config whose tiles take `num_sms` SMs the least time, of all that are legal.
+
+    Args:
+        work: the product.
+        num_sms: SMs to use; `machine` says the rest.
+        fit: a Tile to a legal config of the kernel, or None where there is none.
+        batch_invariant: only configs that sum k in one order, so that a row's bits do not depend on m. Those with one split are.
+
+    The same arguments give the same config. ValueError when nothing is legal.
+    """
+    legal = candidates(fit)
+    kept = (choice for choice in legal if not batch_invariant or choice[0].splits == 1)
+    return choose(kept, work, replace(machine, sms=num_sms))[1]
+
+
+def menu(
+    fit: Callable[[Tile], C | None], work: Work, machine: Machine = Machine(), batch_invariant: bool = False, limit: int = MENU_LIMIT
+) -> Sequence[tuple[Tile, C]]:
+    """At most `limit` configs, among which every m finds a good one: the best for some representative m. `work.m` is not looked at.
+
+    N and k are compiled in, m is not: so this is what one n and k can cost in compilations, and choosing from it takes microseconds.
+    """
+    legal = [choice for choice in candidates(fit) if not batch_invariant or choice[0].splits == 1]
+    chosen: dict[Tile, C] = {}
+    for m in REPRESENTATIVE_M:
+        tile, config = choose(legal, replace(work, m=m), machine)
+        chosen[tile] = config
+        if len(chosen) == limit:
+            break
+    return tuple(chosen.items())

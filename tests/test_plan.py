@@ -1,0 +1,332 @@
+"""Repeated calls, prepared launches and precompilation. The driver is played by a stand-in where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import minigemm
+from minigemm import api, cli, jit, plan, quantize, runtime, types
+from minigemm.kernels import s10_grouped
+from minigemm.precompiling import _configs, precompile
+from minigemm.runtime import cuda as cuda_runtime
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The emulator as a runtime that prepares launches, as the GPU's does; what was prepared, and what was fired."""
+    seen = SimpleNamespace(made=0, fired=0)
+    emulated = runtime.of(CPU)
+
+    def prepare(loaded, launch):
+        seen.made += 1
+
+        def fire():
+            seen.fired += 1
+            emulated.launch(loaded, launch)
+
+        return fire
+
+    monkeypatch.setattr(emulated, "prepare", prepare, raising=False)
+    plan.clear()
+    yield seen
+    plan.clear()
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """How often a call was checked in full."""
+    counts = []
+    real = api._operands
+    monkeypatch.setattr(api, "_operands", lambda *arguments: counts.append(arguments) or real(*arguments))
+    return counts
+
+
+def operands(m=20, n=24, k=256):
+    a, b = quantize.quantize(quantize.activations(m, k), "1x128"), quantize.quantize(quantize.weights(n, k), "128x128")
+    return (a.data, a.scale), (b.data, b.scale)
+
+
+def test_a_repeated_call_is_a_look_up(prepared, checked):
+    a, b = operands()
+    d, other = torch.zeros(20, 24).bfloat16(), torch.zeros(20, 24).bfloat16()
+    expected = minigemm.fp8_gemm_nt(a, b).clone()
+    checked.clear()
+    for out in (d, other, d, other, d):
+        out.zero_()
+        assert minigemm.fp8_gemm_nt(a, b, out) is out and torch.equal(out, expected)
+    assert len(checked) == 2  # the first call with each
+    assert prepared.made == 3 and prepared.fired == 6
+    held = quantize.Quantized(*a, "1x128"), quantize.Quantized(*b, "128x128")
+    minigemm.fp8_gemm_nt(*held, d)
+    assert len(checked) == 2
+
+
+def test_what_an_address_does_not_say(prepared, checked):
+    """The same memory with other sizes, strides or dtypes is another call, and may be a bad one."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    expected = d.clone()
+    with pytest.raises(TypeError, match=r"a\[1\]: expected float32, got torch.int32"):
+        minigemm.fp8_gemm_nt((a[0], a[1].view(torch.int32)), b, d)
+    with pytest.raises(TypeError, match=r"b\[0\]: expected float8_e4m3fn, got torch.uint8"):
+        minigemm.fp8_gemm_nt(a, (b[0].view(torch.uint8), b[1]), d)
+    with pytest.raises(ValueError, match=r"a\[1\]: expected shape \(20, 2\)"):
+        minigemm.fp8_gemm_nt((a[0], a[1][:19]), b, d)
+    with pytest.raises(ValueError, match=r"d: expected shape \(20, 24\), got \(24, 20\)"):
+        minigemm.fp8_gemm_nt(a, b, d.view(24, 20))
+    with pytest.raises(ValueError, match="row-major scales that do not overlap"):
+        minigemm.fp8_gemm_nt(a, (b[0].expand(24, 256), torch.ones(1).expand(1, 2)), d)
+    short = d[:7]
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0][:7], a[1][:7]), b, short), expected[:7])
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0][:7], a[1][:7].contiguous()), b), expected[:7])
+
+
+def test_scales_that_are_laid_out_each_time(prepared):
+    """The copy's memory comes from torch's cache, so its address repeats; a launch is only prepared for where it lies."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    expected = minigemm.fp8_gemm_nt(a, b)
+    row_major = a[1].contiguous()
+    for _ in range(3):
+        assert torch.equal(minigemm.fp8_gemm_nt((a[0], row_major), b, d), expected)
+    row_major.mul_(2)
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0], row_major), b, d), 2 * expected)
+
+
+def test_new_values_in_the_same_place(prepared, checked):
+    """Nothing of the data is remembered."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    first = minigemm.fp8_gemm_nt(a, b, d).clone()
+    a[1].mul_(2)
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d), 2 * first) and len(checked) == 1
+
+
+def test_settings_make_new_plans(prepared):
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    minigemm.set_num_sms(1)
+    try:
+        minigemm.fp8_gemm_nt(a, b, d)
+        assert prepared.made == 2
+    finally:
+        minigemm.set_num_sms(None)
+
+
+def test_calls_that_differ_in_an_option(prepared):
+    a, b = operands()
+    d = torch.zeros(20, 24)
+    product = minigemm.fp8_gemm_nt(a, b, d).clone()
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d, d), product + product)
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d), product)
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d, d), product + product) and prepared.made == 2 and prepared.fired == 4
+    stacked = (b[0][None], b[1][None])
+    ids = torch.tensor([0] * 12 + [-1] * 8, dtype=torch.int32)
+    for padding, expected in ((True, 0.0), (False, 5.0), (True, 0.0), (False, 5.0)):
+        d.fill_(5)
+        minigemm.m_grouped_fp8_gemm_nt_contiguous(a, stacked, d, ids, ensure_zero_padding=padding)
+        assert torch.equal(d[:12], product[:12]) and (d[12:] == expected).all()
+    assert prepared.made == 4
+    counts = torch.tensor([3], dtype=torch.int32)
+    grouped, out = ((a[0][None], a[1][None]), torch.zeros(1, 20, 24))
+    for count in (3, 0, 20):  # read by the kernel, not by the call
+        counts.fill_(count)
+        out.fill_(5)
+        minigemm.m_grouped_fp8_gemm_nt_masked(grouped, stacked, out, counts, 8)
+        assert torch.equal(out[0, :count], product[:count]) and (out[0, count:] == 5).all()
+
+
+def test_there_is_an_end_to_what_is_kept(prepared, monkeypatch):
+    monkeypatch.setattr(plan, "PREPARED_LIMIT", 3)
+    a, b = operands(4, 8, 32)
+    outs = [torch.zeros(4, 8, dtype=torch.bfloat16) for _ in range(8)]
+    for d in outs:
+        minigemm.fp8_gemm_nt(a, b, d)
+    assert len(plan._prepared) <= 3 and all(torch.equal(d, outs[0]) for d in outs)
+
+
+def test_an_error_of_a_launch_is_not_swallowed(prepared):
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    (key,) = plan._prepared
+
+    def broken():
+        raise RuntimeError("launch: CUDA_ERROR_UNKNOWN")
+
+    plan._prepared[key] = plan._prepared[key][0], broken
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_UNKNOWN"):
+        minigemm.fp8_gemm_nt(a, b, d)
+
+
+# ---------------------------------------------------------------------------------------------------- the GPU's prepared launch
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver that notes what it is told, and reads the parameters through their addresses as the real one does."""
+    told = SimpleNamespace(launches=[], contexts=[], errors=[], capture=[], maps=[], counts=())
+
+    class Map:
+        def __init__(self, tensor):
+            self.buffer = ctypes.create_string_buffer(128)
+            self.buffer[:8] = tensor.data_ptr().to_bytes(8, "little")
+
+        def getPtr(self):
+            return ctypes.addressof(self.buffer)
+
+    def launch(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        addresses = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
+        values = [ctypes.cast(addresses[i], ctypes.POINTER(kind))[0] for i, kind in enumerate(told.counts)]
+        told.launches.append(((gx, gy, gz), (bx, by, bz), shared, stream, values))
+        return (told.errors.pop(0) if told.errors else 0,)
+
+    fake = SimpleNamespace(
+        cuLaunchKernel=launch, CUresult=SimpleNamespace(CUDA_SUCCESS=0), cuGetErrorName=lambda error: (0, b"CUDA_ERROR_X"),
+        cuGetErrorString=lambda error: (0, b"x"),
+    )  # fmt: skip
+
+    def current(index):
+        told.contexts.append(index)
+        return nullcontext()
+
+    monkeypatch.setattr(cuda_runtime, "_driver", lambda: fake)
+    monkeypatch.setattr(cuda_runtime, "_current", current)
+    monkeypatch.setattr(cuda_runtime, "tensor_map", lambda description: Map(description.tensor))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1, raising=False)
+    return told
+
+
+def description(tensor):
+    args = (types.TensorMap(tensor, (8,)), tensor, 5, ctypes.c_int64(1 << 40), 0.5)
+    return types.Launch((3, 2, 1), (128, 1, 1), args, 4096)
+
+
+def test_a_prepared_launch_tells_the_driver_what_a_launch_does(driver):
+    tensor = torch.zeros(64)
+    driver.counts = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_float)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(tensor))
+    driver.contexts.clear()
+    for _ in range(3):
+        fire()
+    expected = ((3, 2, 1), (128, 1, 1), 4096, 7001, [tensor.data_ptr(), tensor.data_ptr(), 5, 1 << 40, 0.5])
+    assert driver.launches == [expected] * 3
+    assert not driver.contexts  # the device is the current one: its context was not entered
+
+
+def test_another_current_device_or_a_thread_without_context(driver, monkeypatch):
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 0, None), description(torch.zeros(64)))
+    driver.contexts.clear()
+    fire()
+    assert driver.contexts == [0] and len(driver.launches) == 1
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
+    driver.errors[:] = [201]  # invalid context: launched again, inside the right one
+    fire()
+    assert driver.contexts == [0, 0] and len(driver.launches) == 3
+    driver.errors[:] = [719, 719]
+    with pytest.raises(RuntimeError, match=r"launch: CUDA_ERROR_X \(x\)"):
+        fire()
+
+
+def test_a_launch_of_clusters(driver, monkeypatch):
+    starts = []
+    monkeypatch.setattr(cuda_runtime, "_launch_clusters", lambda *arguments: starts.append(arguments) or (0,))
+    launch = types.Launch((4, 1, 1), (128, 1, 1), (3,), 64, cluster=(2, 1, 1))
+    cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch)()
+    assert starts[0][:3] == (("function", 4, 1, 1, 128, 1, 1, 64), (2, 1, 1), 7001)
+
+
+def test_threads_share_a_prepared_launch(driver):
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(torch.zeros(64)))
+    threads = [threading.Thread(target=lambda: [fire() for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(driver.launches) == 200
+
+
+# ---------------------------------------------------------------------------------------------------- precompilation
+
+
+def test_precompile(tmp_path, monkeypatch, capsys):
+    """Into an empty cache, then out of it; one m needs one kernel, any m a few."""
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    (kernel,) = precompile([(20, 24, 256)], device="cpu")
+    assert kernel.name == s10_grouped.stage.name and kernel.cubin and kernel.origin == "compiled"
+    assert "1/1" in capsys.readouterr().out
+    compiled = []
+    monkeypatch.setattr(jit, "_compile", lambda *arguments: compiled.append(arguments))
+    a, b = operands()
+    minigemm.fp8_gemm_nt(a, b)
+    assert not compiled
+    again = precompile([(20, 24, 256), (20, 24, 256)], device="cpu", progress=False)
+    assert [each.key for each in again] == [kernel.key]
+    assert capsys.readouterr().out == ""
+    plan.clear()
+
+
+def test_precompile_as_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    assert cli.main(["precompile", "20,24,256"]) == 0
+    assert "1 kernels, 1 of them compiled now" in capsys.readouterr().out
+    assert cli.main(["precompile", "20x24"]) == 2 and "expected shapes like 2112,7168" in capsys.readouterr().err
+    assert cli.main(["precompile", "20,24"]) == 2 and "k that is a multiple of 16" in capsys.readouterr().err
+    plan.clear()
+
+
+def test_what_is_precompiled():
+    assert len(_configs([(64, 2112, 7168), (64, 2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)) == 1
+    every = _configs([(2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)
+    assert 1 < len(every) <= 12
+    for m in (1, 100, 5000):
+        assert set(_configs([(m, 2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)) <= set(every)
+    (masked,) = _configs([(64, 512, 512)], "masked", 8, torch.float32, True, CPU)
+    assert masked.out_fp32 and masked.accumulate
+    assert masked == plan.config_for(plan.Call("masked", 64, 512, 512, 8, 0, True, True), CPU)
+
+
+@pytest.mark.slow
+def test_precompile_in_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    kernels = precompile([(64, 512, 512), (64, 4096, 512)], device="cpu", processes=2, progress=False)
+    assert {kernel.origin for kernel in kernels} <= {"disk", "memory"} and len(kernels) == 2
+    plan.clear()
+
+
+def test_a_process_that_fails_is_not_missed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    plan.clear()
+    (kernel,) = precompile([(64, 512, 512)], device="cpu", processes=2, progress=False)
+    assert kernel.cubin
+    plan.clear()
+
+
+@pytest.mark.slow
+def test_a_process_that_works():
+    code = "from minigemm.precompiling import work; work()"
+    told = '[{"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1}]'
+    run = subprocess.run([sys.executable, "-c", code, told], capture_output=True, text=True, check=True, env={**os.environ})
+    assert run.stdout == "\n"
