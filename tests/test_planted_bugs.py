@@ -94,6 +94,8 @@ BUGS = {
                                             "released the slot before a wgmma.wait_group", "load(shared, before"),
     "s05: last products not awaited": ("s05_pipelined", "  wgmma_wait_group<0>();\n  keep", "  keep", ("accumulator-in-flight",), "no wgmma.wait_group",
                                        "cvt_rn_bf16x2_f32("),
+    "s05: loads beyond k": ("s05_pipelined", "if (threadIdx.x == 0 && ahead < k)", "if (threadIdx.x == 0)", ("tma-load-not-awaited",), "nobody waited for",
+                            "load(shared, before"),
     "s05: phase never flips": ("s05_pipelined", "stage = 0, phase ^= 1;", "stage = 0;", ("tma-not-complete", "Deadlock"), "parity",
                                "mbarrier_wait_parity|compute("),
     "s06: producer does not wait for an empty slot": (

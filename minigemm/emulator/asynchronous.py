@@ -42,6 +42,8 @@ class Barrier:
     phase: int = 0  # the last one that was published
     latest: float = 0.0  # under a cycle model: the last arrival or landing of this phase
     completed: float = 0.0  # and when the phase before completed
+    awaited: int = 0  # how many phases somebody has seen complete
+    last_load: tuple[int, Site, int] | None = None  # phase, place and thread of the last copy that completes on it
 
 
 def barrier_at(block: Block, address: int, site: Site, ids: np.ndarray) -> Barrier:
@@ -176,6 +178,7 @@ def _advance(block: Block, barrier: Barrier, site: Site | None) -> None:
 
 def _passed(block: Block, barrier: Barrier, ids: np.ndarray, site: Site) -> None:
     block.results[ids, 0] = 1
+    barrier.awaited = max(barrier.awaited, barrier.state.phase)
     if block.model:
         block.until(ids, barrier.completed + block.model.rates.barrier_latency, f"mbarrier {barrier.address:#x}", site)
     if block.order and barrier.published is not None:
@@ -327,6 +330,7 @@ def _load(
     number = barrier.issued
     barrier.issued += 1
     barrier.in_flight.add(number)
+    barrier.last_load = barrier.state.phase, site, thread
     if block.order:
         column = block.order.barrier_column(mbar)
         block.order.asynchronous_write(thread, address, span, column, (number + 1) * STEP, site.index, swizzle)
@@ -473,6 +477,13 @@ def _ends(block: Block) -> None:
             copy()
     for barrier in block.barriers.values():
         problem = barrier.state.leftover()
+        if barrier.last_load is not None and barrier.last_load[0] >= barrier.awaited and not problem:
+            _, place, thread = barrier.last_load
+            block.hazard(
+                "tma-load-not-awaited", place, barrier.address, thread, f"the CTA exits with a TMA load of thread {thread} that nobody waited for: it may "
+                "land when the shared memory belongs to the next CTA", (f"thread {thread}", "TMA load"),
+                "issue no load that is not used, or wait on its mbarrier before the CTA exits",
+            )  # fmt: skip
         if problem and block.kernel.program.sites:
             site = next((s for s in block.kernel.program.sites if s.instruction.name.startswith("mbarrier") and "expect_tx" in s.instruction.name),
                         block.kernel.program.sites[0])  # fmt: skip
