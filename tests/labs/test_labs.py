@@ -41,7 +41,7 @@ ANSWERS = {
     "untouched": (LAB.student, set(POINTS)),
     "without-todos": (re.sub(r" *// TODO.*\n", "", LAB.student), set(POINTS)),
     "waits-for-all": (edited(("wgmma_wait_group<1>();", "wgmma_wait_group<0>();")), {"structure"}),
-    "beyond-k": (edited((" && i * BLOCK_K < k", "")), {"bytes"}),
+    "beyond-k": (edited((" && i * BLOCK_K < k", "")), {"bytes", "hazards"}),
     "no-proxy-fence": (edited(("  fence_proxy_async();", "  //")), {"hazards"}),
     "one-buffer": (
         edited(
