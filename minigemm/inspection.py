@@ -41,7 +41,7 @@ class Instruction:
 
     @property
     def opcode(self) -> str:
-        """The bare opcode: "LDG" of "@!P0 LDG.E R0, desc[UR4][R2.64]"."""
+        """The bare opcode: "LDG" of `@!P0 LDG.E R0, desc[UR4][R2.64]`."""
         return self.text.removeprefix("@").split()[self.text.startswith("@")].partition(".")[0]
 
 

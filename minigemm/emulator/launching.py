@@ -59,7 +59,8 @@ def launch(
 
     Args:
         ptx: the text of a module for ``sm_90a`` (or older), as NVRTC or nvcc emits it. With ``-lineinfo``, messages name CUDA source lines.
-        grid, block: CTAs and threads, one to three dimensions (x, y, z).
+        grid: CTAs, one to three dimensions (x, y, z).
+        block: threads of a CTA, likewise.
         args: one for each kernel parameter, in order: CPU tensors (a pointer to their first element), :class:`TensorMap`, Python numbers
             (as wide as the parameter; a float for an f32 or f64 parameter), NumPy scalars, ``ctypes`` structures or ``bytes``.
         kernel: the entry's name; may be left out when the module has one entry.
