@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from . import emulator, jit, quantize
+from . import chips, emulator, jit, quantize, tour
 from .emulator import launching
 from .kernels import stages
 from .runtime import emulated
@@ -73,7 +73,6 @@ def _measure(stage: Any, kernel: jit.Kernel, config: Any, problem: Problem, a: A
 
 LADDER = (Problem(4096, 4096, 4096), Problem(4096, 7168, 2048))
 ROUNDS = 12
-FLUSH_BYTES = 256 << 20  # zeroed before each call: more than the L2 cache holds
 #: Configs besides each stage's default: the same tiles for neighbouring stages, so that a step can be told from a tile.
 VARIANTS: dict[str, tuple[dict[str, int], ...]] = {
     "s05_pipelined": ({"block_m": 128, "block_n": 128, "stages": 4},),
@@ -91,8 +90,6 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
     """TFLOPS of every stage on the Hopper GPU at hand, beside torch's cuBLASLt, at the problems of LADDER. ValueError where there is no Hopper GPU."""
     import torch
 
-    from . import chips, tour
-
     device = tour.best_device()
     if device.type != "cuda":
         raise ValueError("bench --ladder needs a Hopper GPU (compute capability 9.0), and torch sees none")
@@ -105,10 +102,12 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
                     ((x, "1x128"), (w, "128x128"))}  # fmt: skip
         per_tensor = quantize.quantize(x, "tensor"), quantize.quantize(w, "tensor")
         calls: dict[tuple[str, Any], Any] = {}
+        defaults = set()
         for module in stages():
             stage = module.stage
             a, b = per_tensor if stage.granularities[0] == "tensor" else (operands["1x128"], operands["128x128"])
             configs = [stage.default_config(problem), *(stage.config(**fields) for fields in VARIANTS.get(stage.name, ()))]
+            defaults.add((stage.name, configs[0]))
             for config in dict.fromkeys(configs):
                 calls[stage.name, config] = functools.partial(stage.gemm, a, b, config)
         a, b = per_tensor
@@ -120,7 +119,7 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
             median = statistics.median(times)
             runs.append({
                 "stage": name, "m": problem.m, "n": problem.n, "k": problem.k, "runtime": "cuda", "config": config.constants() if config else {},
-                "default": config is None or config == stages_by_name()[name].default_config(problem), "run_s": median, "fastest_s": min(times),
+                "default": config is None or (name, config) in defaults, "run_s": median, "fastest_s": min(times),
                 "slowest_s": max(times), "tflops": 2 * problem.m * problem.n * problem.k / median / 1e12,
                 "floor_share": chip.floor(problem.m, problem.n, problem.k) / median,
             })  # fmt: skip
@@ -129,14 +128,9 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": machine,
         "protocol": f"GPU time of all kernels of a call by torch.profiler, median of {rounds} rounds interleaved over all of them after 2 that warm up; "
-        f"{FLUSH_BYTES >> 20} MiB zeroed before each call; LLM-like activations and normal weights; floor: the {chip.source}'s rates",
+        f"{tour.FLUSH_BYTES >> 20} MiB zeroed before each call; LLM-like activations and normal weights; floor: the {chip.source}'s rates",
         "stages": runs,
     }
-
-
-def stages_by_name() -> dict[str, Any]:
-    """The stages themselves."""
-    return {module.stage.name: module.stage for module in stages()}
 
 
 def gpu_seconds(calls: dict[Any, Any], device: Any, rounds: int) -> dict[Any, list[float]]:
@@ -144,7 +138,7 @@ def gpu_seconds(calls: dict[Any, Any], device: Any, rounds: int) -> dict[Any, li
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+    flush = torch.empty(tour.FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def kernels(run: Callable[[], None]) -> list[tuple[str, float]]:
         """(name, seconds) of the kernels that it launches, in order, the flushes left out."""

@@ -21,7 +21,7 @@ from .kernels import stage_named, stages
 from .layout import ceil_div, to_m_major
 from .quantize import BLOCK, Quantized
 
-__all__ = ["REGIMES", "Case", "cases", "inputs", "load", "record"]
+__all__ = ["REGIMES", "Case", "cases", "inputs", "load", "record", "save", "splitmix64"]
 
 REGIMES = ("normal", "wide", "cancelling", "subnormal", "nan")
 SHAPES = (
@@ -159,10 +159,15 @@ def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
     """Compute every case on a GPU and write one compressed file; how many there are."""
     about = {**run, "date": datetime.date.today().isoformat(), "source_hash": source_hash()}
     bits = {case.name: output(case, device) for case in cases()}
+    save(path, about, bits)
+    return len(bits)
+
+
+def save(path: Path, about: dict[str, Any], bits: dict[str, np.ndarray]) -> None:
+    """One compressed file: what is to be said of the run, and the bits by case name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), **bits}
     np.savez_compressed(path, **arrays)
-    return len(bits)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

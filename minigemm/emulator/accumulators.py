@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .program import Immediate, Instruction, Negated, Operand, Pair, Register, Vector
+from .arithmetic import registers
+from .program import Immediate, Instruction, Vector
 
 __all__ = ["RegisterMisuse", "find_misuse"]
 
@@ -47,10 +48,10 @@ def find_misuse(code: list[Instruction], successors: list[list[int]]) -> tuple[R
     sets: dict[frozenset[str], int] = {}
     uses: dict[int, tuple[int, ...]] = {}  # of each WGMMA: its accumulators, and the registers of A where it has any
     for i in products:
-        uses[i] = tuple(sets.setdefault(frozenset(_names(o)), len(sets)) for o in code[i].operands[:2] if isinstance(o, Vector))
+        uses[i] = tuple(sets.setdefault(frozenset(registers(o)), len(sets)) for o in code[i].operands[:2] if isinstance(o, Vector))
     of_register: dict[str, list[int]] = {}
-    for registers, number in sets.items():
-        for name in registers:
+    for group, number in sets.items():
+        for name in group:
             of_register.setdefault(name, []).append(number)
     begin = _State(frozenset(), frozenset((number, -1) for number in sets.values()))
     states: dict[int, _State] = {0: begin}
@@ -99,7 +100,7 @@ def _step(
     numbers: dict[int, str] = {}
     writes = False
     for position, operand in enumerate(ins.operands):
-        for name in _names(operand):
+        for name in registers(operand):
             for number in of_register.get(name, ()):
                 numbers[number] = name
                 writes |= position == 0 and ins.opcode not in ("st", "stmatrix", "red")
@@ -112,15 +113,3 @@ def _step(
                 found.setdefault(("accumulator-in-flight", i, index), RegisterMisuse("accumulator-in-flight", i, index, numbers[number], writes))
     kept = {(number, access) for number, access in touched if number not in numbers}
     return _State(flight, frozenset(kept | {(number, i) for number in numbers}))
-
-
-def _names(operand: Operand) -> list[str]:
-    if isinstance(operand, Register):
-        return [operand.name]
-    if isinstance(operand, Vector):
-        return [name for item in operand.items for name in _names(item)]
-    if isinstance(operand, Pair):
-        return _names(operand.first) + _names(operand.second)
-    if isinstance(operand, Negated):
-        return [operand.operand.name]
-    return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from .. import jit, runtime, types
-from ..recordings import splitmix64
+from ..recordings import load, save, splitmix64
 from ..types import Launch
 
 __all__ = ["LAYOUTS", "REGIMES", "Case", "cases", "inputs", "load", "output", "record"]
@@ -186,13 +185,5 @@ def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
     """Compute every case on a GPU and write one compressed file; how many elements it holds."""
     about = {**run, "date": datetime.date.today().isoformat(), "source_hash": hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}
     bits = {case.name: output(case, device) for case in cases()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), **bits}
-    np.savez_compressed(path, **arrays)
+    save(path, about, bits)
     return sum(array.size for array in bits.values())
-
-
-def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the recording says of its run, and the bits by case name."""
-    with np.load(path) as data:
-        return json.loads(str(data["about"])), {name: data[name] for name in data.files if name != "about"}
