@@ -13,7 +13,7 @@ CODE = 4  # i32: why the thread stopped: a site number, or one of the codes belo
 TID = 8  # 3 x i32
 LANE = 20  # i32
 WARP = 24  # i32
-THREAD = 28  # i32: linear index in the CTA
+THREAD = 28  # i32: number in the cluster
 ROW = 32  # address of the thread's vector clock, u32[columns]
 STAMP = 40  # i64: clock | column << 32 | lane << 40
 LOG = 48  # address of the thread's access log
@@ -48,20 +48,25 @@ GRID_CTA = 32  # linear CTA index
 UNWRITTEN = 33  # a byte for each site: has a read of unwritten memory been recorded there?
 RECORDS_LOST = 34  # bits: 1, records of hazards; 2, of flags
 GLOBAL_FLAG = 35  # how often flags in global memory were written
-BLOCK_FIELDS = 40
+CLUSTER_CTAID, CLUSTER_NCTAID, CLUSTERID, NCLUSTERID = 36, 39, 42, 45  # three each
+CTARANK, NCTARANK, EXPLICIT_CLUSTER = 48, 49, 50
+SHARED_BASE, WINDOW = 51, 52  # the CTA's first shared address; bytes from one CTA's shared memory to the next one's
+GONE = 53  # a bit for each CTA of the cluster that has exited
+CTA_WARPS = 54  # columns from a CTA's first warp to the next one's
+BLOCK_FIELDS = 56
 
 RECORD_LIMIT, RECORD_ROOM, RECORD_WORDS = 1024, 8192, 7  # of hazards, of all; kind, site, address, thread, cell, reader column, other sites
 
 # ---- faults
-SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX = range(1, 8)
+SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX, BAD_RANK, MAPA_RANK = range(1, 10)
 
 # ---- hazard records
-LOAD_AFTER_WRITE, STORE_AFTER_WRITE, STORE_AFTER_READ, ATOMIC_AFTER_ACCESS, LOAD_UNWRITTEN = range(1, 6)
-FLAG_READ, FLAG_WRITTEN = 6, 7  # no hazards: what carries order from thread to thread (hazards.py)
+LOAD_AFTER_WRITE, STORE_AFTER_WRITE, STORE_AFTER_READ, ATOMIC_AFTER_ACCESS, LOAD_UNWRITTEN, CTA_GONE, CTA_NOT_STARTED = range(1, 8)
+FLAG_READ, FLAG_WRITTEN = 8, 9  # no hazards: what carries order from thread to thread (hazards.py)
 
 # ---- addresses
 SHARED_FIRST = 1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
-GENERIC_SHARED = 1 << 56  # a generic address in the shared window is this plus the shared address
+GENERIC_SHARED = 1 << 56  # a generic address in the shared window is this plus the shared address, in which the CTA's rank stands (clusters.py)
 
 # ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold lane (bits 0-5; 63: several), byte mask (bits 6-9) and kinds:
 # an ordinary read, a strong write (an atomic, or a store that other threads may look at); neither: a strong read only

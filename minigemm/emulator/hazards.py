@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 
 from . import context as c
+from .clusters import Cluster
 from .errors import Location
 from .report import Hazard
 
 STEP = c.CLOCK_STEP
 WHOLE = 15 << 6 | c.MARK_READ  # of a read cell: an ordinary read of all four bytes
 COLUMNS = 64  # to begin with; grows
+READERS = 240  # columns of those that read; a column is a byte, and mbarriers have some too
 MANY_FLAGS = 4096  # strong accesses in one round that are followed one by one
 
 
@@ -44,6 +46,13 @@ def warps_of(ids: np.ndarray) -> np.ndarray:
     return np.unique(ids >> 5)
 
 
+INIT = "after mbarrier.init, fence (fence.mbarrier_init or fence.proxy.async) and __syncthreads() before any thread uses it"
+INIT_IN_CLUSTERS = ("after mbarrier.init, fence.mbarrier_init.release.cluster and a cluster barrier (barrier.cluster.arrive, then barrier.cluster.wait) "
+                    "before another CTA uses it; an .arrive.relaxed publishes only what a fence before it covers")  # fmt: skip
+STAY = ("end the kernel with a cluster barrier (barrier.cluster.arrive, then barrier.cluster.wait, by all threads of every CTA), so that none exits before the "
+        "others have done with its shared memory and its mbarriers")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Clocks:
     """What a release publishes: the order known to the releasing threads, and the part of it that a proxy fence covers."""
@@ -53,15 +62,20 @@ class Clocks:
 
 
 class Order:
-    """Vector clocks and the shadow of one CTA's shared memory."""
+    """Vector clocks and the shadow of shared memory, of one CTA or of those of a cluster side by side (clusters.py)."""
 
-    def __init__(self, threads: int, shared_bytes: int, asynchronous: bool, place: Callable[[int], tuple[Location | None, int]]) -> None:
+    def __init__(self, cluster: Cluster, asynchronous: bool, place: Callable[[int], tuple[Location | None, int]]) -> None:
         """``place(site)`` gives the source location and PTX line of an instruction index."""
-        self.threads, self.warps = threads, -(-threads // 32)
+        self.cluster, self.threads, self.warps = cluster, cluster.rows, -(-cluster.rows // 32)
+        threads = self.threads
         self.place = place
-        readers = self.warps + (4 + self.warps // 4 if asynchronous else 0)  # warps, the TMA stores of some threads, the tensor core of each warpgroup
+        self.store_columns = 4 * cluster.ranks if asynchronous else 0  # the TMA stores of some threads
+        readers = self.warps + self.store_columns + (self.warps // 4 if asynchronous else 0)  # and the tensor core of each warpgroup
         self.read_columns = -(-readers // 8) * 8
-        self.words = -(-shared_bytes // 4) + 1
+        if self.read_columns > READERS:
+            raise ValueError(f"hazards: the race detector follows at most {READERS} warps and asynchronous readers, and {cluster.ranks} CTAs of "
+                             f"{cluster.threads} threads have {self.read_columns}. Launch with hazards=False, or a smaller cluster")  # fmt: skip
+        self.words = -(-cluster.bytes // 4) + 1
         self.capacity = max(COLUMNS, self.read_columns + 16)
         self.cells = np.zeros(self.words, np.uint64)
         self.sites = np.zeros((self.words, 2), np.uint32)
@@ -74,12 +88,16 @@ class Order:
         self.racing: set[str] = set()  # lines that some report names
         self.unwritten: dict[str, tuple[int, int, int]] = {}  # reads of words that nobody had written, by line: site, address, thread
         self.stale = self.moved = True  # stamps, rows of clocks: the threads' contexts must hear of it
+        self.used = False  # the arrays are zeros, and untouched: with many CTAs they are large
         self.reset()
+        self.used = False
 
     def reset(self) -> None:
-        """A new CTA."""
-        self.cells[:] = 0
-        self.reads[:] = 0
+        """A new CTA, or a new cluster."""
+        if self.used:
+            self.cells[:] = 0
+            self.reads[:] = 0
+        self.used = True
         self.unwritten.clear()
         self.lost = False  # records of hazards: a read of unwritten memory may have a cause that is not known
         self.fenced[:] = 0
@@ -92,12 +110,13 @@ class Order:
         self.order = np.zeros((self.threads, self.capacity), np.uint32)
         self.proxy = np.zeros((self.threads, self.capacity), np.uint32)
         self.clock = np.zeros(self.warps, np.uint32)
-        self.columns = [f"warp {w}" for w in range(self.warps)]
         self.readers: dict[int, int] = {}  # thread -> column
+        self.copies: set[int] = set()  # columns of copies to other CTAs
         self.barriers: dict[int, int] = {}  # mbarrier address -> column
         self.next_reader, self.next_column = self.warps, self.read_columns
         self.names: dict[int, str] = {}
         self.products: dict[int, tuple[int, dict[int, int]]] = {}  # tensor core's column -> first warp, {clock of a product: the warp's at its issue}
+        self.called: dict[int, str] = {}  # site of an asynchronous copy -> what it is, where it is no TMA load or store
         self.swizzles: dict[int, int] = {}  # site of a TMA load -> swizzle of its last box
         self.tick(np.arange(self.warps))
 
@@ -167,6 +186,29 @@ class Order:
         self.fenced[ids] = 1
         self.release(ids)
 
+    def fence_inits(self, ids: np.ndarray) -> None:
+        """fence.mbarrier_init: what a relaxed arrival at the cluster barrier publishes, of the initialisations that it is for (and, here, of the rest)."""
+        if self.covered is None:
+            self.covered = Clocks(np.zeros_like(self.order), np.zeros_like(self.proxy))
+        self.covered.order[ids], self.covered.proxy[ids] = self.order[ids], self.proxy[ids]
+        self.release(ids)
+
+    def covered_by_fences(self, ids: np.ndarray) -> Clocks:
+        """What a relaxed arrival of these threads publishes."""
+        return self.nothing() if self.covered is None else Clocks(self.covered.order[ids].max(0), self.covered.proxy[ids].max(0))
+
+    def note(self, ids: np.ndarray, clocks: Clocks) -> None:
+        """These threads know that from their next fence on: a relaxed wait."""
+        if self.pending is None:
+            self.pending = Clocks(np.zeros_like(self.order), np.zeros_like(self.proxy))
+        self.pending.order[ids] = np.maximum(self.pending.order[ids], clocks.order)
+        self.pending.proxy[ids] = np.maximum(self.pending.proxy[ids], clocks.proxy)
+
+    def join(self, collected: Clocks | None, clocks: Clocks) -> Clocks:
+        """Clocks of several releases."""
+        before, clocks = self.nothing() if collected is None else self.fit(collected), self.fit(clocks)
+        return Clocks(np.maximum(before.order, clocks.order), np.maximum(before.proxy, clocks.proxy))
+
     def _take_pending(self, ids: np.ndarray) -> None:
         if self.pending is not None:
             self.order[ids] = np.maximum(self.order[ids], self.pending.order[ids])
@@ -218,17 +260,26 @@ class Order:
                     return self.next_column - 1
                 self._grow()
             self.barriers[address] = self.next_column
-            self.names[self.next_column] = f"mbarrier at shared address {address:#x}"
+            self.names[self.next_column] = f"mbarrier at shared address {self.cluster.spot(address)}"
             self.next_column += 1
         return self.barriers[address]
 
     def reader_column(self, thread: int) -> int:
         if thread not in self.readers:
-            column = min(self.next_reader, self.warps + 3)  # the last of the four is shared
+            column = min(self.next_reader, self.warps + self.store_columns - 1)  # the last of them is shared
             self.next_reader += 1
             self.readers[thread] = column
-            self.names[column] = f"the TMA stores of thread {thread}"
+            self.names[column] = f"the TMA stores of {self.cluster.thread(thread)}"
         return self.readers[thread]
+
+    def copy_column(self, thread: int) -> int:
+        """The reading column of a thread's copies to other CTAs: who waits for them on an mbarrier there knows that they have read their source."""
+        key = self.threads + thread
+        if key not in self.readers:
+            self.reader_column(key)
+            self.copies.add(self.readers[key])
+            self.names[self.readers[key]] = f"the bulk copies of {self.cluster.thread(thread)}"
+        return self.readers[key]
 
     def tensor_core_column(self, warpgroup: int) -> int:
         """The reading column of a warpgroup's WGMMAs."""
@@ -236,7 +287,7 @@ class Order:
         if key not in self.readers:
             column = self.read_columns - 1 - warpgroup
             self.readers[key] = column
-            self.names[column] = f"a WGMMA of warpgroup {warpgroup}"
+            self.names[column] = f"a WGMMA of {self.cluster.warpgroup(warpgroup)}"
             self.products[column] = (4 * warpgroup, {})
         return self.readers[key]
 
@@ -254,6 +305,9 @@ class Order:
         """Clocks taken before the columns grew."""
         short = self.capacity - len(clocks.order)
         return Clocks(np.pad(clocks.order, (0, short)), np.pad(clocks.proxy, (0, short))) if short else clocks
+
+    def fit_row(self, row: np.ndarray) -> np.ndarray:
+        return np.pad(row, (0, self.capacity - len(row)))
 
     # ------------------------------------------------------------------------------------------- asynchronous accesses
 
@@ -304,8 +358,8 @@ class Order:
         """The cp.async has completed: an ordinary write, where no other has taken its place."""
         self.cells[words][self.cells[words] == cell] = np.uint64(now)
 
-    def asynchronous_read(self, thread: int, address: int, nbytes: int, clock: int, site: int) -> None:
-        """A TMA store of ``thread`` reads this range."""
+    def asynchronous_read(self, thread: int, address: int, nbytes: int, clock: int, site: int, column: int | None = None) -> None:
+        """A TMA store of ``thread`` reads this range, or a copy to another CTA, which has a column of its own."""
         words = slice(address >> 2, (address + nbytes + 3) >> 2)
         cells, row = self.cells[words], self.order[thread]
         at, when = self._parts(cells)
@@ -328,7 +382,7 @@ class Order:
         elif unfenced.any():
             k = int(np.argmax(unfenced))
             self._report_no_proxy_fence(thread, words.start + k, int(cells[k]), site)
-        self.reads[words, self.reader_column(thread)] = clock | WHOLE
+        self.reads[words, self.reader_column(thread) if column is None else column] = clock | WHOLE
         self.sites[words, 1] = site
 
     def tensor_core_read(self, ids: np.ndarray, words: np.ndarray, warpgroup: int, clock: int, site: int, operand: str, swizzle: int) -> None:
@@ -350,7 +404,7 @@ class Order:
                 k = int(np.argmax(strong >= 0))
                 late, cells = strong >= 0, cells.copy()
                 cells[k] = self._cell_of(int(words[k]), int(strong[k]))
-        who = f"the WGMMA of warpgroup {warpgroup}"
+        who = f"the WGMMA of {self.cluster.warpgroup(warpgroup)}"
         if empty.any():
             self.unwritten.setdefault(self._at(site), (site, int(words[np.argmax(empty)]) * 4, thread))
         elif late.any():
@@ -359,13 +413,15 @@ class Order:
             if cell >> 32 & 255 >= self.read_columns:
                 self._report_not_complete(site, word * 4, thread, f"issues a WGMMA whose operand {operand} reads", int(at[k]), other)
             else:
-                self.add("race", site, word * 4, thread, f"{who} reads shared address {word * 4:#x} (operand {operand}) that {self._who(cell)} wrote at "
+                spot = self.cluster.spot(word * 4)
+                self.add("race", site, word * 4, thread, f"{who} reads shared address {spot} (operand {operand}) that {self._who(cell)} wrote at "
                          f"{self._at(other)}, with no barrier between", (self._who(cell), who),
                          "fence.proxy.async in every writing thread, then a barrier that the warpgroup waits at, then the WGMMA", other)  # fmt: skip
         elif unfenced.any():
             k = int(np.argmax(unfenced))
             word, cell, other = int(words[k]), int(cells[k]), int(self.sites[words[k], 0])
-            self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: {who} reads shared address {word * 4:#x} (operand {operand}) through the "
+            spot = self.cluster.spot(word * 4)
+            self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: {who} reads shared address {spot} (operand {operand}) through the "
                      f"async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence after it",
                      (self._who(cell), who), "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip
         self._check_swizzle(words, cells, site, thread, operand, swizzle, who)
@@ -443,6 +499,58 @@ class Order:
     def _parts(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return ((cells >> np.uint64(32)) & np.uint64(255)).astype(np.int64), cells.astype(np.uint32)
 
+    # ------------------------------------------------------------------------------------------- the end of a CTA
+
+    def knowledge(self, rank: int, passed: np.ndarray | None) -> np.ndarray:
+        """What a CTA that exits is ordered after. ``passed``: what all threads had done when they came to the last cluster barrier that it waited at."""
+        known = self.order[self.cluster.threads_of(rank)].max(0)
+        return known if passed is None else np.maximum(known, self.fit_row(passed))
+
+    def leave(self, rank: int, known: np.ndarray) -> None:
+        """A CTA of a cluster exits: what others do with its shared memory must be over, and known to be."""
+        first, n = rank * self.cluster.window // 4, self.cluster.window // 4
+        words = slice(first, first + n)
+        own = range(rank * self.cluster.warps, min((rank + 1) * self.cluster.warps, self.warps))
+        foreign = np.ones(self.read_columns, bool)
+        foreign[own.start : own.stop] = False
+        foreign[self.warps :] = False
+        cells = self.cells[words]
+        at, when = self._parts(cells)
+        late: np.ndarray = (at < self.warps) & foreign[np.minimum(at, self.read_columns - 1)] & (when > known[at]) & (when != 0xFFFFFFFF)
+        for k in self._places(late, words, 0):
+            self._report_exit(rank, first + k, int(at[k]), "write", int(self.sites[first + k, 0]))
+        foreign[[*self.copies]] = True
+        columns = np.flatnonzero(foreign)
+        reads = self.reads[words][:, columns] > (known[columns] | (STEP - 1))
+        for k in self._places(reads.any(1), words, 1):
+            self._report_exit(rank, first + k, int(columns[np.argmax(reads[k])]), "read", int(self.sites[first + k, 1]))
+
+    def _places(self, late: Any, words: slice, which: int) -> list[int]:
+        """One of these words for each instruction that touched them last."""
+        found = np.flatnonzero(late)
+        return found[np.unique(self.sites[words][found, which], return_index=True)[1]].tolist() if len(found) else []
+
+    def _report_exit(self, rank: int, word: int, column: int, verb: str, site: int) -> None:
+        who = self.cluster.warp(column) if column < self.warps else self.names.get(column, "an asynchronous reader")
+        self.add("cta-exited", site, word * 4, 0, f"CTA rank {rank} exits while {who} may still {verb} its shared memory (address {self.cluster.spot(word * 4)}): "
+                 "nothing orders that before the exit", (who, f"CTA rank {rank}"), STAY)  # fmt: skip
+
+    def touched_after_exit(self, site: int, address: int, thread: int, what: str) -> None:
+        """A thread, or what it started, goes to the shared memory of a CTA that is no more."""
+        rank = self.cluster.rank_at(address)
+        self.add("cta-exited", site, address, thread, f"{self.cluster.lane(thread)} {what} shared address {self.cluster.spot(address)}, and that CTA has exited: "
+                 "its shared memory may belong to another by now", (self.cluster.thread(thread), f"CTA rank {rank}"), STAY)  # fmt: skip
+
+    def started(self, ids: np.ndarray) -> None:
+        """These threads know that every CTA of the cluster has begun, and may know no more: the clock of the first interval is STEP."""
+        self.order[ids, : self.warps] = np.maximum(self.order[ids, : self.warps], 1)
+
+    def _report_not_started(self, site: int, address: int, thread: int) -> None:
+        me, rank = self.cluster.lane(thread), self.cluster.rank_at(address)
+        self.add("cta-not-started", site, address, thread, f"{me} accesses shared address {self.cluster.spot(address)}, and nothing has told it that this CTA has "
+                 "begun: its shared memory may still be another's", (self.cluster.thread(thread), f"CTA rank {rank}"),
+                 "begin the kernel with a cluster barrier (barrier.cluster.arrive, then barrier.cluster.wait, by all threads of every CTA)")  # fmt: skip
+
     # ------------------------------------------------------------------------------------------- mbarrier objects
 
     def place_barrier(self, thread: int, address: int, site: int) -> None:
@@ -469,12 +577,13 @@ class Order:
         own = (ids >> 5 == column) & (self.clock[ids >> 5] == clock) & ((ids & 31) != lane)
         if (bad | own).any():
             thread = int(ids[np.argmax(bad | own)])
+            me, them = self.cluster.thread(thread), self.cluster.warp(column)
+            apart = self._apart(column, thread)
             self.add(
                 "mbarrier-init", site, address, thread,
-                f"thread {thread} uses the mbarrier at shared address {address:#x} that warp {column} initialised at {self._where_written(address >> 2)}, "
-                "but no barrier stands between",
-                (f"warp {column}", f"thread {thread}"),
-                "after mbarrier.init, fence (fence.mbarrier_init or fence.proxy.async) and __syncthreads() before any thread uses it",
+                f"{me} uses the mbarrier at shared address {self.cluster.spot(address)} that {them} initialised at {self._at(int(self.sites[address >> 2, 0]))}, "
+                f"but no {'cluster ' if apart else ''}barrier stands between",
+                (them, me), INIT_IN_CLUSTERS if apart else INIT,
             )  # fmt: skip
         else:
             self.seen.add(key)
@@ -491,8 +600,10 @@ class Order:
         location, line = self.place(site)
         self.found[key] = Hazard(kind, message, location, line, address, parties, fix)
 
-    def drain(self, records: np.ndarray) -> None:
-        """Records of native code: accesses by threads, in the order in which they came."""
+    def drain(self, records: np.ndarray, rank: int = 0) -> None:
+        """Records of native code: accesses by threads of one CTA, in the order in which they came. It counts from its own shared memory on."""
+        if rank:
+            records[records[:, 2] != -4, 2] += rank * self.cluster.window  # -4: the flag that global memory is
         holders: set[int] = set()  # threads that an atomic has told something, which native code did not know yet
         if (records[:, 0] >= c.FLAG_READ).sum() > MANY_FLAGS:
             self.lose_flags()
@@ -505,6 +616,10 @@ class Order:
                     holders.add(thread)
             elif thread in holders and self._known(thread, cell, reader):
                 continue
+            elif kind == c.CTA_GONE:
+                self.touched_after_exit(site, address, thread, "accesses")
+            elif kind == c.CTA_NOT_STARTED:
+                self._report_not_started(site, address, thread)
             elif kind == c.LOAD_UNWRITTEN:
                 self.unwritten.setdefault(self._at(site), (site, address, thread))
             else:
@@ -521,22 +636,19 @@ class Order:
             return None
         return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
 
-    def _where_written(self, word: int) -> str:
-        return self._at(int(self.sites[word, 0]))
-
     def _at(self, site: int) -> str:
         location, line = self.place(site)
         return str(location) if location else f"PTX line {line}"
 
     def _who(self, cell: int) -> str:
         column = cell >> 32 & 255
-        return f"warp {column} (lane {cell >> 40 & 31})" if column < self.warps else self.names.get(column, f"column {column}")
+        return f"{self.cluster.warp(column)} (lane {cell >> 40 & 31})" if column < self.warps else self.names.get(column, f"column {column}")
 
     def _explain(
         self, kind: int, site: int, address: int, thread: int, cell: int, reader: int, others: tuple[int, int] | None = None
     ) -> None:
         """``reader``: of the mark that is in conflict, as shadow.py gives it; ``others``: the sites that wrote and read the word last."""
-        me = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})"
+        me, spot = self.cluster.lane(thread), self.cluster.spot(address)
         word = address >> 2
         wrote, read = others or (int(self.sites[word, 0]), int(self.sites[word, 1]))
         other = wrote
@@ -544,8 +656,8 @@ class Order:
             cell, other = (reader & 255) << 32 | (reader >> 8 & 31) << 40 | c.CELL_ATOMIC, read
         column = cell >> 32 & 255
         if cell & c.CELL_BARRIER and kind != c.STORE_AFTER_READ:
-            self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {address:#x}, which is a live mbarrier, "
-                     "with an ordinary access", (me, f"mbarrier at {address:#x}"),
+            self.add("mbarrier-access", site, address, thread, f"{me} reads or writes shared address {spot}, which is a live mbarrier, "
+                     "with an ordinary access", (me, f"mbarrier at {spot}"),
                      "use mbarrier instructions only, or mbarrier.inval before the memory is used again", other)  # fmt: skip
         elif kind == c.STORE_AFTER_READ:
             j = reader & 255
@@ -556,93 +668,114 @@ class Order:
                 return
             if j in self.products:
                 who = self.names[j]
-                self.add("slot-overwritten", site, address, thread, f"{me} writes shared address {address:#x} while {who} (issued at {self._at(other)}) may still "
+                self.add("slot-overwritten", site, address, thread, f"{me} writes shared address {spot} while {who} (issued at {self._at(other)}) may still "
                          "read it", (who, me), "wgmma.wait_group in the warpgroup, then a barrier, then the write", other)  # fmt: skip
                 return
             if j >= self.warps:
-                self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {address:#x} while {self.names.get(j, 'a TMA store')} "
+                self.add("tma-store-overwritten", site, address, thread, f"{me} writes shared address {spot} while {self.names.get(j, 'a TMA store')} "
                          f"(issued at {self._at(other)}) may still read it", (self.names.get(j, "TMA store"), me),
                          "wait for the store to have read its source: cp.async.bulk.wait_group.read 0 by its thread, then a barrier", other)  # fmt: skip
                 return
-            them = f"warp {j}" + (f" (lane {lane})" if lane < 32 else "")
+            them = self.cluster.warp(j) + (f" (lane {lane})" if lane < 32 else "")
             verb = "updates atomically" if reader >> 18 & 1 else "writes"
             strong = reader >> 16 & 3 == 2  # a strong write, and no ordinary read besides
             theirs, between = ("writes (atomically, or as a flag)", "the two") if strong else ("reads", "the read and the write")
-            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address:#x} that {them} {theirs} at "
+            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {spot} that {them} {theirs} at "
                      f"{self._at(other)}, with no barrier between {between.replace('the write', 'this write')}", (them, me),
                      self._fix(j, thread, between), other)  # fmt: skip
         elif cell & 0xFFFFFFFF == 0xFFFFFFFF:
             verb = "reads" if kind == c.LOAD_AFTER_WRITE else "writes"
-            owner = f"thread {(column << 5) + (cell >> 40 & 31)}"
-            self.add("copy-not-complete", site, address, thread, f"{me} {verb} shared address {address:#x}, the destination of a cp.async that {owner} issued at "
+            owner = self.cluster.thread((column << 5) + (cell >> 40 & 31))
+            self.add("copy-not-complete", site, address, thread, f"{me} {verb} shared address {spot}, the destination of a cp.async that {owner} issued at "
                      f"{self._at(other)}, before that copy has completed: {owner} has not waited for its group", (f"cp.async of {owner}", me),
                      "cp.async.wait_group (or wait_all) in the thread that copies, then __syncthreads() for the others", other)  # fmt: skip
         elif column >= self.warps:
             self._report_not_complete(site, address, thread, "reads" if kind == c.LOAD_AFTER_WRITE else "writes", column, other)
         else:
             verb = {c.LOAD_AFTER_WRITE: "reads", c.STORE_AFTER_WRITE: "writes", c.ATOMIC_AFTER_ACCESS: "updates atomically"}[kind]
-            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {address:#x} that {self._who(cell)} wrote at "
+            self.add("race", site, address, thread, f"data race on shared memory: {me} {verb} address {spot} that {self._who(cell)} wrote at "
                      f"{self._at(other)}, with no barrier between", (self._who(cell), me),
                      self._fix(column, thread, "the two"), other)  # fmt: skip
 
-    @staticmethod
-    def _fix(column: int, thread: int, between: str) -> str:
+    def _apart(self, warp: int, thread: int) -> bool:
+        """Are they of different CTAs?"""
+        return self.cluster.ranks > 1 and warp // self.cluster.warps != self.cluster.rank_of(thread)
+
+    def _fix(self, column: int, thread: int, between: str) -> str:
+        if self._apart(column, thread):
+            return (f"put a cluster barrier between {between} (barrier.cluster.arrive.release, then barrier.cluster.wait.acquire, by all threads of both CTAs), "
+                    "or a remote arrival on an mbarrier that the other CTA waits on")  # fmt: skip
         if column == thread >> 5:
             return f"put __syncthreads() between {between}, reached by all threads (__syncwarp() where only this warp shares the data)"
         return f"put __syncthreads() between {between}, reached by all threads"
 
+    def _load(self, site: int) -> str:
+        return self.called.get(site, "TMA load")
+
+    def _store(self, site: int) -> str:
+        return self.called.get(site, "TMA store")
+
     def _report_not_complete(self, site: int, address: int, thread: int, verb: str, column: int, load: int) -> None:
-        me, barrier = f"thread {thread} (warp {thread >> 5}, lane {thread & 31})", self.names.get(column, "an mbarrier")
-        self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {address:#x}, the destination of a TMA load issued at "
-                 f"{self._at(load)}, before that load has completed on the {barrier}: the thread does not wait for this phase, or waits with the wrong parity",
-                 (f"TMA load on the {barrier}", me), "let every thread that reads the tile wait on the mbarrier (mbarrier.try_wait.parity), with the "
+        me, barrier, copy = self.cluster.lane(thread), self.names.get(column, "an mbarrier"), self._load(load)
+        self.add("tma-not-complete", site, address, thread, f"{me} {verb} shared address {self.cluster.spot(address)}, the destination of a {copy} issued at "
+                 f"{self._at(load)}, before that {copy.split()[-1]} has completed on the {barrier}: the thread does not wait for this phase, or waits with the "
+                 "wrong parity", (f"{copy} on the {barrier}", me), "let every thread that reads the tile wait on the mbarrier (mbarrier.try_wait.parity), with the "
                  "parity of the phase that the load completes: 0 for the first, then flipped each time", load)  # fmt: skip
 
     def _report_async_overwrite(self, thread: int, word: int, cell: int, site: int) -> None:
-        other = int(self.sites[word, 0])
+        other, me, spot = int(self.sites[word, 0]), self.cluster.thread(thread), self.cluster.spot(word * 4)
         if cell >> 32 & 255 >= self.read_columns:
-            self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues fills shared address {word * 4:#x} again, and "
+            self.add("slot-overwritten", site, word * 4, thread, f"the {self._load(site)} that {me} issues fills shared address {spot} again, and "
                      f"nothing has told that thread that the tile loaded there at {self._at(other)} has been read: it does not wait until the slot is free, "
-                     "or waits with the wrong parity", (self._who(cell), f"TMA load of thread {thread}"),
+                     f"or waits with the wrong parity{self._of_every_cta(thread, word)}", (self._who(cell), f"{self._load(site)} of {me}"),
                      "before the load, wait for the slot's empty barrier (parity 1 in the first round, flipped each time around the ring) or at a barrier that all "
                      "readers reach after their last read", other)  # fmt: skip
             return
-        self.add("tma-load-overwrites", site, word * 4, thread, f"the TMA load that thread {thread} issues writes shared address {word * 4:#x} that "
-                 f"{self._who(cell)} wrote at {self._at(other)}, with no order between", (self._who(cell), f"TMA load of thread {thread}"),
+        self.add("tma-load-overwrites", site, word * 4, thread, f"the {self._load(site)} that {me} issues writes shared address {spot} that "
+                 f"{self._who(cell)} wrote at {self._at(other)}, with no order between", (self._who(cell), f"{self._load(site)} of {me}"),
                  "issue the load only after a barrier, or after the mbarrier of the earlier load", other)  # fmt: skip
 
     def _report_slot_overwritten(self, thread: int, word: int, column: int, site: int) -> None:
-        other = int(self.sites[word, 1])
-        who = f"warp {column}" if column < self.warps else self.names.get(column, "an asynchronous reader")
+        other, me, spot = int(self.sites[word, 1]), self.cluster.thread(thread), self.cluster.spot(word * 4)
+        who = self.cluster.warp(column) if column < self.warps else self.names.get(column, "an asynchronous reader")
         if column in self.products:
             self._report_product_overwritten(thread, word, column, site, other, who)
             return
-        self.add("tile-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4:#x} while {who} "
-                 f"may still read it (at {self._at(other)})", (who, f"TMA load of thread {thread}"),
+        self.add("tile-overwritten", site, word * 4, thread, f"the {self._load(site)} that {me} issues overwrites shared address {spot} while {who} "
+                 f"may still read it (at {self._at(other)}){self._of_every_cta(thread, word)}", (who, f"{self._load(site)} of {me}"),
                  "let all readers meet at a barrier after their last read, and issue the next load behind it", other)  # fmt: skip
+
+    def _of_every_cta(self, thread: int, word: int) -> str:
+        """What a multicast is apt to forget."""
+        rank = self.cluster.rank_at(word * 4)
+        if rank == self.cluster.rank_of(thread):
+            return ""
+        return (f". The slot is in CTA rank {rank}: whoever copies into it must wait for the readers there too, on an empty barrier at which they arrive "
+                "remotely (mapa, mbarrier.arrive.shared::cluster)")  # fmt: skip
 
     def _report_product_overwritten(self, thread: int, word: int, column: int, site: int, other: int, who: str) -> None:
         """A slot filled again while a WGMMA reads it: released before the wait, or not waited for at all."""
+        me, spot = self.cluster.thread(thread), self.cluster.spot(word * 4)
         first, issued = self.products[column]
         released = issued.get(int(self.reads[word, column]) & -STEP, 0) <= int(self.order[thread, first])  # the issuing warp arrived somewhere since
         if released:
             cause = "the warpgroup released the slot before a wgmma.wait_group had retired that WGMMA"
             fix = "wgmma.wait_group first, then arrive on the slot's empty barrier (or at the barrier of the CTA)"
         else:
-            cause = "the loading thread does not wait until the slot is free, or waits with the wrong parity"
+            cause = "the loading thread does not wait until the slot is free, or waits with the wrong parity" + self._of_every_cta(thread, word)
             fix = "before the load, wait for the slot's empty barrier: parity 1 in the first round, flipped each time around the ring"
-        self.add("slot-overwritten", site, word * 4, thread, f"the TMA load that thread {thread} issues overwrites shared address {word * 4:#x} while {who} "
-                 f"(issued at {self._at(other)}) may still read it: {cause}", (who, f"TMA load of thread {thread}"), fix, other)  # fmt: skip
+        self.add("slot-overwritten", site, word * 4, thread, f"the {self._load(site)} that {me} issues overwrites shared address {spot} while {who} "
+                 f"(issued at {self._at(other)}) may still read it: {cause}", (who, f"{self._load(site)} of {me}"), fix, other)  # fmt: skip
 
     def _report_async_read(self, thread: int, word: int, cell: int, site: int, other: int = -1) -> None:
-        other = int(self.sites[word, 0]) if other < 0 else other
-        self.add("tma-store-too-early", site, word * 4, thread, f"the TMA store that thread {thread} issues reads shared address {word * 4:#x} that "
-                 f"{self._who(cell)} writes at {self._at(other)}, with no barrier between", (self._who(cell), f"TMA store of thread {thread}"),
-                 "fence.proxy.async in every writing thread, then __syncthreads(), then the store", other)  # fmt: skip
+        other, me = int(self.sites[word, 0]) if other < 0 else other, self.cluster.thread(thread)
+        self.add("tma-store-too-early", site, word * 4, thread, f"the {self._store(site)} that {me} issues reads shared address {self.cluster.spot(word * 4)} that "
+                 f"{self._who(cell)} writes at {self._at(other)}, with no barrier between", (self._who(cell), f"{self._store(site)} of {me}"),
+                 f"fence.proxy.async in every writing thread, then __syncthreads(), then the {self._store(site).split()[-1]}", other)  # fmt: skip
 
     def _report_no_proxy_fence(self, thread: int, word: int, cell: int, site: int) -> None:
-        other = int(self.sites[word, 0])
-        self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: the TMA store that thread {thread} issues reads shared address "
-                 f"{word * 4} through the async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy fence "
-                 "after it", (self._who(cell), f"TMA store of thread {thread}"),
+        other, me = int(self.sites[word, 0]), self.cluster.thread(thread)
+        self.add("proxy-fence", site, word * 4, thread, f"missing fence.proxy.async: the {self._store(site)} that {me} issues reads shared address "
+                 f"{self.cluster.spot(word * 4)} through the async proxy, and {self._who(cell)} wrote it by an ordinary store at {self._at(other)} without a proxy "
+                 "fence after it", (self._who(cell), f"{self._store(site)} of {me}"),
                  "fence.proxy.async.shared::cta in every writing thread after its stores and before the barrier", other)  # fmt: skip

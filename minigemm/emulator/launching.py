@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import pickle
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 
 from . import asynchronous, cache, host_calls, machine, native, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
 from . import profile as profiling
+from .clusters import PORTABLE
 from .errors import EmulatorError
 from .lower import Program, translate
 from .ptx import Function, Module, inline_calls, parse
@@ -65,7 +67,7 @@ def launch(
             (as wide as the parameter; a float for an f32 or f64 parameter), NumPy scalars, ``ctypes`` structures or ``bytes``.
         kernel: the entry's name; may be left out when the module has one entry.
         shared: bytes of dynamic shared memory.
-        cluster: CTAs a cluster; only (1, 1, 1) so far.
+        cluster: CTAs a cluster, at most 8 in all; the grid is a multiple of it. A kernel with ``__cluster_dims__`` brings its own.
         schedule: ``"late"``: asynchronous work completes only when nobody can go on; ``"early"``: at once; an int: a seeded random order.
         hazards: look for races and misuse of barriers and proxies (``report.hazards``), and for reads of shared memory that nobody wrote.
         profile: count memory requests, sectors and bank conflicts.
@@ -85,8 +87,14 @@ def launch(
     if not isinstance(ptx, str):
         raise TypeError(f"ptx: expected the text of a module (str), got {type(ptx).__name__}")
     grid3, block3, cluster3 = _dim("grid", grid), _dim("block", block), _dim("cluster", cluster)
-    _check_shape(grid3, block3, cluster3, shared, schedule)
-    translated = translated_kernel(ptx, kernel, hazards, profile)
+    _check_shape(grid3, block3, shared, schedule)
+    _check_cluster(grid3, cluster3)
+    several = cluster3 != (1, 1, 1) or ".reqnctapercluster" in ptx  # which of two translations it will be, mostly
+    translated = translated_kernel(ptx, kernel, hazards, profile, several)
+    cluster3 = _cluster_of(translated.program.function, cluster3)
+    _check_cluster(grid3, cluster3)
+    if several != (cluster3 != (1, 1, 1)):
+        translated = translated_kernel(ptx, kernel, hazards, profile, not several)
     program = translated.program
     limit = 227 * 1024
     if program.dynamic_base - 1024 + shared > limit:
@@ -100,7 +108,8 @@ def launch(
     collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
     run = machine.Kernel(
         program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
-        fast, (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None,
+        cluster3, cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives, fast,
+        (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None,
     )  # fmt: skip
     run.lengths = np.array([length for _, length in program.blocks] or [0], np.float64)
     if any(site.accumulators for site in program.sites):
@@ -121,17 +130,36 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
     return (*(int(v) for v in parts), 1, 1)[:3]  # type: ignore[return-value]
 
 
-def _check_shape(grid: tuple, block: tuple, cluster: tuple, shared: int, schedule: str | int) -> None:
+def _check_shape(grid: tuple, block: tuple, shared: int, schedule: str | int) -> None:
     if block[0] * block[1] * block[2] > 1024 or block[2] > 64:
         raise ValueError(f"block: expected at most 1024 threads (z at most 64), got {block}")
     if grid[0] >= 1 << 31 or grid[1] > 65535 or grid[2] > 65535:
         raise ValueError(f"grid: expected at most (2**31 - 1, 65535, 65535), got {grid}")
-    if cluster != (1, 1, 1):
-        raise ValueError(f"cluster: only (1, 1, 1) is emulated so far, got {cluster}")
     if not isinstance(shared, int) or shared < 0:
         raise ValueError(f"shared: expected a number of bytes, got {shared!r}")
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
+
+
+def _check_cluster(grid: tuple[int, int, int], cluster: tuple[int, int, int]) -> None:
+    if math.prod(cluster) > PORTABLE:
+        raise ValueError(f"cluster: expected at most {PORTABLE} CTAs, which every GPU with clusters can run, got {cluster}")
+    for name, n, m in zip("xyz", grid, cluster, strict=True):
+        if n % m:
+            raise ValueError(f"grid: expected a multiple of the cluster {cluster} in each dimension, got {grid}: {name} is {n}, no multiple of {m}")
+
+
+def _cluster_of(function: Function, cluster: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The cluster of a launch: the kernel's own (`__cluster_dims__`), which a launch that names another contradicts."""
+    compiled = function.directives.get("reqnctapercluster", ())
+    own = (*compiled, 1, 1, 1)[:3]
+    if compiled and cluster not in ((1, 1, 1), own):
+        raise ValueError(f"cluster: {function.name} is compiled for clusters of {own} CTAs (__cluster_dims__), got {cluster}")
+    found = own if compiled else cluster
+    bound = function.directives.get("maxclusterrank", (PORTABLE,))[0]
+    if math.prod(found) > bound:
+        raise ValueError(f"cluster: {function.name} is compiled for at most {bound} CTAs a cluster, got {found}")
+    return found[0], found[1], found[2]
 
 
 def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
@@ -141,15 +169,12 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
             bound = int(np.prod(function.directives[name]))
             if threads > bound or (exact and threads != bound):
                 raise ValueError(f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}")
-    ctas = function.directives.get("reqnctapercluster", ())
-    if int(np.prod(ctas)) != 1:
-        raise ValueError(f"cluster: {function.name} is compiled for clusters of {ctas} CTAs (__cluster_dims__); only (1, 1, 1) is emulated so far")
 
 
 # ---------------------------------------------------------------------------------------------------- translation
 
 _TRANSLATOR = (
-    "accumulators.py", "arithmetic.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py",
+    "accumulators.py", "arithmetic.py", "clusters.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py",
     "constants.py",
 )  # fmt: skip
 
@@ -164,19 +189,19 @@ def _version() -> str:
 
 
 @functools.lru_cache(maxsize=128)
-def translated_kernel(ptx: str, kernel: str | None, hazards: bool, profile: bool) -> Translated:
-    """Parse, translate and compile one kernel; from memory or disk when it has been before."""
+def translated_kernel(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> Translated:
+    """Parse, translate and compile one kernel; from memory or disk when it has been before. ``clusters``: for clusters of more than one CTA."""
     started = time.perf_counter()
-    key = native.cache_key("\0".join((_version(), ptx, kernel or "", str(hazards), str(profile))))
-    blob, found = cache.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile))
+    key = native.cache_key("\0".join((_version(), ptx, kernel or "", str(hazards), str(profile), str(clusters))))
+    blob, found = cache.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters))
     module, program, code = pickle.loads(blob)
     return Translated(module, program, native.load(code), time.perf_counter() - started, "disk" if found else "compiled")
 
 
-def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool) -> bytes:
+def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> bytes:
     """Everything that a launch needs, as it is kept: the module's variables, the program, the object code."""
     module = parse(ptx)
-    program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile)
+    program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile, clusters=clusters)
     code = native.compile_ir(program.ir)
     program.ir = ""
     variables = Module(module.version, module.target, {}, module.variables, module.files)
@@ -356,7 +381,7 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
     return Report(
         kernel=run.program.function.name, grid=run.grid, block=run.block, schedule=run.schedule, hazards=run.hazard_list, counters=counters,
         lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin, requests=requests,
-        looked_for_hazards=run.hazards, timeline=run.timeline,
+        looked_for_hazards=run.hazards, timeline=run.timeline, cluster=run.cluster,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from . import arithmetic, shadow
 from . import context as c
 from .accumulators import RegisterMisuse, find_misuse
 from .arithmetic import BITS, OPERATIONS, type_of
+from .clusters import OFFSETS, RANK_SHIFT
 from .errors import Unsupported
 from .ptx import (
     Address,
@@ -46,9 +47,9 @@ from .ptx import (
 YIELDS = (
     (re.compile(r"(bar|barrier)(\.cta)?\.red\b"), 1),
     (re.compile(r"bar\.|barrier\."), 0),
-    (re.compile(r"(shfl|vote|match|redux|elect|activemask|mapa|ldmatrix|movmatrix)\b"), 1),
+    (re.compile(r"(shfl|vote|match|redux|elect|activemask|ldmatrix|movmatrix)\b"), 1),
     (re.compile(r"mbarrier\.(arrive|arrive_drop|test_wait|try_wait|pending_count)\b"), 1),
-    (re.compile(r"(mbarrier|cp\.async|cp\.reduce|wgmma|stmatrix|fence|membar|nanosleep|call|setmaxnreg|griddepcontrol)\b"), 0),
+    (re.compile(r"(mbarrier|cp\.async|cp\.reduce|st\.async|red\.async|wgmma|stmatrix|fence|membar|nanosleep|call|setmaxnreg|griddepcontrol)\b"), 0),
 )
 #: Instructions without effect on results here.
 IGNORED = re.compile(r"(prefetch|prefetchu|discard|applypriority|pragma|createpolicy|wgmma\.fence_nothing)\b")
@@ -57,14 +58,14 @@ TID = {"%tid.x": c.TID, "%tid.y": c.TID + 4, "%tid.z": c.TID + 8, "%laneid": c.L
 GRID = {
     "%ctaid.x": c.CTAID, "%ctaid.y": c.CTAID + 1, "%ctaid.z": c.CTAID + 2, "%nctaid.x": c.NCTAID, "%nctaid.y": c.NCTAID + 1,
     "%nctaid.z": c.NCTAID + 2, "%ntid.x": c.NTID, "%ntid.y": c.NTID + 1, "%ntid.z": c.NTID + 2, "%dynamic_smem_size": c.DYNAMIC_SHARED,
-    "%clusterid.x": c.CTAID, "%clusterid.y": c.CTAID + 1, "%clusterid.z": c.CTAID + 2,
-    "%nclusterid.x": c.NCTAID, "%nclusterid.y": c.NCTAID + 1, "%nclusterid.z": c.NCTAID + 2,
+    "%clusterid.x": c.CLUSTERID, "%clusterid.y": c.CLUSTERID + 1, "%clusterid.z": c.CLUSTERID + 2,
+    "%nclusterid.x": c.NCLUSTERID, "%nclusterid.y": c.NCLUSTERID + 1, "%nclusterid.z": c.NCLUSTERID + 2,
+    "%cluster_ctaid.x": c.CLUSTER_CTAID, "%cluster_ctaid.y": c.CLUSTER_CTAID + 1, "%cluster_ctaid.z": c.CLUSTER_CTAID + 2,
+    "%cluster_nctaid.x": c.CLUSTER_NCTAID, "%cluster_nctaid.y": c.CLUSTER_NCTAID + 1, "%cluster_nctaid.z": c.CLUSTER_NCTAID + 2,
+    "%cluster_ctarank": c.CTARANK, "%cluster_nctarank": c.NCTARANK, "%is_explicit_cluster": c.EXPLICIT_CLUSTER,
 }  # fmt: skip
-FIXED = {
-    "%cluster_ctarank": 0, "%cluster_nctarank": 1, "%cluster_ctaid.x": 0, "%cluster_ctaid.y": 0, "%cluster_ctaid.z": 0,
-    "%cluster_nctaid.x": 1, "%cluster_nctaid.y": 1, "%cluster_nctaid.z": 1, "%is_explicit_cluster": 0, "%smid": 0, "%nsmid": 132,
-    "%gridid": 1, "%nwarpid": 64, "WARP_SZ": 32,
-}  # fmt: skip
+FIXED = {"%smid": 0, "%nsmid": 132, "%gridid": 1, "%nwarpid": 64, "WARP_SZ": 32}
+RANKS = 0xFF  # the bits of a shared address in which the rank stands, shifted
 LANE_MASKS = {"%lanemask_eq": "eq", "%lanemask_lt": "lt", "%lanemask_le": "le", "%lanemask_gt": "gt", "%lanemask_ge": "ge"}
 
 SPACES = {"shared": "shared", "shared::cta": "shared", "shared::cluster": "shared", "global": "global", "const": "const", "local": "local",
@@ -138,9 +139,10 @@ class Program:
     register_misuse: tuple[RegisterMisuse, ...] = ()
 
 
-def translate(module: Module, function: Function, *, hazards: bool = True, profile: bool = True) -> Program:
-    """Translate one kernel whose calls have been spliced in already (``ptx.inline_calls``)."""
-    return _Lowering(module, function, hazards, profile).run()
+def translate(module: Module, function: Function, *, hazards: bool = True, profile: bool = True, clusters: bool = False) -> Program:
+    """Translate one kernel whose calls have been spliced in already (``ptx.inline_calls``). ``clusters``: for clusters of more than one CTA, where
+    a shared address holds a rank, and not every one is of the own CTA; without, no instruction is spent on that."""
+    return _Lowering(module, function, hazards, profile, clusters).run()
 
 
 def yields(ins: Instruction) -> int | None:
@@ -155,8 +157,8 @@ def yields(ins: Instruction) -> int | None:
 
 
 class _Lowering:
-    def __init__(self, module: Module, function: Function, hazards: bool, profile: bool) -> None:
-        self.module, self.f, self.hazards, self.profile = module, function, hazards, profile
+    def __init__(self, module: Module, function: Function, hazards: bool, profile: bool, clusters: bool) -> None:
+        self.module, self.f, self.hazards, self.profile, self.clusters = module, function, hazards, profile, clusters
         self.out: list[str] = []
         self.n = 0
         self.open = False  # does the current IR block still want a terminator?
@@ -272,7 +274,8 @@ class _Lowering:
     def symbol(self, name: str, bits: int) -> str:
         """The address of a variable in its own state space."""
         if name in self.p.shared_offsets:
-            return str(self.p.shared_offsets[name])
+            offset = self.p.shared_offsets[name]
+            return self.cast(self.let(f"add i64 %shared_base, {offset}"), 64, bits) if self.clusters else str(offset)
         if name in self.local_offsets:
             return self.cast(self.let(f"add i64 %context, {self.local_offsets[name]}"), 64, bits)
         if name in self.parameters:
@@ -609,9 +612,14 @@ class _Lowering:
         elif space == "param":
             return self.let(f"inttoptr i64 {self.read(address, 64)} to ptr")
         strength = Strength.of(ins)
+        if space == "shared" and isinstance(base, Symbol) and base.name in self.p.shared_offsets:  # in the own CTA, without a look at its rank
+            own = str(self.p.shared_offsets[base.name] + base.offset + address.offset)
+            return self.own_pointer(i, own, own, size, store, strength, parts)
         where = self.read(address, 64)
         if space == "shared":
             where = self.let(f"and i64 {where}, 4294967295")
+            if self.clusters and "shared::cluster" in ins.modifiers:
+                return self.cluster_pointer(i, where, size, store, strength, parts)
             return self.shared_pointer(i, where, size, store, strength, parts)
         if space == "local":
             return self.local_pointer(i, where, size)
@@ -625,7 +633,7 @@ class _Lowering:
         self.jump(f"br i1 {in_shared}, label %gs{tag}, label %gl{tag}")
         self.label(f"gs{tag}")
         offset = self.let(f"and i64 {where}, 4294967295")
-        pointer = self.shared_pointer(i, offset, size, store, strength, parts)
+        pointer = (self.cluster_pointer if self.clusters else self.shared_pointer)(i, offset, size, store, strength, parts)
         self.emit(f"store ptr {pointer}, ptr %generic")
         self.jump(f"br label %gd{tag}")
         self.label(f"gl{tag}")
@@ -679,20 +687,46 @@ class _Lowering:
         return self.let(f"inttoptr i64 {where} to ptr")
 
     def shared_pointer(self, i: int, where: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> str:
+        """Shared memory of the own CTA."""
+        offset = self.let(f"sub i64 {where}, %shared_base") if self.clusters else where
+        return self.own_pointer(i, offset, where, size, store, strength, parts)
+
+    def own_pointer(self, i: int, where: str, address: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> str:
+        """``where`` counts from the CTA's shared memory on; ``address`` is what the kernel calls it."""
         self.p.accesses[i] = Access("shared", size, store)
-        offset = self.let(f"sub i64 {where}, {c.SHARED_FIRST}")
-        room = self.let(f"sub i64 %shared_end, {c.SHARED_FIRST + size - 1}")
-        outside = self.let(f"icmp sge i64 {offset}, {room}")
-        negative = self.let(f"icmp slt i64 {offset}, 0")
-        self.fault_if(self.let(f"or i1 {outside}, {negative}"), c.SHARED_BOUNDS, where, size, i)
+        self.inside(i, where, address, size)
         self.aligned(i, where, size)
         self.log(i, where)
         if self.hazards:
             self.check_order(i, where, size, store, strength, parts)
         return self.let(f"getelementptr i8, ptr %shared, i64 {where}")
 
+    def inside(self, i: int, where: str, address: str, size: int) -> None:
+        """Bounds of one CTA's shared memory."""
+        offset = self.let(f"sub i64 {where}, {c.SHARED_FIRST}")
+        room = self.let(f"sub i64 %shared_end, {c.SHARED_FIRST + size - 1}")
+        outside = self.let(f"icmp sge i64 {offset}, {room}")
+        negative = self.let(f"icmp slt i64 {offset}, 0")
+        self.fault_if(self.let(f"or i1 {outside}, {negative}"), c.SHARED_BOUNDS, address, size, i)
+
+    def cluster_pointer(self, i: int, where: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> str:
+        """Shared memory of any CTA of the cluster, which is the own one's at another distance."""
+        self.p.accesses[i] = Access("shared", size, store)
+        rank, offset = self.let(f"lshr i64 {where}, {RANK_SHIFT}"), self.let(f"and i64 {where}, {OFFSETS}")
+        self.fault_if(self.let(f"icmp uge i64 {rank}, {self.field(c.NCTARANK, 'i64')}"), c.BAD_RANK, where, size, i)
+        self.inside(i, offset, where, size)
+        self.aligned(i, where, size)
+        self.log(i, where)
+        window = self.field(c.WINDOW, "i64")
+        apart = self.let(f"sub i64 {rank}, {self.field(c.CTARANK, 'i64')}")
+        at = self.let(f"add i64 {offset}, {self.let(f'mul i64 {apart}, {window}')}")
+        if self.hazards:
+            self.emit(f"call void @check_remote(ptr %ctx, ptr %rt, ptr %row, i64 {rank}, i64 {self.let(f'ashr i64 {at}, 2')}, i64 {i})")
+            self.check_order(i, at, size, store, strength, parts)
+        return self.let(f"getelementptr i8, ptr %shared, i64 {at}")
+
     def check_order(self, i: int, where: str, size: int, store: bool, strength: Strength, parts: list[str] | None) -> None:
-        word = self.let(f"lshr i64 {where}, 2")
+        word = self.let(f"ashr i64 {where}, 2")  # before the own CTA's shared memory lies that of lower ranks
         common = "ptr %ctx, ptr %rt, ptr %shared, ptr %cells, ptr %reads, i64 %columns, ptr %row, i64 %stamp"
         if size < 4:
             byte = self.let(f"trunc i64 {self.let(f'and i64 {where}, 3')} to i32")
@@ -761,6 +795,8 @@ class _Lowering:
     do_ldu = do_ld
 
     def do_st(self, i: int, ins: Instruction) -> None:
+        if ins.modifiers[0] == "async":
+            return self.yield_at(i, ins, 0)
         n = BITS[type_of(ins)]
         address, source = ins.operands[:2]
         items = source.items if isinstance(source, Vector) else (source,)
@@ -772,6 +808,7 @@ class _Lowering:
         for k, value in enumerate(values):
             p = self.let(f"getelementptr i8, ptr {pointer}, i64 {k * n // 8}") if k else pointer
             self.emit(f"store i{n} {value}, ptr {p}, align 1")
+        return None
 
     def words(self, values: list[str], n: int) -> list[str]:
         """The values of a store as 32-bit words (a narrow scalar in the low bits)."""
@@ -793,6 +830,8 @@ class _Lowering:
         return packed
 
     def do_red(self, i: int, ins: Instruction) -> None:
+        if ins.modifiers[0] == "async":
+            raise self.unsupported(ins, "it")
         self.do_atom(i, Instruction("atom", ins.modifiers, (Sink(), *ins.operands), ins.guard, ins.negated, ins.line, ins.location))
 
     def do_atom(self, i: int, ins: Instruction) -> None:
@@ -859,6 +898,9 @@ class _Lowering:
         own = self.let(f"icmp ult i64 {self.let(f'sub i64 {value}, %context')}, {self.p.context_bytes}")
         if space == "shared":
             result = in_shared
+            if self.clusters and "shared::cluster" not in ins.modifiers:
+                low = self.let(f"and i64 {self.let(f'sub i64 {value}, %shared_base')}, 4294967295")
+                result = self.let(f"and i1 {in_shared}, {self.let(f'icmp ule i64 {low}, {OFFSETS}')}")
         elif space == "local":
             result = own
         elif space == "global":
@@ -866,6 +908,22 @@ class _Lowering:
         else:
             result = "false"
         self.write(ins.operands[0], result, 1)
+
+    def do_mapa(self, i: int, ins: Instruction) -> None:
+        """The same address in the shared memory of another CTA; of a shared variable, a shared address or a generic one."""
+        n = BITS[type_of(ins)]
+        destination, source, target = ins.operands
+        value, rank = self.read(source, 64), self.read(target, 64)
+        rank = self.let(f"and i64 {rank}, 4294967295")
+        self.fault_if(self.let(f"icmp uge i64 {rank}, {self.field(c.NCTARANK, 'i64')}"), c.MAPA_RANK, rank, 0, i)
+        value = self.let(f"and i64 {value}, {~(RANKS << RANK_SHIFT)}")
+        value = self.let(f"or i64 {value}, {self.let(f'shl i64 {rank}, {RANK_SHIFT}')}")
+        self.write(destination, self.cast(value, 64, n), n)
+
+    def do_getctarank(self, i: int, ins: Instruction) -> None:
+        destination, source = ins.operands
+        rank = self.let(f"and i64 {self.let(f'lshr i64 {self.read(source, 64)}, {RANK_SHIFT}')}, {RANKS}")
+        self.write(destination, self.cast(rank, 64, 32), 32)
 
     # ------------------------------------------------------------------------------------------- the whole function
 
@@ -883,6 +941,8 @@ class _Lowering:
         ):  # fmt: skip
             self.emit(f"%{name}.p = getelementptr i64, ptr %rt, i64 {index}")
             self.emit(f"%{name} = load {kind}, ptr %{name}.p, !invariant.load !2")
+        if self.clusters:
+            self.out.append(f"  %shared_base = add i64 {self.field(c.SHARED_BASE, 'i64')}, 0")
         for name, offset, kind in (("row", c.ROW, "ptr"), ("stamp", c.STAMP, "i64"), ("log", c.LOG, "ptr")):
             self.emit(f"%{name}.p = getelementptr i8, ptr %ctx, i64 {offset}")
             self.emit(f"%{name} = load {kind}, ptr %{name}.p")

@@ -48,7 +48,7 @@ class Hazard:
 
 @dataclass
 class Event:
-    """A moment of CTA 0: the scheduler's step, what happened, to whom."""
+    """A moment of CTA 0, or of its cluster: the scheduler's step, what happened, to whom."""
 
     step: int
     kind: str
@@ -61,7 +61,8 @@ class Event:
 
 
 class Counters(dict[str, Any]):
-    """Counts of a launch by name; one that is missing reads as 0. Bytes and requests are those of threads; TMA has its own.
+    """Counts of a launch by name; one that is missing reads as 0. Bytes and requests are those of threads; TMA has its own: ``tma_load_bytes`` are those that
+    it read from global memory, once for all CTAs of a multicast, and ``tma_delivered_bytes`` those that it wrote to shared memory, of each CTA.
 
     ``instructions`` (executed by all threads), ``instructions_by_class`` (a dict), ``global_load_bytes``, ``global_store_bytes``,
     ``shared_load_bytes``, ``shared_store_bytes``, ``tma_load_bytes``, ``tma_store_bytes``, ``tma_transactions``, ``global_requests`` (of warps),
@@ -71,7 +72,7 @@ class Counters(dict[str, Any]):
 
     NAMES = (
         "instructions", "global_load_bytes", "global_store_bytes", "shared_load_bytes", "shared_store_bytes", "tma_load_bytes", "tma_store_bytes",
-        "tma_transactions", "global_requests", "global_sectors", "shared_requests", "shared_wavefronts", "bank_conflicts", "barriers",
+        "tma_delivered_bytes", "tma_transactions", "global_requests", "global_sectors", "shared_requests", "shared_wavefronts", "bank_conflicts", "barriers",
     )  # fmt: skip
 
     def __missing__(self, key: str) -> Any:
@@ -132,7 +133,7 @@ class Report:
     """What a launch did. ``print`` it, or let Jupyter draw it.
 
     Attributes:
-        kernel, grid, block, schedule: the launch; ``looked_for_hazards`` says whether ``hazards`` can have any.
+        kernel, grid, cluster, block, schedule: the launch; ``looked_for_hazards`` says whether ``hazards`` can have any.
         counters: a :class:`Counters`; ``lines``: memory accesses by source line.
         events: what CTA 0 went through, in order.
         seconds, translate_seconds: wall time of the run, and of the translation; ``origin`` is ``"compiled"``, ``"disk"`` or ``"memory"``.
@@ -154,6 +155,7 @@ class Report:
     requests: Sequence[Request] = ()
     looked_for_hazards: bool = True
     timeline: Timeline | None = None
+    cluster: tuple[int, int, int] = (1, 1, 1)
 
     def __str__(self) -> str:
         title, *facts = self._facts()
@@ -171,8 +173,9 @@ class Report:
     def _facts(self) -> list[tuple[str, str]]:
         """(name, value) pairs, the title first; what did not happen is left out."""
         n = self.counters
+        cluster = f"cluster {_dim(self.cluster)}, " if self.cluster != (1, 1, 1) else ""
         facts = [
-            (self.kernel, f"grid {_dim(self.grid)}, block {_dim(self.block)}, schedule {self.schedule}"),
+            (self.kernel, f"grid {_dim(self.grid)}, {cluster}block {_dim(self.block)}, schedule {self.schedule}"),
             ("time", f"{_seconds(self.seconds)}, translation {_seconds(self.translate_seconds)} ({self.origin})"),
             ("instructions", f"{n['instructions']:,}" + _mix(n)),
         ]
@@ -182,7 +185,8 @@ class Report:
             ways = f"{n['shared_wavefronts'] / n['shared_requests']:.2f} wavefronts a request, {n['bank_conflicts']:,} bank conflicts"
             facts.append(("shared", f"{_moved(n, 'shared')}; {ways}"))
         if n["tma_transactions"]:
-            facts.append(("TMA", f"{_moved(n, 'tma')}; {n['tma_transactions']:,} transactions"))
+            delivered = f", {_bytes(n['tma_delivered_bytes'])} delivered" if n["tma_delivered_bytes"] > n["tma_load_bytes"] else ""
+            facts.append(("TMA", f"{_moved(n, 'tma')}{delivered}; {n['tma_transactions']:,} transactions"))
         if n["barriers"]:
             facts.append(("barriers", f"{n['barriers']:,}"))
         facts.append(("hazards", self._hazard_summary()))

@@ -22,10 +22,15 @@ from .context import (
     CELL_ATOMIC,
     CELL_GENERIC,
     CLOCK_STEP,
+    CTA_GONE,
+    CTA_NOT_STARTED,
+    CTA_WARPS,
+    CTARANK,
     FENCED,
     FLAG_READ,
     FLAG_WRITTEN,
     GLOBAL_FLAG,
+    GONE,
     LOAD_AFTER_WRITE,
     LOAD_UNWRITTEN,
     MARK_READ,
@@ -112,6 +117,44 @@ define internal void @unwritten(ptr %ctx, ptr %rt, i64 %word, i64 %site, i64 %ce
 first:
   store i8 1, ptr %ap
   call void @record(ptr %ctx, ptr %rt, i64 {LOAD_UNWRITTEN}, i64 %word, i64 %site, i64 %cell, i64 -1)
+  ret void
+out:
+  ret void
+}}
+
+; an access to the shared memory of another CTA: is that still there, and does the thread know of anything that it did?
+define internal void @check_remote(ptr %ctx, ptr %rt, ptr %row, i64 %rank, i64 %word, i64 %site) noinline {{
+  %op = getelementptr i64, ptr %rt, i64 {CTARANK}
+  %own = load i64, ptr %op
+  %same = icmp eq i64 %own, %rank
+  br i1 %same, label %out, label %other
+other:
+  %gp = getelementptr i64, ptr %rt, i64 {GONE}
+  %g = load i64, ptr %gp
+  %s = lshr i64 %g, %rank
+  %gone = trunc i64 %s to i1
+  br i1 %gone, label %report, label %known, !prof !1
+report:
+  call void @record(ptr %ctx, ptr %rt, i64 {CTA_GONE}, i64 %word, i64 %site, i64 0, i64 -1)
+  ret void
+known:
+  %wp = getelementptr i64, ptr %rt, i64 {CTA_WARPS}
+  %warps = load i64, ptr %wp
+  %first = mul i64 %warps, %rank
+  br label %loop
+loop:
+  %j = phi i64 [ 0, %known ], [ %j1, %next ]
+  %column = add i64 %first, %j
+  %hp = getelementptr i32, ptr %row, i64 %column
+  %h = load i32, ptr %hp
+  %some = icmp ne i32 %h, 0
+  br i1 %some, label %out, label %next
+next:
+  %j1 = add i64 %j, 1
+  %more = icmp ult i64 %j1, %warps
+  br i1 %more, label %loop, label %early
+early:
+  call void @record(ptr %ctx, ptr %rt, i64 {CTA_NOT_STARTED}, i64 %word, i64 %site, i64 0, i64 -1)
   ret void
 out:
   ret void

@@ -91,13 +91,14 @@ class Timeline:
 
 
 class Model:
-    """The clocks of one CTA while it runs."""
+    """The clocks of one CTA while it runs, and of those of its cluster, each on an SM of its own; the intervals of the first one are kept."""
 
-    def __init__(self, warps: int, rates: Rates) -> None:
-        self.rates = rates
-        self.now = [0.0] * warps
-        self.tensor_core = 0.0  # when it is free
-        self.copies = 0.0  # when TMA can begin the next one
+    def __init__(self, warps: int, rates: Rates, ctas: int = 1, stride: int = 0) -> None:
+        """``warps`` of a CTA; those of the next begin ``stride`` on."""
+        self.rates, self.warps, self.stride = rates, warps, stride or warps
+        self.now = [0.0] * (self.stride * ctas)
+        self.tensor_core = [0.0] * ctas  # when it is free
+        self.copies = [0.0] * ctas  # when TMA can begin the next one
         self.products: dict[int, float] = {}  # warpgroup -> when its last product is done
         self.timeline = Timeline(agents=[f"warp {w}" for w in range(warps)] + ["tensor core", "TMA"], rates=asdict(rates))
 
@@ -115,7 +116,12 @@ class Model:
         """A warp issued so many instructions."""
         start = self.now[warp]
         self.now[warp] = start + instructions * self.rates.issue
-        self.add(f"warp {warp}", start, self.now[warp], "busy", "instructions", line)
+        self._add(warp, f"warp {warp}", start, self.now[warp], "busy", "instructions", line)
+
+    def _add(self, warp: int, agent: str, start: float, end: float, state: str, what: str, line: str) -> None:
+        """Of the first CTA."""
+        if warp < self.stride:
+            self.add(agent, start, end, state, what, line)
 
     def at(self, warps: list[int]) -> float:
         """When the last of these warps came."""
@@ -125,21 +131,23 @@ class Model:
         """These warps wait until that time, if it is not past."""
         for w in warps:
             if time > self.now[w]:
-                self.add(f"warp {w}", self.now[w], time, "waiting", what, line)
+                self._add(w, f"warp {w}", self.now[w], time, "waiting", what, line)
                 self.now[w] = time
 
     def product(self, warpgroup: int, warps: list[int], n: int, line: str) -> None:
         """A WGMMA: in order, and one at a time on the SM's tensor cores."""
         self.until(warps, self.at(warps), "the other warps of the warpgroup", line)
-        start = max(self.now[warps[0]], self.tensor_core)
-        self.tensor_core = start + self.rates.wgmma(n)
-        self.products[warpgroup] = self.tensor_core + self.rates.wgmma_latency
-        self.add("tensor core", start, self.tensor_core, "busy", f"warpgroup {warpgroup}", line)
+        cta = warps[0] // self.stride
+        start = max(self.now[warps[0]], self.tensor_core[cta])
+        self.tensor_core[cta] = start + self.rates.wgmma(n)
+        self.products[warpgroup] = self.tensor_core[cta] + self.rates.wgmma_latency
+        self._add(warps[0], "tensor core", start, self.tensor_core[cta], "busy", f"warpgroup {warpgroup}", line)
 
     def copy(self, warp: int, nbytes: int, what: str, line: str) -> float:
         """A TMA copy: when it will have landed."""
-        start = max(self.now[warp], self.copies)
-        self.copies = start + nbytes / self.rates.tma_bandwidth
-        landed = self.copies + self.rates.tma_latency
-        self.add("TMA", start, landed, "busy", what, line)
+        cta = warp // self.stride
+        start = max(self.now[warp], self.copies[cta])
+        self.copies[cta] = start + nbytes / self.rates.tma_bandwidth
+        landed = self.copies[cta] + self.rates.tma_latency
+        self._add(warp, "TMA", start, landed, "busy", what, line)
         return landed

@@ -1,4 +1,4 @@
-"""What threads do together: barriers of the CTA, collectives of a warp, fences."""
+"""What threads do together: barriers of the CTA and of the cluster, collectives of a warp, fences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from . import collectives
 from .errors import Unsupported
-from .hazards import warps_of
+from .hazards import Clocks, warps_of
 from .lower import Site
 from .machine import EXIT_HOOKS, Block, serves
 
@@ -22,6 +22,7 @@ FULL = 0xFFFFFFFF
 class NamedBarrier:
     """One of a CTA's 16 barriers. ``expected`` is a number of threads, or None: every thread that has not exited."""
 
+    rank: int  # of the CTA
     number: int
     expected: int | None
     groups: list[tuple[np.ndarray, Site, int]] = field(default_factory=list)  # threads, site, ticket (0: only arrived)
@@ -35,16 +36,18 @@ def bar(block: Block, site: Site, ids: np.ndarray) -> None:
     """``bar.sync a{, b}``, ``bar.arrive a, b``, ``bar.red.op d, a{, b}, p``: b threads meet at barrier a (default: all of the CTA)."""
     reduction = "red" in site.instruction.modifiers
     counted = len(site.arguments) == (3 if reduction else 2)
-    for number in np.unique(block.arguments[ids, 0]).tolist():
-        group = ids[block.arguments[ids, 0] == number]
+    for rank, number, group in [
+        (rank, number, mine[block.arguments[mine, 0] == number])
+        for rank, mine in block.cluster.split(ids) for number in np.unique(block.arguments[mine, 0]).tolist()
+    ]:  # fmt: skip
         expected = int(block.arguments[group[0], 1]) if counted else None
         if not 0 <= number < 16:
             raise block.fault(f"barrier {number} does not exist: a CTA has 16", site, group)
         if expected is not None and expected % 32:
             raise block.fault(f"barrier {number} expects {expected} threads, which is no multiple of 32", site, group)
-        barrier = block.named.get(number)
+        barrier = block.named.get((rank, number))
         if barrier is None:
-            barrier = block.named[number] = NamedBarrier(number, expected)
+            barrier = block.named[rank, number] = NamedBarrier(rank, number, expected)
         elif barrier.expected != expected:
             block.hazard(
                 "barrier-count", site, 0, int(group[0]),
@@ -62,12 +65,12 @@ def bar(block: Block, site: Site, ids: np.ndarray) -> None:
 
 
 def _barrier_state(block: Block, barrier: NamedBarrier) -> str:
-    expected = barrier.expected if barrier.expected is not None else int(block.alive.sum())
+    expected = barrier.expected if barrier.expected is not None else block.threads_left(barrier.rank)
     return f"barrier {barrier.number}, {barrier.arrived()} of {expected} threads have arrived"
 
 
 def _complete(block: Block, barrier: NamedBarrier) -> None:
-    expected = barrier.expected if barrier.expected is not None else int(block.alive.sum())
+    expected = barrier.expected if barrier.expected is not None else block.threads_left(barrier.rank)
     arrived = barrier.arrived()
     if arrived < expected or not barrier.groups:
         return
@@ -77,8 +80,8 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
             "barrier-count", site, 0, int(barrier.groups[-1][0][0]), f"{arrived} threads arrived at barrier {barrier.number}, which expects {expected}",
             (f"barrier {barrier.number}",), "let exactly the threads that the count names use this barrier number",
         )  # fmt: skip
-    del block.named[barrier.number]
-    _check_aligned(block, barrier)
+    del block.named[barrier.rank, barrier.number]
+    _check_aligned(block, [(ids, site) for ids, site, _ in barrier.groups], f"barrier {barrier.number}", "__syncthreads()")
     every = np.concatenate([ids for ids, _, _ in barrier.groups])
     if block.model:
         waiters = [ids for ids, _, ticket in barrier.groups if ticket]
@@ -92,63 +95,126 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
         modifiers = site.instruction.modifiers
         block.results[every, 0] = int(values.sum()) if "popc" in modifiers else int(values.all() if "and" in modifiers else values.any())
     block.kernel.add_traffic("barriers", 1)
-    block.event("barrier", "cta", f"barrier {barrier.number}: {len(every)} threads met", site)
+    block.event("barrier", f"cta{block.cluster.of(barrier.rank)}", f"barrier {barrier.number}: {len(every)} threads met", site)
     for _, _, ticket in barrier.groups:
         if ticket:
             block.wake(ticket)
 
 
-def _check_aligned(block: Block, barrier: NamedBarrier) -> None:
+def _check_aligned(block: Block, groups: list[tuple[np.ndarray, Site]], name: str, call: str) -> None:
     """The aligned forms want all lanes of a warp at the same instruction."""
     seen: dict[int, Site] = {}
-    for ids, site, _ in barrier.groups:
+    for ids, site in groups:
         aligned = site.instruction.opcode == "bar" or "aligned" in site.instruction.modifiers
         for w in warps_of(ids).tolist():
             first = seen.setdefault(w, site)
             if first.index != site.index and aligned:
+                warp = block.cluster.warp(w)
                 block.hazard(
                     "barrier-divergence", site, 0, int(ids[0]),
-                    f"lanes of warp {w} arrived at barrier {barrier.number} from different instructions ({first.instruction.location} and "
-                    f"{site.instruction.location}): __syncthreads() in divergent code",
-                    (f"warp {w}",), "move __syncthreads() out of the branch, so that all lanes of a warp reach the same one",
+                    f"lanes of {warp} arrived at {name} from different instructions ({first.instruction.location} and "
+                    f"{site.instruction.location}): {call} in divergent code",
+                    (warp,), f"move {call} out of the branch, so that all lanes of a warp reach the same one",
                 )  # fmt: skip
+
+
+@dataclass
+class ClusterBarrier:
+    """The barrier of a cluster: a phase is over when all threads that have not exited have arrived. Each waits once before it arrives again."""
+
+    arrivals: np.ndarray  # of each thread, so far
+    waits: np.ndarray
+    phase: int = 0  # how many are over
+    groups: list[tuple[np.ndarray, Site]] = field(default_factory=list)  # the arrivals of this phase
+    waiters: list[int] = field(default_factory=list)  # tickets
+    collected: Clocks | None = None  # what those who have arrived publish
+    published: Clocks | None = None  # and what those of the phase before did
+    came: np.ndarray | None = None  # what they knew, published or not: a CTA that has waited may exit after all that
+    over: np.ndarray | None = None  # the same of the phase before
+    passed: dict[int, np.ndarray] = field(default_factory=dict)  # and as of the last phase that each CTA has waited for, by rank
+
+
+def cluster_barrier(block: Block) -> ClusterBarrier:
+    found = block.named.get("cluster")
+    if found is None:
+        found = block.named["cluster"] = ClusterBarrier(np.zeros(block.cluster.rows, np.int64), np.zeros(block.cluster.rows, np.int64))
+    return found
 
 
 @serves("barrier.cluster.arrive")
 def cluster_arrive(block: Block, site: Site, ids: np.ndarray) -> None:
-    """The cluster is this one CTA."""
-    state = block.named.setdefault("cluster", [0, 0, None])
+    barrier = cluster_barrier(block)
+    again = ids[barrier.arrivals[ids] > barrier.waits[ids]]
+    if len(again):
+        who = block.cluster.thread(int(again[0]))
+        block.hazard("cluster-barrier", site, 0, int(again[0]), f"{who} arrives at the cluster barrier again, and has not waited at it since it arrived the time "
+                     "before: PTX leaves that undefined", (who,), "barrier.cluster.wait between two barrier.cluster.arrive of a thread")  # fmt: skip
+        barrier.waits[again] = barrier.arrivals[again]
+    barrier.groups.append((ids[barrier.arrivals[ids] == barrier.phase], site))
+    barrier.arrivals[ids] += 1
     if block.order:
+        relaxed = "relaxed" in site.instruction.modifiers
+        covered = block.order.covered_by_fences(ids)
         clocks = block.order.release(ids)
-        if state[2] is not None:
-            before = block.order.fit(state[2])
-            clocks = type(clocks)(np.maximum(before.order, clocks.order), np.maximum(before.proxy, clocks.proxy))
-        state[2] = clocks
-    state[0] += len(ids)
+        came = clocks.order
+        if barrier.came is not None:
+            came = np.maximum(block.order.fit_row(barrier.came), came)
+        barrier.came = came
+        barrier.collected = block.order.join(barrier.collected, covered if relaxed else clocks)
     block.go(ids)
     _cluster_complete(block)
 
 
 @serves("barrier.cluster.wait")
 def cluster_wait(block: Block, site: Site, ids: np.ndarray) -> None:
-    ticket = block.wait(ids, site, lambda: "the cluster barrier, at which not every thread has arrived")
-    block.named.setdefault("cluster waiters", []).append(ticket)
-    _cluster_complete(block)
+    barrier = cluster_barrier(block)
+    over = (barrier.arrivals[ids] <= barrier.phase) & (barrier.arrivals[ids] > barrier.waits[ids])
+    barrier.waits[ids] += 1
+    _cluster_pass(block, barrier, ids[over])
+    if not over.all():
+        rest = ids[~over]
+        barrier.waiters.append(block.wait(rest, site, partial(_why_cluster, block, barrier, rest)))
+
+
+def _why_cluster(block: Block, barrier: ClusterBarrier, ids: np.ndarray) -> str:
+    missing = np.flatnonzero(block.alive & (barrier.arrivals <= barrier.phase))
+    left = int(block.alive.sum())
+    own = " (they have not arrived themselves: barrier.cluster.arrive comes before barrier.cluster.wait)" if np.isin(ids, missing).any() else ""
+    return f"the cluster barrier, {left - len(missing)} of {left} threads have arrived{own}; missing: {block.cluster.names(missing)}"
 
 
 def _cluster_complete(block: Block) -> None:
-    state = block.named.get("cluster")
-    tickets = block.named.get("cluster waiters", [])
-    if state is None or state[0] < int(block.alive.sum()) or not tickets:
+    barrier = block.named.get("cluster")
+    if barrier is None or not barrier.groups or not block.alive.any() or (block.alive & (barrier.arrivals <= barrier.phase)).any():
         return
-    waiting = sum(len(block.waiting[t].ids) for t in tickets)
-    if waiting < int(block.alive.sum()):
-        return
-    del block.named["cluster"], block.named["cluster waiters"]
-    for ticket in tickets:
-        ids = block.wake(ticket)
-        if block.order and state[2] is not None:
-            block.order.acquire(ids, block.order.fit(state[2]))
+    barrier.phase += 1
+    groups, barrier.groups = barrier.groups, []
+    _check_aligned(block, groups, "the cluster barrier", "barrier.cluster.arrive")
+    barrier.published, barrier.collected = barrier.collected, None
+    barrier.over, barrier.came = barrier.came, None
+    site, every = groups[-1][1], np.concatenate([ids for ids, _ in groups])
+    block.kernel.add_traffic("barriers", 1)
+    block.event("barrier", "cluster", f"cluster barrier: {len(every)} threads met", site)
+    waiters, barrier.waiters = barrier.waiters, []
+    if waiters and len(every) and block.model:
+        waiting = np.concatenate([block.waiting[ticket].ids for ticket in waiters])
+        block.until(waiting, block.now(every) + block.model.rates.barrier_latency, "the cluster barrier", site)
+    for ticket in waiters:
+        waiting_site = block.waiting[ticket].site
+        ids = block.waiting.pop(ticket).ids
+        here = barrier.arrivals[ids] <= barrier.phase
+        here &= barrier.arrivals[ids] >= barrier.waits[ids]  # who never arrived goes on waiting
+        _cluster_pass(block, barrier, ids[here])
+        if not here.all():
+            barrier.waiters.append(block.wait(ids[~here], waiting_site, partial(_why_cluster, block, barrier, ids[~here])))
+
+
+def _cluster_pass(block: Block, barrier: ClusterBarrier, ids: np.ndarray) -> None:
+    if len(ids) and block.order and barrier.published is not None and barrier.over is not None:
+        block.order.acquire(ids, block.order.fit(barrier.published))
+        block.order.started(ids)
+        barrier.passed |= {rank: barrier.over for rank, _ in block.cluster.split(ids)}
+    block.go(ids)
 
 
 # ---------------------------------------------------------------------------------------------------- warps
@@ -315,10 +381,16 @@ def _elect(block: Block, site: Site, arguments: np.ndarray, active: np.ndarray) 
 
 def _matrix_rows(block: Block, site: Site, addresses: np.ndarray, count: int) -> np.ndarray:
     rows = addresses[:, : 8 * count] & FULL
-    for address in (int(rows.min()), int(rows.max())):
-        block.shared_bytes(address, 16, site, site.instruction.opcode)
+    if block.cluster.ranks > 1:
+        rows = block.places(rows, site, 32 * block.warp_ids[:, None] + np.arange(8 * count))
+        addresses = np.pad(rows, ((0, 0), (0, 32 - 8 * count)))
+        ends = np.concatenate([rows.min(1), rows.max(1)])
+    else:
+        ends = np.array([rows.min(), rows.max()])
+    for place in ends.tolist():
+        block.shared_bytes(place, 16, site, site.instruction.opcode)
     if (rows & 15).any():
-        raise block.fault(f"misaligned row address {int(rows[rows & 15 != 0][0]):#x}: rows are 16-byte aligned", site)
+        raise block.fault(f"misaligned row address {block.cluster.spot(int(rows[rows & 15 != 0][0]))}: rows are 16-byte aligned", site)
     return addresses & FULL
 
 
@@ -353,7 +425,9 @@ def fence(block: Block, site: Site, ids: np.ndarray) -> None:
         modifiers = site.instruction.modifiers
         if "proxy" in modifiers:
             block.order.proxy_fence(ids)
-        elif "mbarrier_init" not in modifiers:
+        elif "mbarrier_init" in modifiers:
+            block.order.fence_inits(ids)
+        else:
             block.order.fence(ids)
     block.go(ids)
 
@@ -381,7 +455,8 @@ def _by_word(block: Block, site: Site, ids: np.ndarray) -> list[tuple[int, np.nd
     addresses = block.arguments[ids, 0]
     space = site.instruction.modifiers[1]
     inside = np.full(len(ids), space == "shared") if space != "generic" else addresses >> 56 == 1
-    words = np.where(inside, (addresses & FULL) >> 2, -1)
+    words = np.full(len(ids), -1, np.int64)
+    words[inside] = block.places(addresses[inside], site, ids[inside], own=False) >> 2
     return [(word, ids[words == word]) for word in np.unique(words).tolist()]
 
 
@@ -392,13 +467,5 @@ def sleep(block: Block, site: Site, ids: np.ndarray) -> None:
 
 @serves("griddepcontrol")
 def nothing(block: Block, site: Site, ids: np.ndarray) -> None:
-    block.go(ids)
-
-
-@serves("mapa")
-def mapa(block: Block, site: Site, ids: np.ndarray) -> None:
-    """An address in the shared memory of a CTA of the cluster; the cluster is this one CTA."""
-    if (block.arguments[ids, 1] & FULL).any():
-        raise block.fault("mapa names a CTA rank that the cluster of one CTA does not have", site, ids)
-    block.results[ids, 0] = block.arguments[ids, 0]
+    """A launch begins when the one before has ended: there is nothing to wait for."""
     block.go(ids)

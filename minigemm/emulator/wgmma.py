@@ -136,9 +136,10 @@ def _meet(block: Block, site: Site, ids: np.ndarray) -> list[np.ndarray]:
     ready = []
     for number in np.unique(ids // WARPGROUP).tolist():
         mine = ids[ids // WARPGROUP == number]
-        if WARPGROUP * (number + 1) > block.threads:
-            raise block.fault(f"{_name(site)} needs a warpgroup, four warps from a multiple of 4 on: warp {int(mine[0]) >> 5} is in none, "
-                              f"the CTA has {block.threads} threads", site, mine)  # fmt: skip
+        if int(mine[0]) % block.cluster.stride // WARPGROUP * WARPGROUP + WARPGROUP > block.cluster.threads:
+            warp = block.cluster.warp(int(mine[0]) >> 5)
+            raise block.fault(f"{_name(site)} needs a warpgroup, four warps from a multiple of 4 on: {warp} is in none, "
+                              f"the CTA has {block.cluster.threads} threads", site, mine)  # fmt: skip
         if len(mine) == WARPGROUP:
             ready.append(mine)
             continue
@@ -161,8 +162,8 @@ def _why_meeting(block: Block, number: int, meeting: Meeting) -> str:
     come = sum(len(group) for group, _ in meeting.groups)
     gone = WARPGROUP - int(block.alive[WARPGROUP * number : WARPGROUP * (number + 1)].sum())
     exited = f", {gone} have exited" if gone else ""
-    return (f"{_name(meeting.site)} of warpgroup {number}, {come} of its 128 threads have come{exited}. All four warps of a warpgroup must execute it, "
-            "with all their lanes")  # fmt: skip
+    return (f"{_name(meeting.site)} of {block.cluster.warpgroup(number)}, {come} of its 128 threads have come{exited}. All four warps of a warpgroup must "
+            "execute it, with all their lanes")  # fmt: skip
 
 
 @serves("wgmma.fence")
@@ -219,7 +220,8 @@ def _issue(block: Block, site: Site, ids: np.ndarray) -> None:
     done = block.model.products[number] if block.model else 0.0
     product = Product(site, compute, group.clock, done)
     group.open.append(product)
-    block.event("wgmma issued", f"warpgroup {number}", f"m64n{shape.n}k32", site)
+    if block.watched:
+        block.event("wgmma issued", block.cluster.warpgroup(number), f"m64n{shape.n}k32", site)
     if block.kernel.schedule == "early":
         _compute(group, product)
         block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
@@ -275,7 +277,7 @@ def _uniform(block: Block, site: Site, ids: np.ndarray, values: np.ndarray, what
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """Where an operand lies: the addresses (rows, 2) of its 16-byte chunks, and the swizzle that its descriptor names."""
+    """Where an operand lies: the places (rows, 2) of its 16-byte chunks, and the swizzle that its descriptor names."""
 
     name: str
     chunks: np.ndarray
@@ -295,10 +297,12 @@ def _operand(block: Block, site: Site, ids: np.ndarray, bits: int, rows: int, na
     descriptor = Descriptor.decode(bits)
     chunks = descriptor.chunks(rows)
     low, high = int(chunks.min()), int(chunks.max()) + 16
-    if low < 1024 or high > len(block.shared):
+    if low < 1024 or high > block.cluster.size:
         raise block.fault(f"the descriptor of {name} ({bits:#x}: start {descriptor.start:#x}, stride {descriptor.stride} bytes, leading {descriptor.leading}, "
                           f"{descriptor.swizzle or 'no'} swizzle) leads to shared addresses [{low:#x}, {high:#x}) outside the CTA's [0x400, "
-                          f"{len(block.shared):#x})", site, ids)  # fmt: skip
+                          f"{block.cluster.size:#x})", site, ids)  # fmt: skip
+    if rank := block.cluster.rank_of(int(ids[0])):
+        chunks = chunks + rank * block.cluster.window
     return Operand(name, chunks, descriptor.swizzle)
 
 
@@ -352,7 +356,8 @@ def _retire(block: Block, group: Warpgroup, product: Product, ids: np.ndarray, s
     block.until(ids, product.done, "WGMMA", site)
     if block.order:
         block.order.tensor_core_done(ids, group.number, product.clock)
-    block.event("wgmma retired", f"warpgroup {group.number}", "", product.site)
+    if block.watched:
+        block.event("wgmma retired", block.cluster.warpgroup(group.number), "", product.site)
 
 
 # ---------------------------------------------------------------------------------------------------- registers
@@ -367,32 +372,38 @@ class Registers:
     waiters: list[tuple[np.ndarray, int, int, Site]] = field(default_factory=list)  # threads, ticket, count, site
 
 
-def _registers(block: Block) -> Registers:
-    """At the start every warp has the same: all that the CTA can get beside as many others on its SM as it is compiled for (`.minnctapersm`)."""
-    found = block.named.get("registers")
+def _registers(block: Block, thread: int) -> Registers:
+    """Those of the CTA of this thread. At the start every warp has the same: all that the CTA can get beside as many others on its SM as it is compiled for
+    (`.minnctapersm`)."""
+    rank = block.cluster.rank_of(thread)
+    found = block.named.get(("registers", rank))
     if found is None:
-        warps = -(-block.threads // 32)
+        warps = -(-block.cluster.threads // 32)
         (ctas,) = block.kernel.program.function.directives.get("minnctapersm", (1,))
         share = min(255, REGISTER_FILE // (-(-warps // 4) * 128 * max(ctas, 1))) // 8 * 8
-        found = block.named["registers"] = Registers(np.full(warps, share), 0)
+        found = block.named["registers", rank] = Registers(np.full(warps, share), 0)
     return found
+
+
+def _warps_in_cta(block: Block, ids: np.ndarray) -> np.ndarray:
+    return warps_of(ids) % block.cluster.warps
 
 
 @serves("setmaxnreg")
 def setmaxnreg(block: Block, site: Site, ids: np.ndarray) -> None:
     """`.dec` gives registers back to the CTA's pool, `.inc` waits until the pool has enough. A warp that exits gives nothing back: PTX does not promise it."""
-    registers = _registers(block)
     raises = "inc" in site.instruction.modifiers
     for group in _meet(block, site, ids):
+        registers, warps = _registers(block, int(group[0])), _warps_in_cta(block, group)
         count = int(block.arguments[group[0], 0])
-        warps = warps_of(group)
+        name = block.cluster.warpgroup(int(group[0]) // WARPGROUP)
         have = int(registers.limits[warps[0]])
         if count % 8 or not 24 <= count <= 256:
             raise block.fault(f"setmaxnreg {count}: expected a multiple of 8 from 24 to 256", site, group)
         if (raises and count < have) or (not raises and count > have):
             verb, other = ("inc", "dec") if raises else ("dec", "inc")
-            block.hazard("setmaxnreg", site, 0, int(group[0]), f"setmaxnreg.{verb} to {count} registers in warpgroup {int(group[0]) // WARPGROUP}, "
-                         f"which has {have}", (f"warpgroup {int(group[0]) // WARPGROUP}",), f"use setmaxnreg.{other}, or another count")  # fmt: skip
+            block.hazard("setmaxnreg", site, 0, int(group[0]), f"setmaxnreg.{verb} to {count} registers in {name}, "
+                         f"which has {have}", (name,), f"use setmaxnreg.{other}, or another count")  # fmt: skip
             block.go(group)
             continue
         if raises:
@@ -402,7 +413,7 @@ def setmaxnreg(block: Block, site: Site, ids: np.ndarray) -> None:
             registers.free += (have - count) * len(group)
             registers.limits[warps] = count
             block.go(group)
-    _hand_out(block, registers)
+        _hand_out(block, registers)
 
 
 def _why_registers(block: Block, registers: Registers, count: int, threads: int) -> str:
@@ -413,7 +424,7 @@ def _why_registers(block: Block, registers: Registers, count: int, threads: int)
 def _hand_out(block: Block, registers: Registers) -> None:
     still = []
     for group, ticket, count, site in registers.waiters:
-        warps = warps_of(group)
+        warps = _warps_in_cta(block, group)
         need = (count - int(registers.limits[warps[0]])) * len(group)
         if need <= registers.free:
             registers.free -= need
@@ -425,9 +436,10 @@ def _hand_out(block: Block, registers: Registers) -> None:
 
 
 def _check_registers(block: Block, site: Site, ids: np.ndarray) -> None:
-    limit = int(_registers(block).limits[int(ids[0]) >> 5])
+    thread = int(ids[0])
+    limit = int(_registers(block, thread).limits[thread % block.cluster.stride >> 5])
     if site.pressure > limit:
-        block.hazard("setmaxnreg", site, 0, int(ids[0]), f"warpgroup {int(ids[0]) // WARPGROUP} holds {site.pressure} FP32 values in registers at this WGMMA, "
-                     f"and setmaxnreg left it {limit} registers a thread", (f"warpgroup {int(ids[0]) // WARPGROUP}",),
+        name = block.cluster.warpgroup(int(ids[0]) // WARPGROUP)
+        block.hazard("setmaxnreg", site, 0, int(ids[0]), f"{name} holds {site.pressure} FP32 values in registers at this WGMMA, "
+                     f"and setmaxnreg left it {limit} registers a thread", (name,),
                      "raise the count of setmaxnreg.inc in the consumers, or take a smaller tile")  # fmt: skip
-

@@ -118,12 +118,6 @@ def test_a_box_is_a_sequence():
         emulator.TensorMap(torch.zeros(4, 8), 2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cluster", ["2, 1, 1", "1, 2, 1", "4"])
-def test_cluster_dims(cluster):
-    with pytest.raises(ValueError, match=r"cluster: k is compiled for clusters of .* \(__cluster_dims__\); only \(1, 1, 1\)"):
-        launch(f'extern "C" __global__ void __cluster_dims__({cluster}) k(int* o) {{ o[0] = 1; }}', zeros(), grid=4)
-
-
 def test_a_cluster_of_one():
     o = zeros()
     launch('extern "C" __global__ void __cluster_dims__(1, 1, 1) k(int* o) { o[0] = 1; }', o)
