@@ -29,10 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="source, PTX, SASS and resources of a stage")
     inspect.add_argument("stage")
     inspect.add_argument("--show", choices=("summary", "source", "ptx", "sass"), default="summary")
-    bench = commands.add_parser("bench", help="measure")
+    bench = commands.add_parser("bench", help="measure; by default minigemm's calls beside every peer, on a Hopper GPU")
     bench.add_argument("--emulator", action="store_true", help="the emulator's speed on one core")
     bench.add_argument("--ladder", action="store_true", help="TFLOPS of every stage on a Hopper GPU")
-    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--host", action="store_true", help="the host's time a call, on a Hopper GPU")
+    bench.add_argument("--peers", action="store_true", help="minigemm beside its peers: the default, to be said beside --host")
+    bench.add_argument("--shape", action="append", metavar="MxNxK", help="GROUPSxMxNxK with --layout contiguous or masked; may be repeated; default: 28 shapes")
+    bench.add_argument("--layout", choices=("dense", "contiguous", "masked"), help="of --shape (default: dense), or which of the 28 shapes")
+    bench.add_argument("--peer", action="append", metavar="NAME", help="only this one, beside minigemm; may be repeated; default: all that can be imported")
+    bench.add_argument("--rounds", type=int, default=30, help="calls that count of each; default: 30")
+    bench.add_argument("--reference", metavar="FILE", type=Path, help="times on another machine, to compare with (docs/benchmarking.md)")
+    bench.add_argument("--json", metavar="FILE", nargs="?", const="-", help="store everything; without FILE print it instead of the table")
+    bench.add_argument("--plot", metavar="FILE", type=Path, help="store a picture as PNG; needs matplotlib")
     precompile = commands.add_parser("precompile", help="compile what library calls of some shapes need, before the first of them")
     precompile.add_argument("shapes", nargs="+", metavar="N,K or M,N,K", help="2112,7168 for any number of rows; 64,2112,7168 for 64")
     precompile.add_argument("--layout", default="dense", help="dense, contiguous or masked; default: dense")
@@ -175,16 +183,67 @@ def _inspect(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
 
-    if not options.emulator and not options.ladder:
-        return _fail("bench: say what: --emulator or --ladder")
+    for file in (options.plot, None if options.json in (None, "-") else Path(options.json)):
+        if file is not None and not file.parent.is_dir():
+            return _fail(f"bench: there is no folder {file.parent} for {file.name}")
+    documents: list[dict[str, Any]] = []
+
+    def store(document: dict[str, Any]) -> None:
+        """Keep all that was measured so far: a run that is cut off leaves what it had."""
+        if options.json not in (None, "-"):
+            kept = [*documents, document]
+            Path(options.json).write_text(json.dumps(kept[0] if len(kept) == 1 else kept, indent=1) + "\n", encoding="utf-8")
+
+    status = 0
     try:
         for wanted, measure, as_text in ((options.emulator, bench.emulator_speed, bench.as_text), (options.ladder, bench.ladder, bench.ladder_as_text)):
             if wanted:
                 results = measure()
-                print(json.dumps(results, indent=1) if options.json else as_text(results))
-    except ValueError as error:
+                store(results)
+                documents.append(results)
+                if options.json != "-":
+                    print(as_text(results))
+        if options.peers or options.host or not documents:
+            results = _compared(options, store)
+            store(results)
+            documents.append(results)
+            if options.json != "-":
+                bench.show(results)
+            if options.plot is not None and any(row["timed"] for row in results["rows"]):
+                bench.plot(results).save(options.plot)
+            status = 1 if results["lost"] or any("minigemm" not in row["timed"] for row in results["rows"]) else 0
+    except (ValueError, OSError) as error:
         return _fail(str(error))
-    return 0
+    if options.json == "-":
+        for document in documents:
+            print(json.dumps(document, indent=1))
+    return status
+
+
+def _compared(options: argparse.Namespace, store: Any) -> dict[str, Any]:
+    """What `bench --peers` and `--host` measure. ValueError for what is wrong with the options, before anything is measured."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from . import bench
+    from .bench import report, shapes
+
+    if options.rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {options.rounds}")
+    if options.plot is not None:
+        report.check_plot()
+    chosen = [shapes.parse(text, options.layout) for text in options.shape or ()]
+    if not chosen and (options.peers or not options.host):
+        chosen = [shape for shape in shapes.DEFAULT if options.layout in (None, shape.layout)]
+    peers = bench.named(options.peer)
+    reference = bench.Reference.read(options.reference) if options.reference is not None else None
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting")
+
+        def heard(text: str) -> None:
+            progress.update(task, description=text)
+
+        return bench.compare(chosen, peers, options.rounds, reference, with_host=options.host, progress=heard, store=store)
 
 
 def _precompile(options: argparse.Namespace) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import pytest
 import torch
 
 import minigemm
 from minigemm import plan, quantize
+from minigemm.bench import host_time
 
 from .test_api import bits, experts, stacked
 
@@ -202,31 +202,8 @@ def test_bits_of_a_row_do_not_depend_on_m():
 
 def test_host_time():
     """Printed, and bounded loosely: machines differ. Ten thousand calls, with the same tensors and with eight sets in turn."""
-    sets = [operands(64, 128, 256, seed) for seed in range(8)]
-    outs = [torch.empty(64, 128, dtype=torch.bfloat16, device="cuda") for _ in sets]
-    pairs = [((a.data, a.scale), (b.data, b.scale), d) for (a, b), d in zip(sets, outs, strict=True)]
-
-    def measure(rotate):
-        for a, b, d in pairs:
-            minigemm.fp8_gemm_nt(a, b, d)
-        total = 0.0
-        for _ in range(100):  # short of the queue's length, so that the GPU never holds a launch back
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for number in range(100):
-                minigemm.fp8_gemm_nt(*pairs[number % 8 if rotate else 0])
-            total += time.perf_counter() - start
-        return total / 10_000 * 1e6
-
-    same, rotating = measure(False), measure(True)
     device = torch.device("cuda", torch.cuda.current_device())
-    minigemm.precompile([(128, 256)], progress=False)
-    a, b = operands(1000, 128, 256)
-    parts = [(a.data[:m], minigemm.to_m_major(a.scale[:m])) for m in range(500, 700)]
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for part in parts:
-        minigemm.fp8_gemm_nt(part, b)  # a new m each time
-    new_m = (time.perf_counter() - start) / 200 * 1e6
-    print(f"host time, us a call: the same tensors {same:.2f}, eight sets in turn {rotating:.2f}, a new m {new_m:.1f} on {torch.cuda.get_device_name(device)}")
-    assert same < 20 and rotating < 20 and new_m < 300
+    found = host_time(device, fresh=False)
+    print(f"host time, us a call: the same tensors {found['same_us']:.2f}, eight sets in turn {found['rotating_us']:.2f}, a new m {found['new_m_us']:.1f}"
+          f" on {torch.cuda.get_device_name(device)}")  # fmt: skip
+    assert found["same_us"] < 20 and found["rotating_us"] < 20 and found["new_m_us"] < 300

@@ -1,0 +1,143 @@
+"""What the host does for a call: microseconds until it may go on, with what is known and with what is new."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import api, quantize
+from ..layout import to_m_major
+from ..precompiling import precompile
+
+__all__ = ["as_text", "host_time"]
+
+CALLS = 10_000
+BURST = 100  # calls between two waits: short of the launch queue's length, so that the GPU never holds the host back
+SETS = 8
+M, N, K = 64, 128, 256  # so small that the GPU is the faster of the two
+NEW_M = range(500, 700)
+FRESH = ((64, 2112, 7168), (4096, 4096, 7168))  # the first shape of a process, and another that gets another tile
+PATIENCE = 600  # seconds for a fresh process
+
+#: Prints, as JSON, seconds of the import and of the first call of each shape; the GPU is awake before.
+_FRESH_PROCESS = """
+import json, sys, time
+import torch
+device = sys.argv[1]
+torch.zeros(1, device=device).item()
+start = time.perf_counter()
+import minigemm
+call = minigemm.fp8_gemm_nt
+from minigemm import quantize
+seconds = [time.perf_counter() - start]
+for m, n, k in json.loads(sys.argv[2]):
+    a = quantize.quantize(torch.randn(m, k, device=device), "1x128")
+    b = quantize.quantize(torch.randn(n, k, device=device), "128x128")
+    d = torch.empty(m, n, dtype=torch.bfloat16, device=device)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call((a.data, a.scale), (b.data, b.scale), d)
+    seconds.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+print(json.dumps(seconds))
+"""
+
+
+def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> dict[str, Any]:
+    """Host time of `fp8_gemm_nt` on a Hopper GPU.
+
+    Args:
+        calls: of each kind of repeated call; a multiple of 100.
+        fresh: start processes too, one with an empty cache and one with what that one left.
+
+    Returns:
+        us a call: `same_us` (the same tensors), `rotating_us` (eight sets in turn), `new_m_us` (a new m for a known n and k, everything compiled). Seconds of
+        the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the kernels compiled before and found
+        on disk, `first_call_cold_s`, `new_shape_cold_s` with an empty cache; `import_s`. Where a process fails, `error` says why instead.
+    """
+    sets = []
+    for seed in range(SETS):
+        a = quantize.quantize(quantize.activations(M, K, seed=seed, device=device), "1x128")
+        b = quantize.quantize(quantize.weights(N, K, seed=seed + 1, device=device), "128x128")
+        sets.append(((a.data, a.scale), (b.data, b.scale), torch.empty(M, N, dtype=torch.bfloat16, device=device)))
+    found: dict[str, Any] = {
+        "m": M,
+        "n": N,
+        "k": K,
+        "calls": calls,
+        "same_us": _repeated(sets[:1], calls, device),
+        "rotating_us": _repeated(sets, calls, device),
+    }
+    found["new_m_us"] = _new_m(device)
+    return found | (_fresh(device) if fresh else {})
+
+
+def _repeated(sets: list[Any], calls: int, device: torch.device) -> float:
+    """us a call, these operands in turn, all of them called before."""
+    for a, b, d in sets:
+        api.fp8_gemm_nt(a, b, d)
+    total = 0.0
+    for _ in range(calls // BURST):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for number in range(BURST):
+            api.fp8_gemm_nt(*sets[number % len(sets)])
+        total += time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    return total / (calls // BURST * BURST) * 1e6
+
+
+def _new_m(device: torch.device) -> float:
+    precompile([(N, K)], device=device, progress=False)
+    a = quantize.quantize(quantize.activations(max(NEW_M), K, device=device), "1x128")
+    b = quantize.quantize(quantize.weights(N, K, device=device), "128x128")
+    parts = [(a.data[:m], to_m_major(a.scale[:m])) for m in NEW_M]
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for part in parts:
+        api.fp8_gemm_nt(part, b)
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    return seconds / len(NEW_M) * 1e6
+
+
+def _fresh(device: torch.device) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        above = str(Path(__file__).parents[2])  # where this minigemm is, installed or not
+        environment = {**os.environ, "MINIGEMM_CACHE_DIR": folder, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
+        found: dict[str, Any] = {"fresh_shapes": [list(shape) for shape in FRESH]}
+        for cold in ("_cold", ""):
+            command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
+            try:
+                answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE)
+                imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
+            except (OSError, subprocess.SubprocessError, ValueError) as error:
+                said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
+                return {**found, "error": f"a fresh process failed: {said[:300]}"}
+            found.update({f"first_call{cold}_s": first, f"new_shape{cold}_s": new, "import_s": imported})
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A table for the terminal."""
+    shown = [
+        ("the same tensors", found.get("same_us"), "us"),
+        (f"{SETS} sets of tensors in turn", found.get("rotating_us"), "us"),
+        ("a new m, n and k known", found.get("new_m_us"), "us"),
+        ("first call of a process, kernels on disk", found.get("first_call_s"), "s"),
+        ("first call of another shape, on disk", found.get("new_shape_s"), "s"),
+        ("first call of a process, empty cache", found.get("first_call_cold_s"), "s"),
+        ("first call of another shape, empty cache", found.get("new_shape_cold_s"), "s"),
+    ]
+    of = f" ({found['calls']:,} calls of {found['m']} x {found['n']} x {found['k']})" if "calls" in found else ""
+    lines = [f"host time a call, fp8_gemm_nt{of}"]
+    lines += [f"  {what:42s} {value:9.3f} {unit}" for what, value, unit in shown if value is not None]
+    return "\n".join(lines + ([f"  {found['error']}"] if found.get("error") else []))
