@@ -11,6 +11,7 @@ from .accumulators import accumulators, alignment, held_by
 from .counts import compare, recorded, recorded_runs
 from .descriptors import descriptor, operand_reads, wgmma_widths
 from .formats import bits, number_line, spacing
+from .groups import Routing, contiguous_layout, masked_layout, route, routing, search
 from .ladder import ladder
 from .lesson import device, edited
 from .listing import code, diff, loop, loop_mix, lowered
@@ -20,6 +21,7 @@ from .ring import Film, ring, ring_budget, ring_film
 from .roles import handshake, registers
 from .roofline import H100, H200, gemm_intensity, product, roofline
 from .scales import error_curves, scale_columns, scale_layout, scale_map
+from .schedule import in_turn, raster, raster_traffic, tail, waves
 from .style import Html, Picture
 from .swizzles import box, swizzles
 from .tiles import footprint, mismatches, per_product, tiles
@@ -31,6 +33,7 @@ __all__ = [
     "Film",
     "Html",
     "Picture",
+    "Routing",
     "accumulation",
     "accumulation_errors",
     "accumulators",
@@ -42,6 +45,7 @@ __all__ = [
     "channel_errors",
     "code",
     "compare",
+    "contiguous_layout",
     "descriptor",
     "device",
     "diff",
@@ -52,11 +56,13 @@ __all__ = [
     "gemm_intensity",
     "handshake",
     "held_by",
+    "in_turn",
     "ladder",
     "landing",
     "loop",
     "loop_mix",
     "lowered",
+    "masked_layout",
     "mismatches",
     "number_line",
     "operand_reads",
@@ -64,6 +70,8 @@ __all__ = [
     "per_product",
     "phases",
     "product",
+    "raster",
+    "raster_traffic",
     "recorded",
     "recorded_runs",
     "registers",
@@ -72,16 +80,21 @@ __all__ = [
     "ring_budget",
     "ring_film",
     "roofline",
+    "route",
+    "routing",
     "running_sum",
     "scale_columns",
     "scale_layout",
     "scale_map",
     "scale_sweep",
+    "search",
     "sectors",
     "spacing",
     "swizzles",
+    "tail",
     "tiles",
     "timeline",
     "waiting_for",
+    "waves",
     "wgmma_widths",
 ]

@@ -575,5 +575,5 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), righ
 # maps](https://docs.nvidia.com/cuda/parallel-thread-execution/#tensor-tensormap) and their alignment.
 # - DeepGEMM, a library of FP8 GEMMs with this scheme, from the authors of DeepSeek-V3.
 #
-# **Next:** the persistent kernel. One CTA an SM works through many tiles, in an order that keeps operands in the L2
-# cache, and the epilogue of a tile hides behind the products of the next.
+# **Next:** [08 persistent](08_persistent.ipynb). One CTA an SM works through many tiles, in an order that keeps operands
+# in the L2 cache, and the epilogue of a tile hides behind the products of the next.
