@@ -1,4 +1,4 @@
-"""python -m minigemm tour | doctor | inspect | bench | precompile | test-gpu"""
+"""python -m minigemm tour | doctor | inspect | trace | bench | precompile | test-gpu"""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="source, PTX, SASS and resources of a stage")
     inspect.add_argument("stage")
     inspect.add_argument("--show", choices=("summary", "source", "ptx", "sass"), default="summary")
+    trace = commands.add_parser("trace", help="who was busy and who waited in one CTA: measured on a Hopper GPU, else by the emulator's model")
+    trace.add_argument("stage", help="from s03_tma on, without clusters; s06_warp_specialized, or 6")
+    trace.add_argument("--problem", metavar="MxNxK", help="default: 4096x4096x2048 on a GPU, 256x256x512 on the emulator")
+    trace.add_argument("--cta", type=int, default=0, help="which one, on a GPU; default: 0")
+    trace.add_argument("--source", metavar="FILE", type=Path, help="your own version of the stage's .cu")
+    trace.add_argument("--json", metavar="FILE", nargs="?", const="-", help="store the timeline, as docs/results has it; without FILE print it instead")
+    trace.add_argument("--plot", metavar="FILE", type=Path, help="store the picture as PNG; needs matplotlib")
+    trace.add_argument("--overhead", action="store_true", help="measure too what tracing costs, and compare the bits of d")
     bench = commands.add_parser("bench", help="measure; by default minigemm's calls beside every peer, on a Hopper GPU")
     bench.add_argument("--emulator", action="store_true", help="the emulator's speed on one core")
     bench.add_argument("--ladder", action="store_true", help="TFLOPS of every stage on a Hopper GPU")
+    bench.add_argument("--multicast", action="store_true", help="s09_multicast beside s08_persistent at the same tiles, on a Hopper GPU")
     bench.add_argument("--host", action="store_true", help="the host's time a call, on a Hopper GPU")
     bench.add_argument("--peers", action="store_true", help="minigemm beside its peers: the default, to be said beside --host")
     bench.add_argument("--shape", action="append", metavar="MxNxK", help="GROUPSxMxNxK with --layout contiguous or masked; may be repeated; default: 28 shapes")
@@ -52,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu.add_argument("--tests", choices=("yes", "no"), default="yes")
     gpu.add_argument("--sanitizer", choices=("yes", "no"), default="yes")
     options = parser.parse_args(arguments)
-    run = {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "bench": _bench, "precompile": _precompile, "test-gpu": _test_gpu}
+    run = {"tour": _tour, "doctor": _doctor, "inspect": _inspect, "trace": _trace, "bench": _bench, "precompile": _precompile, "test-gpu": _test_gpu}
     return run[options.command](options)
 
 
@@ -180,6 +189,63 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trace(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from . import quantize, tour, tracing
+    from .kernels import stage_named
+
+    for file in (options.plot, None if options.json in (None, "-") else Path(options.json)):
+        if file is not None and not file.parent.is_dir():
+            return _fail(f"trace: there is no folder {file.parent} for {file.name}")
+    device = tour.best_device()
+    size = options.problem or ("4096x4096x2048" if device.type == "cuda" else "256x256x512")
+    try:
+        m, n, k = (int(part) for part in size.lower().split("x"))
+        if min(m, n, k) < 1:
+            raise ValueError
+    except ValueError:
+        return _fail(f"problem: expected MxNxK, such as 4096x4096x2048, got {size!r}")
+    try:
+        stage = stage_named(options.stage).stage
+        a = quantize.quantize(quantize.activations(m, k, device=device), stage.granularities[0])
+        b = quantize.quantize(quantize.weights(n, k, seed=1, device=device), stage.granularities[1])
+        timeline = tracing.trace(stage, a, b, source=options.source, cta=options.cta)
+        cost = tracing.overhead(stage, a, b, source=options.source) if options.overhead else None
+    except (TypeError, ValueError) as error:
+        return _fail(str(error))
+    if cost is not None:
+        timeline.about["overhead"] = {**asdict(cost), "slowdown": round(cost.slowdown, 4)}
+    text = json.dumps(timeline.to_dict())
+    if options.json == "-":
+        print(text)
+    else:
+        if options.json is not None:
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
+        _show_trace(timeline)
+    if options.plot is not None:
+        from . import views
+
+        try:
+            views.timeline(timeline, title=f"{stage.name}, {m} x {n} x {k}").save(options.plot)
+        except ImportError as error:
+            return _fail(f"plot: {error}; pip install matplotlib")
+    return 0 if cost is None or cost.same_bits else 1
+
+
+def _show_trace(timeline: Any) -> None:
+    about = timeline.about
+    where = f"measured on {about['gpu']}" if timeline.source == "measured" else "by the emulator's model, not a measurement (no Hopper GPU here)"
+    print(f"{about['stage']}, {about['m']} x {about['n']} x {about['k']}, CTA {about['cta']}: {timeline.end:,.0f} {timeline.unit}, {where}")
+    print(f"  the tensor core is busy {timeline.share('busy', 'tensor core'):.0%}; TMA has {timeline.share('busy', 'TMA'):.1f} copies in flight on average")
+    print("  " + ", ".join(f"{what} {count}" for what, count in about["events"].items()))
+    if about["lost"]:
+        print(f"  {about['lost']} events found no room and are not shown")
+    if cost := about.get("overhead"):
+        bits = "the same bits" if cost["same_bits"] else "OTHER BITS"
+        print(f"  the trace build takes {cost['slowdown']:.3f} of the plain one's time and gives {bits}")
+
+
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
 
@@ -196,7 +262,11 @@ def _bench(options: argparse.Namespace) -> int:
 
     status = 0
     try:
-        for wanted, measure, as_text in ((options.emulator, bench.emulator_speed, bench.as_text), (options.ladder, bench.ladder, bench.ladder_as_text)):
+        for wanted, measure, as_text in (
+            (options.emulator, bench.emulator_speed, bench.as_text),
+            (options.ladder, bench.ladder, bench.ladder_as_text),
+            (options.multicast, bench.multicast_gain, bench.multicast_as_text),
+        ):
             if wanted:
                 results = measure()
                 store(results)

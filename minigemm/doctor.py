@@ -56,7 +56,7 @@ def _nvrtc() -> Finding:
 
     stage = stages()[0].stage
     try:  # a wheel that is installed may still not load: let it compile
-        cold, warm = jit.measure(stage.source, stage.default_config(Problem(256, 256, 512)), name=stage.name, kernel=stage.name)
+        cold, warm = jit.measure(stage.source, stage.default_config(Problem(256, 256, 512)), name=stage.name, kernel=stage.kernel)
     except ValueError as error:
         return Finding("NVRTC", False, "cannot compile", str(error))
     kept = f"and comes from the cache in {warm * 1e3:.1f} ms" if cache.folder() else "in every process anew, since there is no cache"

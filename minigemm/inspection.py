@@ -174,6 +174,7 @@ def inspect(
         if not isinstance(module, ModuleType) or module.__file__ is None:
             raise TypeError(f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}")
         path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
+        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
         config = config or module.default_config(_PROBLEM)
     path = Path(source) if source is not None else path
     built = jit.build(path, config, name=name, kernel=kernel or name)

@@ -35,6 +35,7 @@ __all__ = [
 
 SMS = 132  # of the GPU that the emulator stands for, an H100 SXM
 CLOCK = 1_755_000_000  # Hz, at which bytes a second become bytes a cycle
+MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 ROWS = 64  # which every tile has a multiple of
 PREPARED_LIMIT = 4096  # launches that stand ready, some 4 KB each: a few for each weight of a large model
 
@@ -126,10 +127,8 @@ def sms_of(device: torch.device) -> int:
 @functools.lru_cache(maxsize=4096)
 def fitting(tile: tuning.Tile, n: int, k: int, out_fp32: bool, accumulate: bool) -> Config | None:
     """The kernel's config for a tile, with as many stages as fit; None where no number of them does."""
-    if tile.splits != 1:
-        return None
-    for stages in range(12, 1, -1):
-        config = kernel.Config(tile.block_m, tile.block_n, stages, tile.consumers, out_fp32=out_fp32, accumulate=accumulate)
+    for stages in range(MOST_STAGES // tile.splits * tile.splits, 1, -tile.splits):
+        config = kernel.Config(tile.block_m, tile.block_n, stages, tile.consumers, tile.splits, out_fp32=out_fp32, accumulate=accumulate)
         if kernel.is_legal(config, Problem(1, n, k)):
             return config
     return None
@@ -209,8 +208,8 @@ def loaded_kernel(config: Config, device: torch.device) -> Any:
     """The kernel under this config, as the device's runtime launches it: compiled where no cache holds it."""
     held = _loaded.get((config, device))
     if held is None:
-        name = kernel.stage.name
-        built = jit.build(kernel.stage.source, config, name=name, kernel=name)
+        stage = kernel.stage
+        built = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
         held = _loaded[config, device] = runtime.of(device).load(built, config.shared_bytes, device)
     return held
 

@@ -98,7 +98,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def _build(config: Config) -> jit.Kernel:
-    return jit.build(kernel.stage.source, config, name=kernel.stage.name, kernel=kernel.stage.name)
+    return jit.build(kernel.stage.source, config, name=kernel.stage.name, kernel=kernel.stage.kernel)
 
 
 @contextmanager

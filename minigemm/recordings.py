@@ -28,12 +28,14 @@ SHAPES = (
     (1, 1, 16), (1, 77, 48), (77, 1, 16), (8, 8, 32), (16, 24, 64), (33, 40, 80), (64, 64, 128), (65, 63, 144), (17, 72, 256), (48, 31, 272), (96, 16, 512),
     (40, 56, 1040),
 )  # fmt: skip
+LAYOUTS = ("contiguous", "prefix sums", "masked")  # of s10_grouped, besides the dense one
+GROUPS, ALIGNMENT = 3, 8
 LONG_SHAPES = ((130, 264, 528), (16, 24, 4224))  # of the tensor-core stages besides: tiles in both directions, and more than 32 steps of 128
 
 
 @dataclass(frozen=True)
 class Case:
-    """One product: the stage, the problem, the config's fields and the kind of numbers."""
+    """One product: the stage, the problem, the config's fields, the kind of numbers, and how groups lie (m rows in all; of each group, if masked)."""
 
     stage: str
     m: int
@@ -41,12 +43,13 @@ class Case:
     k: int
     config: tuple[tuple[str, int], ...]
     regime: str
+    layout: str = "dense"
 
     @property
     def name(self) -> str:
         """The key under which the output bits are kept."""
         fields = ",".join(f"{name}={value}" for name, value in self.config)
-        return f"{self.stage} {self.m}x{self.n}x{self.k} {fields} {self.regime}"
+        return f"{self.stage} {self.m}x{self.n}x{self.k} {fields} {self.regime}" + f" {self.layout}" * (self.layout != "dense")
 
     @property
     def seed(self) -> int:
@@ -83,6 +86,23 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
         {"block_m": 192, "block_n": 96, "stages": 2, "consumers": 3},
         {"block_m": 64, "block_n": 192, "stages": 3, "consumers": 1, "out_fp32": 1},
     ),
+    "s08_persistent": (
+        {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1, "ctas": 1},
+        {"block_m": 128, "block_n": 112, "stages": 4, "consumers": 2, "ctas": 3, "raster": 2},
+        {"block_m": 256, "block_n": 48, "stages": 3, "consumers": 2, "raster_m": 1},
+        {"block_m": 64, "block_n": 80, "stages": 3, "consumers": 1, "out_fp32": 1, "ctas": 2},
+    ),
+    "s09_multicast": (
+        {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1, "ctas": 2},
+        {"block_m": 128, "block_n": 112, "stages": 4, "consumers": 2, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 256, "block_n": 48, "stages": 3, "consumers": 2, "ctas": 4, "out_fp32": 1},
+    ),
+    "s10_grouped": (
+        {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1, "ctas": 1},
+        {"block_m": 128, "block_n": 80, "stages": 4, "consumers": 2, "splits": 2, "ctas": 3},
+        {"block_m": 64, "block_n": 48, "stages": 4, "consumers": 1, "splits": 4, "out_fp32": 1},
+        {"block_m": 192, "block_n": 96, "stages": 2, "consumers": 3},
+    ),
 }
 
 
@@ -93,6 +113,8 @@ def cases() -> Iterator[Case]:
         for c, config in enumerate(CONFIGS.get(name, ())):
             for s, (m, n, k) in enumerate(SHAPES + (LONG_SHAPES if name >= "s04" else ())):
                 yield Case(name, m, n, k, tuple(sorted(config.items())), REGIMES[(s + c) % len(REGIMES)])
+                if name == "s10_grouped":  # each config with one layout of groups too, and each shape with all of them
+                    yield Case(name, m, n, k, tuple(sorted(config.items())), REGIMES[(s + c) % len(REGIMES)], LAYOUTS[(s + c) % len(LAYOUTS)])
 
 
 def splitmix64(seed: int, count: int) -> np.ndarray:
@@ -104,12 +126,13 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-def inputs(case: Case) -> tuple[Quantized, Quantized]:
-    """a and b of a case, as e4m3 bit patterns with their scales, on the CPU."""
+def inputs(case: Case, group: int = 0) -> tuple[Quantized, Quantized]:
+    """a and b of a case, or of one of its groups, as e4m3 bit patterns with their scales, on the CPU."""
     of_a, of_b = stage_named(case.stage).stage.granularities
+    seed = case.seed + 4 * group
     return (
-        Quantized(_bytes(case, case.seed, case.m), _scales(case.seed + 1, case.m, case.k, of_a), of_a),
-        Quantized(_bytes(case, case.seed + 2, case.n), _scales(case.seed + 3, case.n, case.k, of_b), of_b),
+        Quantized(_bytes(case, seed, case.m), _scales(seed + 1, case.m, case.k, of_a), of_a),
+        Quantized(_bytes(case, seed + 2, case.n), _scales(seed + 3, case.n, case.k, of_b), of_b),
     )
 
 
@@ -141,10 +164,36 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
     """The case's d as the bits of its elements, uint16 or uint32, computed on a device."""
     module = stage_named(case.stage)
     config = module.Config(**dict(case.config))
-    a, b = (q.to(device) for q in inputs(case))
-    if dict(case.config).get("out_fp32"):
-        return module.gemm(a, b, config, out_dtype=torch.float32).cpu().view(torch.int32).numpy().view(np.uint32)
-    return module.gemm(a, b, config).cpu().view(torch.int16).numpy().view(np.uint16)
+    fp32 = bool(dict(case.config).get("out_fp32"))
+    dtype = torch.float32 if fp32 else torch.bfloat16
+    if case.layout != "dense":
+        d = _grouped(case, config, dtype, device)
+    else:
+        a, b = (q.to(device) for q in inputs(case))
+        d = module.gemm(a, b, config, out_dtype=dtype) if fp32 else module.gemm(a, b, config)
+    return d.cpu().view(torch.int32).numpy().view(np.uint32) if fp32 else d.cpu().view(torch.int16).numpy().view(np.uint16)
+
+
+def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """d of a grouped case, 1 where nothing is written."""
+    module = stage_named(case.stage)
+    parts = [inputs(case, group) for group in range(GROUPS)]
+    (a, sfa), (b, sfb) = (
+        (torch.stack([q.data.view(torch.uint8) for q in each]).view(torch.float8_e4m3fn).to(device), torch.stack([q.scale for q in each]).to(device))
+        for each in zip(*parts, strict=True)
+    )
+    drawn = torch.from_numpy((splitmix64(case.seed + 99, case.m) >> np.uint64(33)).astype(np.int64))
+    if case.layout == "masked":
+        d = torch.ones(GROUPS, case.m, case.n, dtype=dtype, device=device)
+        module.grouped_masked(a, sfa, b, sfb, d, (drawn[:1].repeat(GROUPS) // torch.arange(1, GROUPS + 1) % (case.m + 1)).int().to(device), config)
+        return d
+    d = torch.ones(case.m, case.n, dtype=dtype, device=device)
+    if case.layout == "contiguous":  # a new id every five rows, -1 among them
+        index = (drawn[torch.arange(case.m) // 5] % (GROUPS + 1) - 1).int().to(device)
+    else:
+        index = (drawn[0] % (case.m + 1) * torch.arange(1, GROUPS + 1) // GROUPS).int().to(device)
+    module.grouped_contiguous(a[0], sfa[0], b, sfb, d, index, config, prefix_sums=case.layout == "prefix sums", alignment=ALIGNMENT)
+    return d
 
 
 def source_hash() -> str:

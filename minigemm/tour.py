@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -116,7 +117,7 @@ def _one(
     }  # fmt: skip
     try:
         progress(f"{stage.name}: compiling")
-        row["compile_s"], row["warm_s"] = jit.measure(stage.source, config, name=stage.name, kernel=stage.name)
+        row["compile_s"], row["warm_s"] = jit.measure(stage.source, config, name=stage.name, kernel=stage.kernel)
         progress(f"{stage.name}: running")
         with observe() as seen:
             started = time.perf_counter()
@@ -168,20 +169,24 @@ def _first(q: Quantized, rows: int) -> Quantized:
     return Quantized(q.data[:rows].cpu(), q.scale.cpu() if blocks is None else q.scale[:blocks].cpu(), q.granularity)
 
 
-def tensor_core_result(stage: Stage, a: Quantized, b: Quantized) -> torch.Tensor:
-    """float32 (m, n) on the CPU: what a stage computes, every bit of it, before it rounds to the dtype of d. For the stages with WGMMA."""
+def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1) -> torch.Tensor:
+    """float32 (m, n) on the CPU: what a stage computes, every bit of it, before it rounds to the dtype of d. For the stages with WGMMA.
+
+    splits: of the config; that many sums take every so-manieth 128 of k, and are added up in order.
+    """
     a, b = a.to("cpu"), b.to("cpu")
     if stage.sums == "tensor core":
         return _sums(a.data, b.data) * (a.scale * b.scale)
-    acc = np.zeros((a.data.shape[0], b.data.shape[0]), np.float32)
+    accs = [np.zeros((a.data.shape[0], b.data.shape[0]), np.float32) for _ in range(splits)]
     scale_b = b.scale.repeat_interleave(BLOCK, 0)[: b.data.shape[0]]
     for step in range(a.scale.shape[1]):
         columns = slice(step * BLOCK, (step + 1) * BLOCK)
         partial = _sums(a.data[:, columns], b.data[:, columns])
         scale = (a.scale[:, step, None] * scale_b[None, :, step]).numpy()
         # a long double holds the product exactly and the sum nearly so: what a fused multiply-add rounds once
-        acc = (scale.astype(np.longdouble) * partial.numpy() + acc).astype(np.float32)
-    return torch.from_numpy(acc)
+        exact = scale.astype(np.longdouble) * partial.numpy() + accs[step % splits]
+        accs[step % splits] = exact.astype(np.float32)
+    return torch.from_numpy(functools.reduce(np.add, accs))
 
 
 def _sums(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -82,6 +82,21 @@ CONFIGS = {
         {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2},
         {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "out_fp32": True, "ctas": 2},
     ],
+    "s09_multicast": [
+        {"ctas": 2},
+        {"ctas": 2, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 128, "block_n": 128, "stages": 5},
+        {"block_m": 128, "block_n": 128, "stages": 5, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 4, "raster": 2},
+        {"block_m": 64, "block_n": 32, "stages": 5, "consumers": 1, "ctas": 2, "raster": 1, "raster_m": True, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 2, "ctas": 3, "raster_m": True, "cluster_m": 1},
+        {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 2},
+        {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
+        {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
+        {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "cluster_m": 1, "cluster_n": 2},
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "out_fp32": True, "ctas": 2},
+    ],
     "s10_grouped": [
         {"ctas": 1},
         {"block_m": 128, "block_n": 128, "stages": 5},
@@ -94,6 +109,10 @@ CONFIGS = {
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
         {"out_fp32": True},
         {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "out_fp32": True},
+        {"block_m": 64, "block_n": 16, "stages": 8, "consumers": 1, "splits": 4, "ctas": 3},
+        {"block_m": 64, "block_n": 96, "stages": 4, "consumers": 1, "splits": 2},
+        {"block_m": 128, "block_n": 48, "stages": 4, "consumers": 1, "splits": 4, "ctas": 2, "out_fp32": True},
+        {"block_m": 128, "block_n": 80, "stages": 6, "consumers": 2, "splits": 2, "ctas": 2},
     ],
 }
 
@@ -107,8 +126,12 @@ MANY = {
     "s08_persistent": {
         "block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3), "ctas": (0, 5), "raster_m": (0, 1),
     },
+    "s09_multicast": {
+        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 160), "stages": (2, 4), "consumers": (1, 2, 3), "ctas": (0, 4), "cluster_m": (1, 2),
+        "cluster_n": (1, 2),
+    },
     "s10_grouped": {
-        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3), "out_fp32": (0, 1),
+        "block_m": (64, 128, 192, 256), "block_n": (16, 80, 128, 160), "stages": (2, 4), "consumers": (1, 2, 3), "splits": (1, 2, 4),
     },
 }
 
@@ -142,7 +165,7 @@ def guarded_gemm(module: ModuleType, a: Quantized, b: Quantized, config: Config 
     words = problem.m * problem.n * dtype.itemsize // 2
     memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=device)
     d = memory[GUARD : GUARD + words].view(dtype).view(problem.m, problem.n)
-    kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.name)
+    kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
     launch = stage.launch(a, b, d, problem, config)
     machine = runtime.of(device)
     machine.launch(machine.load(kernel, launch.shared, device), launch)

@@ -16,13 +16,15 @@ from minigemm import api, plan, quantize, runtime
 from minigemm.kernels import s07_promoted, s10_grouped
 from minigemm.layout import is_m_major
 from minigemm.quantize import Quantized
+from minigemm.tour import tensor_core_result
 
 SMALL = s10_grouped.Config(64, 32, 3, 1)
 POISON = 3.0
 
 
 @pytest.fixture(autouse=True)
-def default_settings():
+def settings():
+    minigemm.set_batch_invariant(True)  # k in one order, as s07 sums it
     yield
     minigemm.set_num_sms(None)
     minigemm.set_batch_invariant(False)
@@ -78,6 +80,19 @@ def test_dense_has_the_bits_of_s07(m, n, k, dtype):
     a, b = operands(m, n, k)
     d = minigemm.fp8_gemm_nt(a, b, out_dtype=dtype)
     assert d.dtype == dtype and torch.equal(bits(d), bits(s07_promoted.gemm(a, b, out_dtype=dtype)))
+
+
+@pytest.mark.parametrize("m, n, k", [(5, 77, 1040), (100, 40, 640)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_rows_split_k(m, n, k, dtype):
+    minigemm.set_batch_invariant(False)
+    a, b = operands(m, n, k)
+    splits = plan.config_for(plan.Call("dense", m, n, k, out_fp32=dtype == torch.float32), torch.device("cpu")).splits
+    assert splits > 1
+    d = minigemm.fp8_gemm_nt(a, b, out_dtype=dtype)
+    assert torch.equal(bits(d), bits(tensor_core_result(s10_grouped.stage, a, b, splits).to(dtype)))
+    minigemm.set_batch_invariant(True)
+    assert torch.equal(bits(minigemm.fp8_gemm_nt(a, b, out_dtype=dtype)), bits(s07_promoted.gemm(a, b, out_dtype=dtype)))
 
 
 def test_every_form_of_an_operand():

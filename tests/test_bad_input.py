@@ -209,6 +209,14 @@ ILLEGAL = {
         ({"block_m": 128, "block_n": 176}, "block_n must be at most 128, or 144, 160 or 192"),
         ({"stages": 4}, "bytes of shared memory exceed"),
     ],
+    "s09_multicast": [
+        ({"cluster_m": 4}, "cluster_m must be 1 or 2, got 4"),
+        ({"cluster_n": 0}, "cluster_n must be 1 or 2, got 0"),
+        ({"cluster_m": 2, "cluster_n": 2}, "cluster_m and cluster_n must not both be 2"),
+        ({"ctas": 131}, "ctas must be a multiple of a cluster's 2, got 131"),
+        ({"raster": 0}, "raster must be at least 1, got 0"),
+        ({"stages": 4}, "bytes of shared memory exceed"),
+    ],
     "s10_grouped": [
         ({"ctas": -1}, "ctas must be at least 0, which is one for each SM, got -1"),
         ({"raster": 0, "raster_m": True}, "raster must be at least 1, got 0"),
@@ -240,6 +248,8 @@ NEAREST = [
     ("s06_warp_specialized", {"block_n": 250, "stages": 2}, {"block_n": 256}),
     ("s07_promoted", {"block_m": 128, "block_n": 176}, {"block_n": 192}),
     ("s08_persistent", {"raster": 0}, {"raster": 1}),
+    ("s09_multicast", {"cluster_n": 2}, {"cluster_m": 1}),
+    ("s09_multicast", {"ctas": 1}, {"ctas": 2}),
 ]
 
 

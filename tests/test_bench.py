@@ -11,11 +11,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from minigemm import chips, cli, quantize
-from minigemm.bench import cases, comparison, host, peers, report, rungs, shapes, timing
+from minigemm import chips, cli, quantize, views
+from minigemm.bench import cases, comparison, host, multicast, peers, report, rungs, shapes, timing
 from minigemm.bench.comparison import Reference
 from minigemm.bench.peers import PEERS, MiniGemm, Missing, Peer
 from minigemm.bench.shapes import contiguous, dense, masked
+from minigemm.types import Problem
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
 CPU = torch.device("cpu")
@@ -343,7 +344,7 @@ def test_ratios_to_a_reference(tmp_path, on_cpu):
 
 
 @NO_GPU
-@pytest.mark.parametrize("arguments", [[], ["--peers"], ["--host"], ["--shape", "64x64x64", "--rounds", "3"], ["--layout", "masked"], ["--ladder"]])
+@pytest.mark.parametrize("arguments", [[], ["--peers"], ["--host"], ["--shape", "64x64x64", "--rounds", "3"], ["--layout", "masked"], ["--ladder"], ["--multicast"]])
 def test_without_a_gpu(arguments, capsys):
     assert cli.main(["bench", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -390,6 +391,27 @@ def test_the_ladder_still_says_what_it_needs():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a Hopper GPU"):
             rungs.ladder()
+
+
+def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
+    """Every tile without clusters and with both kinds; gains against the same tile. The emulator in the GPU's place, times that are made up."""
+    monkeypatch.setattr(multicast, "tour", SimpleNamespace(best_device=lambda: SimpleNamespace(type="cuda"), machine=lambda device: MACHINE))
+    on_the_cpu = SimpleNamespace(
+        quantize=quantize.quantize, activations=lambda m, k, device: quantize.activations(m, k), weights=lambda n, k, device: quantize.weights(n, k),
+    )  # fmt: skip
+    monkeypatch.setattr(multicast, "quantize", on_the_cpu)
+    monkeypatch.setattr(multicast, "gpu_seconds", lambda calls, device, rounds: {key: [1e-3 if key[0] == "none" else 8e-4] * rounds for key in calls})
+    monkeypatch.setattr(multicast, "PROBLEMS", (Problem(70, 72, 144),))
+    monkeypatch.setattr(multicast, "TILES", ({"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1},))
+    file = tmp_path / "multicast.json"
+    assert cli.main(["bench", "--multicast", "--json", str(file)]) == 0
+    assert "70x72x144" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert [(row["stage"], row["cluster"], round(row["gain"], 6)) for row in found["rows"]] == [
+        ("s08_persistent", "none", 0), ("s09_multicast", "along m", 0.25), ("s09_multicast", "along n", 0.25),
+    ]  # fmt: skip
+    assert found["machine"]["gpu"] == MACHINE["gpu"] and [row["config"].get("CLUSTER_N") for row in found["rows"]] == [None, 1, 2]
+    assert "980" not in views.recorded_multicast(file).text and "(+25.0%)" in views.recorded_multicast(file).text
 
 
 # ---------------------------------------------------------------------------------------------------- on a GPU

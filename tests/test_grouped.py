@@ -218,7 +218,7 @@ def test_schedules_give_the_same_bits_and_no_hazard(config, schedule):
         owner, ends = ends_of([1, 0, 70, 64], 8)
         check_contiguous(owner, ends, 4, 40, 400, config, "cpu", prefix_sums=True, alignment=8)
         check_masked([0, 70, 1], 70, 77, 400, config, "cpu")
-    assert len([report for report in seen if report.kernel == "s10_grouped"]) == 3
+    assert len([report for report in seen if report.kernel == s10_grouped.stage.kernel]) == 3
     assert not any(report.hazards for report in seen)
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("runtime", "kernels"),
     ("plan", "checks"),
     ("api", "precompiling"),
-    ("nn", "compat", "views", "inspection", "bench", "doctor", "gpu_tests", "limits", "probes", "recordings", "tour", "labs", "cli"),
+    ("nn", "compat", "views", "inspection", "bench", "doctor", "gpu_tests", "limits", "probes", "recordings", "tour", "tracing", "labs", "cli"),
     ("__main__",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

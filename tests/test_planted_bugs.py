@@ -35,6 +35,10 @@ TILES = {
         {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 1},
         {"block_m": 128, "block_n": 16, "stages": 5, "consumers": 2, "ctas": 2},
     ),
+    "s09_multicast": (
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 2},
+        {"block_m": 128, "block_n": 16, "stages": 5, "consumers": 2, "ctas": 2, "cluster_m": 1, "cluster_n": 2},
+    ),
     "s10_grouped": (
         {"block_m": 192, "block_n": 32, "stages": 4, "consumers": 3, "ctas": 1},
         {"block_m": 256, "block_n": 16, "stages": 2, "consumers": 2, "ctas": 2},
@@ -159,20 +163,51 @@ BUGS = {
         "s08_persistent", "    const int row0 = tile.m * BLOCK_M, column0", "    scheduler.next(tile); const int row0 = tile.m * BLOCK_M, column0",
         ("Deadlock", "mbarrier", "tma-load-not-awaited"), "", None,
     ),
+    "s09: the other CTA is not told that a slot is free": (
+        "s09_multicast", "r < kCluster)", "r == cluster_ctarank())", ("Deadlock",), "arrivals? missing", "mbarrier_wait_parity(&shared.",
+    ),
+    "s09: a slot is free when the own consumers say so": (
+        "s09_multicast", "4 * CONSUMERS * kCluster);", "4 * CONSUMERS);", ("slot-overwritten", "mbarrier", "Deadlock", "tma-not-complete"), "", None,
+    ),
+    "s09: nobody asks the other CTA": (
+        "s09_multicast", ("4 * CONSUMERS * kCluster);", "r < kCluster)"), ("4 * CONSUMERS);", "r == cluster_ctarank())"), ("slot-overwritten",),
+        "does not wait until the slot is free", "load_part<",
+    ),
+    "s09: the other CTA's barriers may not be there yet": (
+        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // all threads", "  __syncthreads();  // all threads",
+        ("mbarrier-init", "cta-not-started", "Fault"), "cluster", None,
+    ),
+    "s09: no wait at the first cluster barrier": (
+        "s09_multicast", "  barrier_cluster_wait();  // all threads", "  //", ("mbarrier-init", "cta-not-started", "Fault", "cluster-barrier", "Deadlock"), "", None,
+    ),
+    "s09: a CTA ends while the other may arrive at its barriers": (
+        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // and", "  // and", ("cta-exited",), "CTA rank", None,
+    ),
+    "s09: the other half is not expected": (
+        "s09_multicast", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0]) / CLUSTER_N + sizeof(shared.b[0]) / CLUSTER_M",
+        ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None,
+    ),
+    "s09: the half goes to this CTA alone": ("s09_multicast", "full, 0b11);", "full, 1 << cluster_ctarank());", ("Deadlock",), "never landed",
+                                             "mbarrier_wait_parity(&shared."),
+    "s09: the half goes to the other CTA alone": ("s09_multicast", "full, 0b11);", "full, 2 >> cluster_ctarank());", ("Deadlock",), "never landed",
+                                                  "mbarrier_wait_parity(&shared."),
+    "s09: a mask for three": ("s09_multicast", "full, 0b11);", "full, 0b111);", ("Fault",), "names CTA rank 2", "multicast("),
+    "s09: both load the first half": (
+        "s09_multicast", "cluster_ctarank() % CLUSTER_N * kPartM, column = cluster_ctarank() % CLUSTER_M * kPartN;", "0, column = 0;",
+        ("slot-overwritten", "race", "tma-load-overwrites", "uninitialized", "tma-not-complete", "Fault"), "", None,
+    ),
+    "s09: released before every lane has its scales": ("s09_multicast", "          __syncwarp();", "          //", ("tile-overwritten",), "may still read it",
+                                                       "load(shared, stage"),
     "s10: a consumer without rows keeps its slots": (
-        "s10_grouped", "rows\n        release(shared, stage);", "rows\n", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+        "s10_grouped", "phase);\n      release(shared, stage);", "phase);", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
     ),
     "s10: the part is read when its slot may be taken": (
         "s10_grouped", "const Part part = shared.part", "const Part& part = shared.part", ("race",), "data race", "part.|shared.part[stage] = part",
     ),
-    "s10: scales of b written into a slot that is not empty": (
-        "s10_grouped", "        mbarrier_wait_parity(&shared.empty[stage]",
-        "        shared.sfb[stage][0] = scale_b[0];\n        mbarrier_wait_parity(&shared.empty[stage]", ("race",), "data race", "shared.sfb[stage]",
-    ),
-    "s10: scales of b written when the slot is announced": (
-        "s10_grouped", "          if (part.group < 0) {",
-        "          if (part.group >= 0) mbarrier_arrive(&shared.full[stage]), shared.sfb[stage][0] = scale_b[0];\n          if (part.group < 0) {",
-        ("race", "mbarrier", "tma-not-complete", "Deadlock"), "", None,
+    "s10: the part is written when the slot is announced": (
+        "s10_grouped", ("          if (step < SPLITS) shared.part[stage] = part;\n", "        if (++stage == STAGES)"),
+        ("", "        if (elected && step < SPLITS) shared.part[stage] = part;\n        if (++stage == STAGES)"),
+        ("race", "mbarrier", "tma-not-complete", "Deadlock", "Fault"), "", None,
     ),
     "s03: two arrivals expected": ("s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",), "1 of 2 arrivals", None),
 }  # fmt: skip
@@ -184,9 +219,11 @@ def test_planted_bug(bug, tile, tmp_path):
     name, old, new, kinds, words, line = BUGS[bug]
     stage = STAGES[name].stage
     text = stage.source.read_text()
-    assert old in text, f"{old!r} is not in {name}.cu any more"
+    for gone, instead in [(old, new)] if isinstance(old, str) else zip(old, new, strict=True):
+        assert gone in text, f"{gone!r} is not in {name}.cu any more"
+        text = text.replace(gone, instead, 1)
     mine = tmp_path / f"{name}.cu"
-    mine.write_text(text.replace(old, new, 1))
+    mine.write_text(text)
     k = 320 if name < "s04" else 1024
     a, b = (quantize.quantize(x, granularity) for x, granularity in zip((activations(70, k), weights(72, k)), stage.granularities, strict=True))
     config = STAGES[name].Config(**TILES[name][tile])
@@ -194,6 +231,21 @@ def test_planted_bug(bug, tile, tmp_path):
         warnings.simplefilter("ignore")  # the compiler's own, where it sees the bug too
         for schedule in ("late", "early", 1, 2):
             check_found(stage, a, b, config, mine, schedule, kinds, words, line)
+
+
+@pytest.mark.parametrize("tile", [{"block_m": 64, "consumers": 1, "splits": 4}, {"block_m": 128, "consumers": 2, "splits": 2}])
+@pytest.mark.parametrize("old", ["if (other == 0) bar_sync(barrier,", "  bar_sync(barrier, SPLITS * kWarpgroup);  // and the others"])
+def test_planted_bug_of_the_splits(old, tile, tmp_path):
+    """s10: the sums are read before they are there, or overwritten by the next tile's before they are read."""
+    stage = STAGES["s10_grouped"].stage
+    mine = tmp_path / "s10_grouped.cu"
+    text = stage.source.read_text()
+    assert text.count(old) == 1
+    mine.write_text(text.replace(old, "//"))
+    a, b = quantize.quantize(activations(70, 256), "1x128"), quantize.quantize(weights(72, 256), "128x128")
+    for schedule in ("late", "early", 1, 2):
+        config = stage.config(block_n=16, stages=8, ctas=1, **tile)
+        check_found(stage, a, b, config, mine, schedule, ("race", "Fault"), "data race|never written", "shared.sums")
 
 
 def check_found(stage, a, b, config, mine, schedule, kinds, words, line):

@@ -11,6 +11,7 @@ from minigemm import recordings
 
 RECORDING = Path(__file__).parent / "data" / "recording_h100.npz"
 TENSOR_CORE = ("s04_wgmma", "s05_pipelined", "s06_warp_specialized", "s07_promoted")
+LIBRARY = "s10_grouped"
 
 
 def test_there_is_a_recording_of_enough_problems():
@@ -23,6 +24,8 @@ def test_there_is_a_recording_of_enough_problems():
     chosen = [case for case in recordings.cases() if case.stage in TENSOR_CORE]
     assert len({(case.stage, case.m, case.n, case.k, case.regime) for case in chosen}) >= 60
     assert len({(case.stage, case.config) for case in chosen}) >= 12
+    of_library = [case for case in recordings.cases() if case.stage == LIBRARY]
+    assert len(of_library) >= 60 and {case.layout for case in of_library} == {"dense", *recordings.LAYOUTS}
 
 
 @pytest.mark.parametrize("stage", sorted({case.stage for case in recordings.cases()}))

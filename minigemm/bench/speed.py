@@ -30,7 +30,7 @@ def emulator_speed() -> dict[str, Any]:
         stage = module.stage
         a, b = (quantize.quantize(matrix, granularity) for matrix, granularity in zip((x, w), stage.granularities, strict=True))
         config = stage.default_config(problem)
-        kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.name)
+        kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
         row: dict[str, Any] = {"stage": stage.name, "config": config.constants()}
         for mode, hazards, profile in (("plain", False, False), ("hazards", True, False), ("observed", True, True)):
             row[mode] = _measure(stage, kernel, config, problem, a, b, hazards, profile)
@@ -53,8 +53,11 @@ def _measure(stage: Any, kernel: jit.Kernel, config: Any, problem: Problem, a: A
     launch = stage.launch(a, b, d, problem, config)
     args = [emulated.tensor_map(arg) if hasattr(arg, "box") else arg for arg in launch.args]
     reports = [
-        emulator.launch(kernel.ptx, launch.grid, launch.block, args, kernel.kernel, launch.shared, hazards=hazards, profile=profile) for _ in range(REPEATS + 1)
-    ][1:]
+        emulator.launch(
+            kernel.ptx, launch.grid, launch.block, args, kernel.kernel, launch.shared, cluster=launch.cluster, hazards=hazards, profile=profile,
+        )
+        for _ in range(REPEATS + 1)
+    ][1:]  # fmt: skip
     seconds = statistics.median(report.seconds for report in reports)
     return {
         "run_s": seconds,

@@ -8,7 +8,7 @@ import hashlib
 import math
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -56,6 +56,7 @@ def launch(
     keep_requests: int = 0,
     fast: bool = False,
     timeline: bool | Rates = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> Report:
     """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
 
@@ -75,7 +76,9 @@ def launch(
         keep_requests: warp requests of each access to keep with their addresses, for pictures.
         fast: products of the tensor core with plain FP32 sums instead of the hardware's bits.
         timeline: run CTA 0 by a cycle model (its own rates, or True for ours) and keep who was busy and who waited: ``report.timeline``.
-            The model is that CTA's schedule, and ``schedule`` the others'.
+            The model is that CTA's schedule, and ``schedule`` the others'. The kernel's ``%clock`` then gives the cycles of the warp that reads it.
+        variables: what ``__device__`` and ``__constant__`` variables hold when the kernel starts, by name; each value as one of ``args`` for a parameter of
+            the variable's size. Without it a variable holds its initial value at each launch.
 
     Returns:
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
@@ -103,7 +106,7 @@ def launch(
     memory = machine.Memory()
     parameters = _parameters(program.function, args, memory)
     memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
-    symbols = _module_variables(translated.module, program, memory)
+    symbols = _module_variables(translated.module, program, memory, variables or {})
     counts = np.zeros(max(1, len(program.blocks)), np.uint64)
     collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
     run = machine.Kernel(
@@ -242,16 +245,15 @@ def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory)
     skip = -raw.ctypes.data % 64  # tensor maps are 64-byte aligned
     buffer = raw[skip : skip + size]
     for index, (parameter, value) in enumerate(zip(function.parameters, args, strict=True)):
-        data = _argument(index, parameter.size, parameter.kind, value, memory)
+        data = _argument(f"args[{index}]", parameter.size, parameter.kind, value, memory)
         if len(data) != parameter.size:
             raise TypeError(f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}")
         buffer[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(data, np.uint8)
     return buffer
 
 
-def _argument(index: int, size: int, kind: str, value: Any, memory: machine.Memory) -> bytes:
-    """The bytes of one argument for a parameter of that size and PTX type ("" for a structure)."""
-    name = f"args[{index}]"
+def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memory) -> bytes:
+    """The bytes of one argument for a parameter of that size and PTX type ("" for a structure). ``name``: what messages call it."""
     if kind in ("f32", "f64") and isinstance(value, (bool, int, np.integer)):
         value = float(value)
     if kind[:1] in ("u", "s") and isinstance(value, (float, np.floating)):
@@ -303,9 +305,11 @@ class _Owner:
         return self.text
 
 
-def _module_variables(module: Module, program: Program, memory: machine.Memory) -> np.ndarray:
+def _module_variables(module: Module, program: Program, memory: machine.Memory, given: Mapping[str, Any]) -> np.ndarray:
     """Memory for ``__device__`` and ``__constant__`` variables, fresh for each launch; their addresses in the program's order."""
     every = {v.name: v for v in [*module.variables, *program.function.variables] if v.space in ("global", "const")}
+    if unknown := given.keys() - every:
+        raise ValueError(f"variables: the module has {', '.join(sorted(every)) or 'none'}, got {', '.join(sorted(unknown))}")
     wanted, queue = {}, list(program.symbols)
     while queue:  # relocations bring further variables in
         name = queue.pop()
@@ -321,6 +325,11 @@ def _module_variables(module: Module, program: Program, memory: machine.Memory) 
         v = every[name]
         if v.init is not None:
             data[: len(v.init)] = np.frombuffer(v.init, np.uint8)
+        if name in given:
+            value = _argument(f"variables[{name!r}]", v.size, "", given[name], memory)
+            if len(value) != v.size:
+                raise TypeError(f"variables[{name!r}]: the variable has {v.size} bytes, got {type(given[name]).__name__} of {len(value)}")
+            data[: len(value)] = np.frombuffer(value, np.uint8)
         for offset, symbol, addend in v.relocations:
             data[offset : offset + 8].view(np.int64)[0] = wanted[symbol].ctypes.data + addend
         memory.add(data.ctypes.data, data.nbytes, v.space == "global", _Owner(f"variable {name}", data))

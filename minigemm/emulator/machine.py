@@ -205,6 +205,7 @@ class Block:
         if self.model:
             kernel.timeline = self.model.timeline
         self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: what is in flight, by its time
+        self.clock_reads = 0  # under a model, where the clock says more than how often it was read
 
     def _cta(self, rank: int) -> tuple[int, int, int]:
         x, y, _ = self.kernel.cluster
@@ -391,7 +392,10 @@ class Block:
             self.c64[:, c.STAMP // 8] = self.order.stamps()
             self.order.stale = False
         ids = np.ascontiguousarray(ids, np.int32)
-        before = kernel.counts @ kernel.lengths if self.model else 0.0
+        before, now = kernel.counts @ kernel.lengths if self.model else 0.0, 0
+        if self.model:  # %clock is the warp's own; a clock that is read goes on by one
+            now = int(self.model.now[int(ids[0]) >> 5])
+            self.fields[:, c.CLOCK] = now
         if self.cluster.ranks == 1:
             self._execute(0, ids)
         else:
@@ -399,6 +403,7 @@ class Block:
                 self._execute(rank, group)
         codes = self.c32[ids, c.CODE // 4]
         if self.model:
+            self.clock_reads += int(self.fields[:, c.CLOCK].max()) - now
             code = int(codes[0])
             line = _line(kernel.program.sites[code - 1]) if code > 0 else ""
             self.model.executed(int(ids[0]) >> 5, float(kernel.counts @ kernel.lengths - before) / len(ids), line)
@@ -490,7 +495,7 @@ class Block:
         contexts[:, c.ROW : c.ARGUMENTS] = 0
         contexts[:, c.TOUCHED : c.REGISTERS] = 0
         marks = sorted((address, b.state.phase, b.state.pending, b.state.tx) for address, b in self.barriers.items())
-        return hash((zlib.crc32(contexts.data), tuple(marks), int(self.fields[0, c.CLOCK]), len(self.waiting)))
+        return hash((zlib.crc32(contexts.data), tuple(marks), self.clock_reads if self.model else int(self.fields[0, c.CLOCK]), len(self.waiting)))
 
     def _look_at_memory(self) -> None:
         """A loop may make progress in memory alone (a work queue). Twice the same: nothing can change any more."""

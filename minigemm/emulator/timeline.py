@@ -10,8 +10,8 @@ A timeline is data: `Timeline.to_dict()` gives
     {"unit": "cycles", "source": "model", "rates": {...}, "agents": ["warp 0", ..., "tensor core", "TMA"],
      "intervals": [{"agent": "warp 0", "start": 0, "end": 96, "state": "busy" | "waiting", "what": "...", "line": "s06.cu:71"}, ...]}
 
-and a measured run fills the same with "unit": "ns", "source": "measured" and no rates. Intervals of one agent do not overlap, except those of TMA,
-which has many copies in flight.
+and a measured run (`minigemm.tracing`) fills the same with "unit": "ns", "source": "measured" and no rates; its "about" names the GPU and what ran there.
+Intervals of one agent do not overlap, except those of TMA, which has many copies in flight.
 
 Source of the rates: NVIDIA H100 datasheet (4096 FP8 products a cycle and SM); latencies and bandwidth are round figures for one SM of a busy GPU.
 """
@@ -60,13 +60,14 @@ class Interval:
 
 @dataclass
 class Timeline:
-    """The intervals of one CTA. `unit` is "cycles" of a model or "ns" of a measurement, as `source` says."""
+    """The intervals of one CTA. `unit` is "cycles" of a model or "ns" of a measurement, as `source` says. `about`: what is known of the run besides."""
 
     unit: str = "cycles"
     source: str = "model"
     agents: list[str] = field(default_factory=list)
     intervals: list[Interval] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def end(self) -> float:
@@ -87,7 +88,7 @@ class Timeline:
     def from_dict(cls, data: dict[str, Any]) -> Timeline:
         """The inverse of `to_dict`; also for measured runs."""
         intervals = [Interval(**interval) for interval in data["intervals"]]
-        return cls(data["unit"], data["source"], list(data["agents"]), intervals, dict(data.get("rates", {})))
+        return cls(data["unit"], data["source"], list(data["agents"]), intervals, dict(data.get("rates", {})), dict(data.get("about", {})))
 
 
 class Model:

@@ -210,6 +210,47 @@ inline void stmatrix_x4(void* row, u32 x0, u32 x1, u32 x2, u32 x3) {
                : "memory");
 }
 
+// --- clusters: CTAs that run at the same time and reach each other's shared memory
+
+// The CTA's number in its cluster.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#special-registers-cluster-ctarank
+inline u32 cluster_ctarank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Where the CTA of this rank has what this one has at `pointer`.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-mapa
+inline u32 mapa(const void* pointer, u32 rank) {
+  u32 address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(cvta_to_shared(pointer)), "r"(rank));
+  return address;
+}
+
+// One arrival at a barrier of any CTA of the cluster. What this thread's products and reads did is done then. To order
+// its writes for the other CTA would take .release.cluster, for which it waits until all its memory traffic is over.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
+inline void mbarrier_arrive_cluster(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// All threads of the cluster arrive, and wait until all have, or have ended. What they did before is visible then.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-barrier-cluster
+inline void barrier_cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+inline void barrier_cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Global to shared, of each CTA that has a bit in `ranks`: to the same place there, completing on its own barrier.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
+inline void cp_async_bulk_tensor_load_multicast(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
+                                                u16 ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+      "%3}], [%4], %5;" ::"r"(cvta_to_shared(to)),
+      "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)), "h"(ranks)
+      : "memory");
+}
+
 // --- roles: warps that do different things
 
 // True in one lane of the warp. All lanes must come here together.

@@ -2,8 +2,9 @@
 //
 // The experts of a layer are products that each have their own rows of a and their own b, in one launch, and the host
 // does not know how many rows. The producer's warp finds out: it alone walks the tiles, and each slot carries, with the
-// tiles, what they are part of, and the scales of b. The consumers know no layout. They write the rows of the part, by
-// TMA where all of a consumer's are, by threads where a group ends among them; one that has none multiplies nothing.
+// tiles, what they are part of. The consumers know no layout. They write the rows of the part, by TMA where all of a
+// consumer's are, by threads where a group ends among them; one that has none multiplies nothing.
+// Where d has few tiles, SPLITS warpgroups take turns along k for the same rows, and the first adds up their sums.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -11,11 +12,13 @@
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, and the producer behind them
-constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
+constexpr int kConsumers = CONSUMERS * SPLITS;          // warpgroups that compute: those of the first split come first
+constexpr int kThreads = (kConsumers + 1) * kWarpgroup;  // they, and the producer behind them
+constexpr int kRows = BLOCK_M / CONSUMERS;               // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
+constexpr int kSums = kWaves * BLOCK_N / 2;               // accumulators of a thread
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
 constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
 constexpr int kByPairs = 1, kByTma = 2;   // how d can be written; 0: by single elements
@@ -25,15 +28,15 @@ struct Shared {
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
   alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each tile of a slot: the producer writes part and sfb, arrives and promises the bytes of a, b and sfa, TMA brings
-  // them; the consumers wait.
+  // A slot is full: the producer writes part, arrives and promises the bytes of a, b and sfa; TMA brings them.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
+  // Lane 0 of each of a split's 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
   u64 empty[STAGES];
-  Part part[STAGES];           // (STAGES,) what the slot's tiles are part of: in the first slot of each
-  float sfb[STAGES][kScales];  // (STAGES, kScales)
+  Part part[STAGES];  // (STAGES,) what the slot's tiles are part of: in the first slot that a split has of it
+  float sums[SPLITS > 1 ? SPLITS - 1 : 1][CONSUMERS][SPLITS > 1 ? kSums : 1][kWarpgroup];  // of the other splits
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
+static_assert(STAGES % SPLITS == 0, "a slot belongs to one split: another would take the phase before for its own");
 static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
@@ -51,8 +54,7 @@ bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
 }
 
-// The tiles of a, b and sfa that begin at (row0, k0), (b_row, k0) and (sfa_row, sfa_column), into slot `stage`. For one
-// thread.
+// The tiles of a, b, sfa from (row0, k0), (b_row, k0), (sfa_row, sfa_column) on, into slot `stage`. For one thread.
 void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, const CUtensorMap& sfa_map,
           int row0, int b_row, int sfa_row, int sfa_column, int k0) {
   u64* full = &shared.full[stage];
@@ -99,6 +101,22 @@ void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], con
   }
 }
 
+// acc of the first split += those of the others, in their order. For the threads of `consumer` of all splits.
+void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consumer) {
+  const int thread = threadIdx.x % kWarpgroup, barrier = 1 + CONSUMERS + consumer;
+#pragma unroll
+  for (int other = 0; other < SPLITS; ++other) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      float& x = acc[i / (BLOCK_N / 2)][i % (BLOCK_N / 2)];
+      if (other == 0 && split > 0) shared.sums[split - 1][consumer][i][thread] = x;
+      if (other > 0 && split == 0) x += shared.sums[other - 1][consumer][i][thread];
+    }
+    if (other == 0) bar_sync(barrier, SPLITS * kWarpgroup);  // the first split waits until the sums are there
+  }
+  bar_sync(barrier, SPLITS * kWarpgroup);  // and the others until they are read, before the next tile's come
+}
+
 // Zeros instead of what this lane holds of rows from `middle` on; its first is `row`, its other 8 further down.
 void blank(float (&acc)[BLOCK_N / 2], int row, int middle) {
 #pragma unroll
@@ -129,45 +147,30 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
   cp_async_bulk_commit_group();
 }
 
-// Two neighbours of a row of d, or only the first; added to what is there, if ACCUMULATE.
-void put(void* d, i64 place, float x, float y, bool both, bool at_once) {
-  if (OUT_FP32) {
-    float* to = static_cast<float*>(d) + place;
-    if (ACCUMULATE) x += to[0], y += both ? to[1] : 0;
-    if (both && at_once) {
-      *reinterpret_cast<float2*>(to) = {x, y};
-    } else {
-      to[0] = x;
-      if (both) to[1] = y;
-    }
-  } else {
-    bf16* to = static_cast<bf16*>(d) + place;
-    if (ACCUMULATE) x += __uint_as_float(to[0] << 16), y += both ? __uint_as_float(to[1] << 16) : 0;
-    if (both && at_once) {
-      *reinterpret_cast<u32*>(to) = cvt_rn_bf16x2_f32(x, y);
-    } else {
-      to[0] = cvt_rn_bf16_f32(x);
-      if (both) to[1] = cvt_rn_bf16_f32(y);
-    }
-  }
-}
-
-// Those of the kWave rows from `row` on that are among [first, last), from registers: what TMA cannot write, or would
-// write too much of. Lane l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8
-// columns.
+// Those of the kWave rows from `row` on that are among [first, last), from registers. Lane l of warp w holds two
+// neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns; `at_once`: they can be written together.
 void store(void* d, const float (&acc)[BLOCK_N / 2], int first, int last, int columns, i64 ldd, int row, int column,
            bool at_once) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 2) {
-    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8;
-    if (r < first || r >= last || c >= columns) continue;
-    put(d, r * ldd + c, acc[i], acc[i + 1], c + 1 < columns, at_once);
+    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8, count = min(columns - c, 2);
+    if (r < first || r >= last || count <= 0) continue;
+    float* floats = static_cast<float*>(d) + r * ldd + c;
+    bf16* halves = static_cast<bf16*>(d) + r * ldd + c;
+    float x[2] = {acc[i], acc[i + 1]};
+    for (int j = 0; j < count && ACCUMULATE; ++j) x[j] += OUT_FP32 ? floats[j] : __uint_as_float(halves[j] << 16);
+    if (at_once && count == 2) {
+      if (OUT_FP32) *reinterpret_cast<float2*>(floats) = {x[0], x[1]};
+      if (!OUT_FP32) *reinterpret_cast<u32*>(halves) = cvt_rn_bf16x2_f32(x[0], x[1]);
+    } else {
+      for (int j = 0; j < count; ++j) OUT_FP32 ? void(floats[j] = x[j]) : void(halves[j] = cvt_rn_bf16_f32(x[j]));
+    }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
+extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_nt(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span); boxes (1, BLOCK_M)
@@ -180,48 +183,38 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) {
-      mbarrier_init(&shared.full[i], 1);
-      mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
-    }
+  if (threadIdx.x < STAGES) {
+    mbarrier_init(&shared.full[threadIdx.x], 1);
+    mbarrier_init(&shared.empty[threadIdx.x], 4 * CONSUMERS);
     fence_mbarrier_init();
   }
-  __syncthreads();  // all threads wait until thread 0 has initialised the barriers
+  __syncthreads();  // all threads wait until the first ones have initialised the barriers
 
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   int stage = 0;  // this k-step's slot
   u32 phase = 0;  // the parity of the phase that the slot's full barrier completes in this round
-  if (warpgroup == CONSUMERS) {
+  if (warpgroup == kConsumers) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (threadIdx.x % kWarpgroup / 32 > 0) return;
     const bool elected = elect_sync();
-    if (elected) {
-      prefetch_tensormap(&a_map);
-      prefetch_tensormap(&b_map);
-      prefetch_tensormap(&sfa_map);
-    }
+    if (elected) prefetch_tensormap(&a_map), prefetch_tensormap(&b_map), prefetch_tensormap(&sfa_map);
     GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
-    float lane_sfb[kScales] = {}, scale_b[kScales];
-    for (Part part = {}; part.group != DONE;) {
-      if (!scheduler.next(part)) part.group = DONE;
-      const int slots = part.group < 0 ? 1 : steps;  // padding and the end take one, and nothing is loaded into it
+    Part part = {};
+    for (bool more = true; more;) {
+      more = __all_sync(0xffffffff, scheduler.next(part));  // a vote shows the compiler that no lane stays behind
+      if (!more) part.group = DONE;
+      const int group = __shfl_sync(0xffffffff, part.group, 0);  // for uniform registers, as above
+      const int b_row = group * n + part.column0, sfa0 = layout == MASKED ? group * steps : 0;
+      // As many for each split. Padding and the end take one; nothing is loaded into it, nor behind the last k-step.
+      const int slots = group < 0 ? SPLITS : (steps + SPLITS - 1) / SPLITS * SPLITS;
       for (int step = 0; step < slots; ++step) {
-        if (step % 32 == 0 && part.group >= 0) {
-          fetch(lane_sfb, sfb + part.group * group_sfb, sfb_rows, steps, ld_sfb, part.column0, step);
-        }
-#pragma unroll
-        for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
         mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
         if (elected) {
-          if (step == 0) shared.part[stage] = part;
-#pragma unroll
-          for (int i = 0; i < kScales; ++i) shared.sfb[stage][i] = scale_b[i];
-          if (part.group < 0) {
+          if (step < SPLITS) shared.part[stage] = part;
+          if (group < 0 || (SPLITS > 1 && step >= steps)) {
             mbarrier_arrive(&shared.full[stage]);
           } else {
-            load(shared, stage, a_map, b_map, sfa_map, part.row0, part.group * n + part.column0, part.sfa_row,
-                 (layout == MASKED ? part.group * steps : 0) + step, step * BLOCK_K);
+            load(shared, stage, a_map, b_map, sfa_map, part.row0, b_row, part.sfa_row, sfa0 + step, step * BLOCK_K);
           }
         }
         if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -231,40 +224,56 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
   }
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
-  const int row = warpgroup * kRows;  // of the tile: the first of this consumer's
+  const int consumer = warpgroup % CONSUMERS, k_split = warpgroup / CONSUMERS;
+  const int row = consumer * kRows;   // of the tile: the first of this consumer's
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;  // and of this lane's, with 8 further on
-  float partial[BLOCK_N / 2] = {}, scale_b[kScales];
-  for (;;) {
+  float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], next_sfb[kScales], scale_b[kScales];
+  stage = k_split;
+  for (bool more = true; more;) {
     mbarrier_wait_parity(&shared.full[stage], phase);
     const Part part = shared.part[stage];
     const int group = __shfl_sync(0xffffffff, part.group, 0);  // from lane 0 for the same reason as above
-    if (group == DONE) break;
-    const int row0 = part.row0 + row, slots = group < 0 ? 1 : steps;
-    // Whether this consumer has rows to compute; a branch for each wave would cost the uniform registers.
-    const bool any = __shfl_sync(0xffffffff, group >= 0 && part.first < row0 + kRows && row0 < part.middle, 0);
+    more = __all_sync(0xffffffff, group != DONE);
+    if (!more) continue;
+    const int row0 = part.row0 + row, slots = group < 0 ? SPLITS : steps;
+    // Whether this consumer has rows to compute. A branch for each wave would cost the uniform registers, one inside
+    // the loop a tenth of the time.
+    const bool any = group >= 0 && part.first < row0 + kRows && row0 < part.middle;
     const int split = BLOCK_K - part.column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
-    for (int step = 0; step < slots; ++step) {
-      mbarrier_wait_parity(&shared.full[stage], phase);
-      if (any) {
+    const float* group_b = sfb + max(group, 0) * group_sfb;
+    fetch(lane_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, 0);
+    fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, 32);
+    int step = k_split;
+    for (const int end = __shfl_sync(0xffffffff, any ? steps : 0, 0); step < end; step += SPLITS) {
+      if (step >= 32 && step % 32 < SPLITS) {  // the next 32: fetched since then, and those behind them from now on
 #pragma unroll
-        for (int i = 0; i < kWaves; ++i) {
-          compute(partial, shared, stage, row + i * kWave);
-          const float* sfa = &shared.sfa[stage][lane_row + i * kWave];
-          const float scale_a[2] = {sfa[0], sfa[8]};
-#pragma unroll
-          for (int j = 0; j < kScales; ++j) scale_b[j] = shared.sfb[stage][j];
-          wgmma_wait_group<0>();
-          keep_in_order(partial);
-          if (i == kWaves - 1) release(shared, stage);
-          promote(acc[i], partial, scale_a, scale_b, split);
-        }
-      } else {  // none of this consumer's rows
-        release(shared, stage);
+        for (int i = 0; i < kScales; ++i) lane_sfb[i] = next_sfb[i];
+        fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, step / 32 * 32 + 32);
       }
-      if (++stage == STAGES) stage = 0, phase ^= 1;
+#pragma unroll
+      for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
+      mbarrier_wait_parity(&shared.full[stage], phase);
+#pragma unroll
+      for (int i = 0; i < kWaves; ++i) {
+        compute(partial, shared, stage, row + i * kWave);
+        const float* sfa = &shared.sfa[stage][lane_row + i * kWave];
+        const float scale_a[2] = {sfa[0], sfa[8]};
+        wgmma_wait_group<0>();
+        keep_in_order(partial);
+        if (i == kWaves - 1) release(shared, stage);
+        promote(acc[i], partial, scale_a, scale_b, split);
+      }
+      if ((stage += SPLITS) >= STAGES) stage -= STAGES, phase ^= 1;
+    }
+    for (; step - k_split < slots; step += SPLITS) {  // slots with none of this consumer's rows, or no k-step
+      mbarrier_wait_parity(&shared.full[stage], phase);
+      release(shared, stage);
+      if ((stage += SPLITS) >= STAGES) stage -= STAGES, phase ^= 1;
     }
 
+    if (SPLITS > 1) sum(shared, acc, k_split, consumer);
+    if (k_split > 0) continue;
     if (part.middle < min(row0 + kRows, part.last)) {
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) blank(acc[i], part.row0 + lane_row + i * kWave, part.middle);
@@ -277,11 +286,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       }
     } else {
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
+      bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
+      bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
       if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, part.row0, part.column0, row);
     }
   }

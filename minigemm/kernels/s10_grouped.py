@@ -56,7 +56,7 @@ from .stage import (
 
 TITLE = "grouped"
 IDEA = "dense, contiguous and masked groups under one scheduler"
-REGISTERS = {1: (40, 248), 2: (40, 232), 3: (32, 160)}  # of a thread of the producer and of a consumer, by the number of consumers
+REGISTERS = {1: (40, 248), 2: (40, 232), 3: (32, 160), 4: (32, 112)}  # of a thread of the producer and of a consumer, by the number of consumers in all
 DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED = range(4)  # layouts, as in scheduler.cuh
 BY_ELEMENTS, BY_PAIRS, BY_TMA = range(3)  # how the kernel can write d
 PART_BYTES = 32
@@ -66,6 +66,7 @@ PART_BYTES = 32
 class Config(types.Config):
     """Tile of a CTA in elements, 128 along k; `stages` of them make the ring. Each of the `consumers` computes its share of the rows. `out_fp32`: what d is.
 
+    `splits`: so many times as many consumers, which take turns along k for the same rows; their sums are added up in one order, another one for each number.
     `ctas`: how many there are, 0 for one an SM. `raster`: columns of tiles that are computed before the next ones; rows of tiles with `raster_m`.
     `accumulate`: d += the product.
     """
@@ -74,6 +75,7 @@ class Config(types.Config):
     block_n: int = 128
     stages: int = 3
     consumers: int = 2
+    splits: int = 1
     out_fp32: bool = False
     ctas: int = 0
     raster: int = 16
@@ -83,7 +85,7 @@ class Config(types.Config):
     @property
     def threads(self) -> int:
         """Threads of a CTA."""
-        return (self.consumers + 1) * 128
+        return (self.consumers * self.splits + 1) * 128
 
     @property
     def rows(self) -> int:
@@ -96,17 +98,21 @@ class Config(types.Config):
         return (self.rows // 64 + 1) * self.block_n // 2
 
     @property
+    def _sums(self) -> int:
+        """Rows of 128 sums."""
+        return max(self.consumers, (self.splits - 1) * self.block_m // 64 * self.block_n // 2)
+
+    @property
     def shared_bytes(self) -> int:
-        """The tiles of a and b, the scales of a, the tile of d, and barriers, parts and scales of b, each at a multiple of 1024 bytes."""
+        """The tiles of a and b, the scales of a, the tile of d, and barriers, parts and sums of the splits, each at a multiple of 1024 bytes."""
         a, b, sfa = (self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4))
-        scales = 1 if BLOCK % self.block_n == 0 else 2
-        sizes = (a, b, sfa, self.block_m * self.block_n * 2, self.stages * (16 + PART_BYTES + 4 * scales))
+        sizes = (a, b, sfa, self.block_m * self.block_n * 2, self.stages * (16 + PART_BYTES) + self._sums * 512)
         return sum(round_up(size, 1024) for size in sizes)
 
     def constants(self) -> dict[str, int]:
         """The fields but for `ctas`, which the launch decides; BLOCK_K; PANEL, the columns of d that are stored at once; the registers of both roles;
         SHARED_BYTES, which the kernel asserts."""
-        producer, consumer = REGISTERS[self.consumers]
+        producer, consumer = REGISTERS[self.consumers * self.splits]
         fields = {name: value for name, value in super().constants().items() if name != "CTAS"}
         return {
             **fields, "BLOCK_K": BLOCK, "PANEL": panel(self.block_n), "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer,
@@ -120,8 +126,12 @@ class Config(types.Config):
 
 def is_legal(config: Config, problem: Problem) -> Legality:
     """Whether this config can run this problem, and if not, why. For groups, m is the rows of a, groups * t if masked."""
-    if config.consumers not in REGISTERS:
+    if config.consumers not in (1, 2, 3):
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
+    if config.splits not in (1, 2, 4) or config.consumers * config.splits > 4:
+        return Legality(f"splits must be 1, 2 or 4, and splits * consumers at most 4, got {config.splits} with {config.consumers} consumers")
+    if config.stages % config.splits:
+        return Legality(f"stages must be a multiple of splits = {config.splits}, so that each slot belongs to one split, got {config.stages}")
     if config.stages < 2:
         return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
     tile = check_tensor_core_tile(config.block_m, config.block_n, 16, 64 * config.consumers)
@@ -132,7 +142,7 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     return Legality(
         tile
         or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
-        or check_registers(config.accumulators + 32, config.threads, REGISTERS[config.consumers][1])
+        or check_registers(config.accumulators + 32, config.threads, REGISTERS[config.consumers * config.splits][1])
         or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
         or check_schedule(problem.m, problem.n, config.block_m, config.block_n, config.ctas, config.raster)
     )
@@ -245,7 +255,7 @@ def _suited(config: Config, d: torch.Tensor, accumulate: bool) -> Config:
 
 
 def _run(described: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None) -> None:
-    kernel = jit.build(stage.source if source is None else Path(source), config, name=stage.name, kernel=stage.name)
+    kernel = jit.build(stage.source if source is None else Path(source), config, name=stage.name, kernel=stage.kernel)
     machine = runtime.of(device)
     machine.launch(machine.load(kernel, described.shared, device), described)
 
@@ -301,5 +311,6 @@ stage = Stage(
     "s10_grouped", TITLE, IDEA, Config, is_legal, default_config, launch,  # type: ignore[arg-type]
     granularities=("1x128", "128x128"), out_dtypes=(torch.bfloat16, torch.float32), sums="promoted",
     problem=Problem(64, 2112, 7168),  # a layer of DeepSeek-V3: the latent projections of attention, for 64 tokens
+    kernel="s10_grouped_fp8_gemm_nt",
 )  # fmt: skip
 gemm = stage.gemm

@@ -77,7 +77,7 @@ struct GroupedScheduler {
       const int tiles_m = group0 + lane < count && rows.x < rows.z ? (rows.z - top + BLOCK_M - 1) / BLOCK_M : 0;
       int up_to = tiles_m * tiles_n;  // the tiles of the groups up to this lane's
 #pragma unroll
-      for (int i = 1; i < 32; i *= 2) {
+      for (int i = 1; i < 32 && i < count; i *= 2) {  // one group needs no sum
         const int below = __shfl_up_sync(0xffffffff, up_to, i);
         if (lane >= i) up_to += below;
       }

@@ -40,7 +40,7 @@ class Stage:
     `launch(a, b, d, problem, config)` describes one launch for either runtime. `default_config(problem)` is a legal config for that problem.
     `granularities` are those of a's and b's scales, `out_dtypes` those that d can have; a stage that has the choice has a Config field `out_fp32`.
     `problem` is what the tour runs unless it is told another one. `sums` says where it sums: in "fp32"; in the "tensor core", whose short
-    accumulator makes the error grow with k; "promoted", from it to FP32 every 128.
+    accumulator makes the error grow with k; "promoted", from it to FP32 every 128. `kernel` is the `extern "C"` symbol, if not the name.
     """
 
     name: str
@@ -54,6 +54,10 @@ class Stage:
     out_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
     problem: Problem = TOUR
     sums: str = "fp32"
+    kernel: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", self.kernel or self.name)
 
     @property
     def source(self) -> Path:
@@ -88,7 +92,7 @@ class Stage:
         device = a.data.device
         if problem.m == 0 or problem.n == 0 or problem.k == 0:
             return torch.zeros(problem.m, problem.n, dtype=out_dtype, device=device)
-        kernel = jit.build(self.source if source is None else Path(source), config, name=self.name, kernel=self.name)
+        kernel = jit.build(self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel)
         d = torch.empty(problem.m, problem.n, dtype=out_dtype, device=device)
         launch = self.launch(a, b, d, problem, config)
         machine = runtime.of(device)

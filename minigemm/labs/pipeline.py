@@ -139,7 +139,7 @@ def _run(stage: Stage, path: Path, config: Config, problem: Problem, schedule: s
     d = torch.full((problem.m, problem.n), float("nan"), dtype=torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kernel = jit.build(path, config, name=stage.name, kernel=stage.name)
+        kernel = jit.build(path, config, name=stage.name, kernel=stage.kernel)
     launch = stage.launch(a, b, d, problem, config)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     report = emulator.launch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -216,9 +216,27 @@ def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, pa
     return driver.cuLaunchKernelEx(config, what[0], parameters, 0)
 
 
-def launch(loaded: Loaded, launch: types.Launch) -> None:
-    """Launch on torch's current stream of the kernel's GPU; returns without waiting."""
+def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
+    """Give the module's `__device__` and `__constant__` variables these values, for every launch from now on; waits for those before."""
     driver = _driver()
+    with _current(loaded.device):
+        torch.cuda.synchronize(loaded.device)
+        for name, value in variables.items():
+            error, address, size = driver.cuModuleGetGlobal(loaded.module, name.encode())
+            _check((error,), f"finding the variable {name}")
+            number, kind = _parameter(value)
+            stored = kind(number)
+            if ctypes.sizeof(stored) != size:
+                raise TypeError(f"variables[{name!r}]: the variable has {size} bytes, got {type(value).__name__} of {ctypes.sizeof(stored)}")
+            _check(driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size), f"setting the variable {name}")
+        torch.cuda.synchronize(loaded.device)  # a short copy may still be under way, and another stream would not wait for it
+
+
+def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
+    """Launch on torch's current stream of the kernel's GPU; returns without waiting. `variables`: what the module's variables hold, by name."""
+    driver = _driver()
+    if variables:
+        set_variables(loaded, variables)
     with _current(loaded.device):
         pairs = [_parameter(arg) for arg in launch.args]
         parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -78,8 +79,8 @@ def tensor_map(description: types.TensorMap) -> emulator.TensorMap:
     return emulator.TensorMap(description.tensor, description.box, description.swizzle)
 
 
-def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
-    """Run the launch to its end."""
+def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
+    """Run the launch to its end. `variables`: what the module's variables hold, by name."""
     observation = _observing.get()
     chosen = observation or _Observation("late", True, 0, False, False)
     args = [tensor_map(arg) if isinstance(arg, types.TensorMap) else arg for arg in launch.args]
@@ -87,7 +88,7 @@ def launch(kernel: jit.Kernel, launch: types.Launch) -> None:
         report = emulator.launch(
             kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, cluster=launch.cluster,
             schedule=chosen.schedule, hazards=chosen.hazards, profile=observation is not None, keep_requests=chosen.requests,
-            timeline=chosen.timeline, fast=chosen.fast,
+            timeline=chosen.timeline, fast=chosen.fast, variables=variables,
         )  # fmt: skip
     except emulator.EmulatorError as error:
         if observation is not None and error.report is not None:

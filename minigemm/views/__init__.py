@@ -8,6 +8,7 @@ from __future__ import annotations
 from .accesses import bank_rows, banks, requests_at, sectors
 from .accumulation import accumulation, accumulation_errors, running_sum
 from .accumulators import accumulators, alignment, held_by
+from .cluster import cluster, cluster_bytes, recorded_multicast
 from .counts import compare, recorded, recorded_runs
 from .descriptors import descriptor, operand_reads, wgmma_widths
 from .formats import bits, number_line, spacing
@@ -25,7 +26,7 @@ from .schedule import in_turn, raster, raster_traffic, tail, waves
 from .style import Html, Picture
 from .swizzles import box, swizzles
 from .tiles import footprint, mismatches, per_product, tiles
-from .timeline import timeline, waiting_for
+from .timeline import recorded_timeline, timeline, waiting_for
 
 __all__ = [
     "H100",
@@ -43,6 +44,8 @@ __all__ = [
     "bits",
     "box",
     "channel_errors",
+    "cluster",
+    "cluster_bytes",
     "code",
     "compare",
     "contiguous_layout",
@@ -73,7 +76,9 @@ __all__ = [
     "raster",
     "raster_traffic",
     "recorded",
+    "recorded_multicast",
     "recorded_runs",
+    "recorded_timeline",
     "registers",
     "requests_at",
     "ring",

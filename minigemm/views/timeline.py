@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ..emulator.report import Report
 from ..emulator.timeline import Interval, Timeline
-from .style import BLUE, GREEN, GREY, INK, PURPLE, RED, SKY, Picture, drawn, figure
+from .counts import RESULTS
+from .style import BLUE, GREEN, GREY, INK, PURPLE, RED, SKY, Html, Picture, drawn, figure
 
-__all__ = ["timeline", "waiting_for"]
+__all__ = ["recorded_timeline", "timeline", "waiting_for"]
 
 _WARP = re.compile(r"warp (\d+)")
 _BARRIER = re.compile(r"mbarrier (0x[0-9a-f]+)")
@@ -134,10 +137,7 @@ def timeline(
         panel.set(xlim=(start, last))
         panel.set_title(heading)
         said += [heading, *(f"  {_in_words(row, length)}" for row in found)]
-    unit = f"{lines[next(iter(lines))].unit}, " + (
-        "of a model: not a measurement" if lines[next(iter(lines))].source == "model" else "measured"
-    )
-    axes[-1, 0].set_xlabel(unit)
+    axes[-1, 0].set_xlabel(_unit(list(lines.values())))
     axes[-1, 0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if title and "" not in runs:
         made.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
@@ -155,6 +155,37 @@ def timeline(
     return Picture(made, "\n".join(said))
 
 
+def recorded_timeline(
+    stage: str, start: float = 0, end: float | None = None, rows: str = "roles", folder: Path = RESULTS
+) -> Picture | Html:
+    """The picture of a stage's timeline as a GPU gave it, from the recorded results; or the word that there is none.
+
+    A result is a file of `python -m minigemm trace STAGE --json docs/results/GPU_timeline_sNN.json`. Of several the last
+    by name is drawn. start, end and rows as for `timeline`, in ns.
+    """
+    found = [one for one in _recorded(folder) if one.source == "measured" and one.about.get("stage") == stage]
+    if not found:
+        text = f"No measured timeline is recorded for {stage} yet."
+        return Html(f"<p>{text}</p>", text)
+    about = found[-1].about
+    title = f"{stage}, {about['m']} x {about['n']} x {about['k']}, CTA {about['cta']}"
+    return timeline(found[-1], start, end, rows, title=title)
+
+
+def _recorded(folder: Path) -> list[Timeline]:
+    files = sorted(folder.glob("*_timeline_*.json")) if folder.is_dir() else []
+    return [Timeline.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def _unit(lines: Sequence[Timeline]) -> str:
+    """What the axis says: the unit, and who gave the figures."""
+    if lines[0].source == "model":
+        return f"{lines[0].unit}, of a model: not a measurement"
+    by = {", ".join(str(line.about[key]) for key in ("gpu", "date") if line.about.get(key)): None for line in lines}
+    on = "; ".join(name for name in by if name)
+    return f"{lines[0].unit}, measured" + (f" on {on}" if on else "")
+
+
 # ---------------------------------------------------------------------------------------------------- rows
 
 
@@ -169,8 +200,12 @@ def _line(run: Report | Timeline) -> Timeline:
 
 
 def _names(run: Report | Timeline) -> dict[str, str]:
-    """What a report's events tell of its mbarriers: those that TMA's loads complete on, and the others."""
-    if not isinstance(run, Report) or run.timeline is None:
+    """What a report's events, or a trace, tell of the mbarriers: those that TMA's loads complete on, and the others."""
+    if isinstance(run, Timeline):
+        traced = set(run.about["filled"]) if "filled" in run.about else None
+        waited = {i.what for i in run.intervals if _BARRIER.fullmatch(i.what)} if traced is not None else set()
+        return {what: TILE if what in (traced or ()) else SLOT for what in waited}
+    if run.timeline is None:
         return {}
     filled = {
         f"mbarrier {int(match[1]):#x}"

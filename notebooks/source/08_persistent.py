@@ -450,5 +450,4 @@ print("and those of s07:", torch.equal(s07_promoted.gemm(x, w, s07_promoted.Conf
 # - M. Osama, D. Merrill et al., *Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix Multiplication on the
 #   GPU* (PPoPP 2023, arXiv 2301.03598): what to do about the last wave.
 #
-# **Next:** clusters, where two CTAs share what TMA brings. Then [10 grouped](10_grouped.ipynb): the experts of a layer,
-# all in one launch, under a scheduler that finds its tiles on the device.
+# **Next:** [09 multicast](09_multicast.ipynb): clusters, where two CTAs share what TMA brings.

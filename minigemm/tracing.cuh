@@ -1,0 +1,189 @@
+// What a trace build adds behind ptx.cuh: warps write down when they wait and what they start.
+//
+// The stage is compiled from its own file. The macros at the end lead its calls of ptx.cuh's functions to the ones of
+// TraceAt, which know the line of the call, and a TraceWarp stands first in the kernel. In the CTA that is traced, one
+// lane of each warp, the first or the one that elect.sync chose, writes a record of 16 bytes for each event: begin, end
+// (or a value), kind and line, and an argument. Clocks are the lower half of clock64, which the warps of a CTA share.
+
+// As in tracing.py.
+constexpr u32 kTraceStart = 1, kTraceEnd = 2, kTraceMbarrier = 3, kTraceIssue = 4, kTraceCommit = 5, kTraceProducts = 6,
+              kTraceLoad = 7, kTraceStore = 8, kTraceStoreCommit = 9, kTraceStores = 10, kTraceBarrier = 11,
+              kTraceRegisters = 12, kTraceArrive = 13, kTraceExpect = 14;
+
+__constant__ uint4* minigemm_trace;        // (warps of a CTA, minigemm_trace_records)
+__constant__ u64* minigemm_trace_ctas;     // (CTAs, 4): globaltimer and clock64 at the begin and at the end
+__constant__ int minigemm_trace_records;   // that a warp has room for; the last one is its end
+__constant__ int minigemm_trace_cta;       // the CTA that is traced
+
+extern __shared__ __align__(1024) u8 trace_shared[];  // the stage's own; behind it two words a warp
+
+// The emulator's clock moves on where it serves an instruction, and activemask is one; on a GPU it takes an issue slot.
+inline u32 trace_clock() {
+  u32 now;
+  asm volatile("{\n"
+               ".reg .b32 active;\n"
+               "activemask.b32 active;\n"
+               "mov.u32 %0, %%clock;\n"
+               "}"
+               : "=r"(now)::"memory");
+  return now;
+}
+
+inline int trace_cta() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
+
+// Of the warp: records so far, and the lane that writes them.
+struct TraceState { u32 count, lane; };
+
+inline volatile TraceState& trace_state() {
+  return reinterpret_cast<volatile TraceState*>(trace_shared + SHARED_BYTES)[threadIdx.x / 32];
+}
+
+// True in the lane that writes the warp's events, in the CTA that is traced.
+inline bool trace_leads() { return trace_state().lane == threadIdx.x % 32 && trace_cta() == minigemm_trace_cta; }
+
+inline void trace_put(u32 kind, u32 line, u32 begin, u32 second, u32 argument) {
+  const u32 at = trace_state().count;
+  trace_state().count = at + 1;
+  if (at + 1 >= minigemm_trace_records) return;
+  minigemm_trace[threadIdx.x / 32 * minigemm_trace_records + at] = {begin, second, kind | line << 8, argument};
+}
+
+// Something that takes no time of the warp.
+inline void trace_mark(u32 kind, u32 line, u32 value, u32 argument) {
+  const bool leads = trace_leads();
+  const u32 now = trace_clock();
+  if (leads) trace_put(kind, line, now, value, argument);
+}
+
+// Something that may keep the warp waiting.
+template <class Call>
+__forceinline__ void trace_span(u32 kind, u32 line, u32 argument, Call call) {
+  const bool leads = trace_leads();
+  const u32 begin = trace_clock();
+  call();
+  const u32 end = trace_clock();
+  if (leads) trace_put(kind, line, begin, end, argument);
+}
+
+// From a warp's first instruction to the last of the lane that writes.
+struct TraceWarp {
+  TraceWarp() {
+    if (threadIdx.x % 32 == 0) trace_state().count = 0, trace_state().lane = 0;
+    __syncwarp();
+    if (threadIdx.x == 0) stamp(0);
+    u32 sm;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+    trace_mark(kTraceStart, 0, sm, 0);
+  }
+  ~TraceWarp() {
+    const bool leads = trace_leads();
+    const u32 now = trace_clock();
+    if (leads) {
+      const int last = (threadIdx.x / 32 + 1) * minigemm_trace_records - 1;
+      minigemm_trace[last] = {now, 0, kTraceEnd, trace_state().count};
+    }
+    if (threadIdx.x == 0) stamp(2);
+  }
+  static void stamp(int at) {
+    u64 ns, clock;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns)::"memory");
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(clock)::"memory");
+    minigemm_trace_ctas[4 * trace_cta() + at] = ns;
+    minigemm_trace_ctas[4 * trace_cta() + at + 1] = clock;
+  }
+};
+
+// ptx.cuh's functions, called from line kLine of the stage.
+template <u32 kLine>
+struct TraceAt {
+  static void mbarrier_wait_parity(u64* barrier, u32 parity) {
+    trace_span(kTraceMbarrier, kLine, cvta_to_shared(barrier), [&] { ::mbarrier_wait_parity(barrier, parity); });
+  }
+  static void mbarrier_arrive(u64* barrier) {
+    trace_mark(kTraceArrive, kLine, 0, cvta_to_shared(barrier));
+    ::mbarrier_arrive(barrier);
+  }
+  static void mbarrier_arrive_expect_tx(u64* barrier, u32 bytes) {
+    trace_mark(kTraceExpect, kLine, bytes, cvta_to_shared(barrier));
+    ::mbarrier_arrive_expect_tx(barrier, bytes);
+  }
+
+  // The place is a multiple of 16 and the barrier one of 8, both below 256 KiB: an argument holds the two.
+  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier) {
+    const u32 place = (cvta_to_shared(to) & 0x3ffff) >> 4, arrives = (cvta_to_shared(barrier) & 0x3ffff) >> 3;
+    trace_mark(kTraceLoad, kLine, bytes, place | arrives << 16);
+    ::cp_async_bulk_tensor_load(to, map, inner, outer, barrier);
+  }
+  template <class T, int kCount>  // the box is the array that it fills
+  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner, int outer, u64* barrier) {
+    load(to, sizeof(to), map, inner, outer, barrier);
+  }
+  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier) {
+    load(to, 0, map, inner, outer, barrier);
+  }
+  static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from) {
+    trace_mark(kTraceStore, kLine, 0, cvta_to_shared(from));
+    ::cp_async_bulk_tensor_store(map, inner, outer, from);
+  }
+  static void cp_async_bulk_commit_group() {
+    ::cp_async_bulk_commit_group();
+    trace_mark(kTraceStoreCommit, kLine, 0, 0);
+  }
+  template <int kPending>
+  static void cp_async_bulk_wait_group_read() {
+    trace_span(kTraceStores, kLine, kPending, [] { ::cp_async_bulk_wait_group_read<kPending>(); });
+  }
+
+  // The first warp of a warpgroup tells of the products of all four.
+  static void wgmma_fence() {
+    if (threadIdx.x / 32 % 4 == 0) trace_mark(kTraceIssue, kLine, 0, 0);
+    ::wgmma_fence();
+  }
+  static void wgmma_commit_group() {
+    ::wgmma_commit_group();
+    if (threadIdx.x / 32 % 4 == 0) trace_mark(kTraceCommit, kLine, 0, 0);
+  }
+  template <int kPending>
+  static void wgmma_wait_group() {
+    trace_span(kTraceProducts, kLine, kPending, [] { ::wgmma_wait_group<kPending>(); });
+  }
+
+  // All lanes are here, so that they agree on who writes from now on.
+  static bool elect_sync() {
+    const bool elected = ::elect_sync();
+    if (elected) trace_state().lane = threadIdx.x % 32;
+    __syncwarp();
+    return elected;
+  }
+
+  static void bar_sync(int id, int threads) {
+    trace_span(kTraceBarrier, kLine, id, [&] { ::bar_sync(id, threads); });
+  }
+  static void syncthreads() {
+    trace_span(kTraceBarrier, kLine, 0, [] { __syncthreads(); });
+  }
+  template <int kCount>
+  static void setmaxnreg_dec() {
+    trace_span(kTraceRegisters, kLine, kCount, [] { ::setmaxnreg_dec<kCount>(); });
+  }
+  template <int kCount>
+  static void setmaxnreg_inc() {
+    trace_span(kTraceRegisters, kLine, kCount, [] { ::setmaxnreg_inc<kCount>(); });
+  }
+};
+
+#define mbarrier_wait_parity TraceAt<__LINE__>::mbarrier_wait_parity
+#define mbarrier_arrive TraceAt<__LINE__>::mbarrier_arrive
+#define mbarrier_arrive_expect_tx TraceAt<__LINE__>::mbarrier_arrive_expect_tx
+#define cp_async_bulk_tensor_load TraceAt<__LINE__>::cp_async_bulk_tensor_load
+#define cp_async_bulk_tensor_store TraceAt<__LINE__>::cp_async_bulk_tensor_store
+#define cp_async_bulk_commit_group TraceAt<__LINE__>::cp_async_bulk_commit_group
+#define cp_async_bulk_wait_group_read TraceAt<__LINE__>::cp_async_bulk_wait_group_read
+#define wgmma_fence TraceAt<__LINE__>::wgmma_fence
+#define wgmma_commit_group TraceAt<__LINE__>::wgmma_commit_group
+#define wgmma_wait_group TraceAt<__LINE__>::wgmma_wait_group
+#define elect_sync TraceAt<__LINE__>::elect_sync
+#define bar_sync TraceAt<__LINE__>::bar_sync
+#define __syncthreads TraceAt<__LINE__>::syncthreads
+#define setmaxnreg_dec TraceAt<__LINE__>::setmaxnreg_dec
+#define setmaxnreg_inc TraceAt<__LINE__>::setmaxnreg_inc
