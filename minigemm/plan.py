@@ -36,6 +36,7 @@ __all__ = [
 SMS = 132  # of the GPU that the emulator stands for, an H100 SXM
 CLOCK = 1_755_000_000  # Hz, at which bytes a second become bytes a cycle
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
+SPREAD = 6  # the fullest groups, which decide, hold about a sixth more rows than expected
 ROWS = 64  # which every tile has a multiple of
 PREPARED_LIMIT = 4096  # launches that stand ready, some 4 KB each: a few for each weight of a large model
 
@@ -102,7 +103,7 @@ def clear() -> None:
     _menu.cache_clear()
     _config_for.cache_clear()
     machine_of.cache_clear()
-    fitting.cache_clear()
+    _fitting.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------- choosing
@@ -124,14 +125,19 @@ def sms_of(device: torch.device) -> int:
     return there if _settings.num_sms is None else min(_settings.num_sms, there)
 
 
-@functools.lru_cache(maxsize=4096)
-def fitting(tile: tuning.Tile, n: int, k: int, out_fp32: bool, accumulate: bool) -> Config | None:
-    """The kernel's config for a tile, with as many stages as fit; None where no number of them does."""
+@functools.cache
+def _fitting(tile: tuning.Tile, out_fp32: bool, accumulate: bool) -> Config | None:
     for stages in range(MOST_STAGES // tile.splits * tile.splits, 1, -tile.splits):
         config = kernel.Config(tile.block_m, tile.block_n, stages, tile.consumers, tile.splits, out_fp32=out_fp32, accumulate=accumulate)
-        if kernel.is_legal(config, Problem(1, n, k)):
+        if kernel.is_legal(config, Problem(1, 1, 16)):
             return config
     return None
+
+
+def fitting(tile: tuning.Tile, n: int, k: int, out_fp32: bool, accumulate: bool) -> Config | None:
+    """The kernel's config for a tile, with as many stages as fit; None where no number of them does."""
+    config = _fitting(tile, out_fp32, accumulate)
+    return config if config and kernel.is_legal(config, Problem(1, n, k)) else None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -145,7 +151,7 @@ def _menu(call: Call, machine: tuning.Machine, batch_invariant: bool, alignment:
 @functools.lru_cache(maxsize=4096)
 def _config_for(call: Call, machine: tuning.Machine, batch_invariant: bool, alignment: int) -> Config:
     work, choices = _menu(replace(call, m=0, expected_m=0), machine, batch_invariant, alignment)
-    rows = min(call.expected_m, call.m) if call.layout == "masked" and call.expected_m else call.m
+    rows = min(call.expected_m + call.expected_m // SPREAD, call.m) if call.layout == "masked" and call.expected_m else call.m
     return suited(call, _on(machine, tuning.choose(choices, replace(work, m=rows), machine)[1]))
 
 

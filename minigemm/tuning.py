@@ -3,14 +3,14 @@
 The model counts cycles of one SM. A *step* is 128 columns of k. Its pace is set by the slowest of
 
 - the tensor core: 4096 products a cycle;
-- the port of shared memory, 128 bytes a cycle: TMA writes both tiles once, a WGMMA reads its 64 rows of a, and b for each 64 rows anew;
+- the port of shared memory: TMA writes both tiles once, a WGMMA reads its 64 rows of a, and b for each 64 rows anew;
 - L2, which serves both tiles to every SM that works: 64 bytes a cycle and SM, and no more in all than the machine has;
 - the producer, which needs its time for each step whatever the tile;
-- one consumer, which waits, multiplies its rows and promotes them, one after the other: the more `splits` take turns along k, the less that counts.
+- one consumer, which waits, multiplies its rows and promotes them, one after the other: the more `splits` take turns along k, the less that counts;
 
-A tile costs its steps and the epilogue, in which splits add up their sums; all tiles take as many waves as there are tiles for each SM; and nothing is
+and adds what of the promotion stays exposed where a tile has two scales of b. A tile costs its steps and the epilogue, in which splits add up their sums; all tiles take as many waves as there are tiles for each SM; and nothing is
 faster than device memory delivers a, b and d. The constants are fitted to 34 dense products with up to 56 tiles each, timed on an H100: the tile that the
-model chooses there takes 1.3 % more time than the best one, on average. They rank tiles: they do not predict times to the per cent.
+model chooses there takes 1.2 % more time than the best one, on average. They rank tiles: they do not predict times to the per cent.
 
 Sums in FP32 run along k in one order whatever the tile is, so the choice does not change a single bit of the result; only `splits` do.
 """
@@ -28,14 +28,16 @@ __all__ = [
 LAYOUTS = ("dense", "contiguous", "masked")
 STEP = 128  # columns of k
 MMA_RATE = 4096  # FP8 products a cycle and SM
-SHARED_RATE = 128  # bytes a cycle and SM
+SHARED_RATE = 146  # bytes a cycle and SM, as they come out
 L2_RATE = 64  # bytes a cycle and SM, as long as the whole chip has them
-LAUNCH = 6900  # cycles before the first and behind the last product: launch, barriers, the first bytes from memory, the last store
-EPILOGUE = 1700  # cycles of a tile between its last product and the next tile's first one, apart from what it stores
-PRODUCER = 240  # cycles that it needs for a step
-STEP_LATENCY = 280  # cycles of a consumer's step besides its products: barriers, descriptors
-WAVE_LATENCY = 50  # and of each 64 rows, until the products are there
-REACHED = 77  # per cent of the rate of a copy at which a, b and d move
+LAUNCH = 7200  # cycles before the first and behind the last product: launch, barriers, the first bytes from memory, the last store
+EPILOGUE = 700  # cycles of a tile between its last product and the next tile's first one, apart from what it stores
+PRODUCER = 204  # cycles that it needs for a step
+STEP_LATENCY = 224  # cycles of a consumer's step besides its products: barriers, descriptors
+WAVE_LATENCY = 20  # and of each 64 rows, until the products are there
+STEP_BEGIN = 22  # cycles of a step that nothing hides
+TWO_SCALES = 370  # outputs of a tile for which a cycle a step goes into selecting, where a tile has two scales of b
+REACHED = 86  # per cent of the rate of a copy at which a, b and d move
 MENU_LIMIT = 12  # kernels for one n and k, whatever m comes
 REPRESENTATIVE_M = (64, 8192, 128, 4096, 1, 256, 2048, 512, 1024, 16, 32, 16384, 192, 384, 768, 1536, 3072, 6144)
 BLOCKS_M = (64, 128, 192, 256)
@@ -50,7 +52,7 @@ class Machine:
     """What a GPU offers: SMs to use, bytes a cycle of L2 (all SMs together) and of device memory. The defaults are an H100 SXM's."""
 
     sms: int = 132
-    l2_rate: int = 7600
+    l2_rate: int = 9100
     memory_rate: int = 1720
 
 
@@ -119,16 +121,17 @@ def cost(work: Work, tile: Tile, machine: Machine = Machine()) -> Cost:
     loaded = STEP * (m + n) + 4 * m  # bytes of a step: both tiles, and the scales of a
     shared = loaded + 4 * (m // 64) * (64 * 32 + n * 32)
     share = max(1, min(L2_RATE, machine.l2_rate // min(tiles, machine.sms)))
-    two_scales = STEP % n > 0 and n % STEP > 0  # of b in a tile: there is more to select
-    consumer = m // 64 // tile.consumers * (2 * n + n // 16 * (1 + two_scales) + WAVE_LATENCY) + STEP_LATENCY
+    two_scales = STEP % n > 0 and n % STEP > 0
+    consumer = m // 64 // tile.consumers * (2 * n + n // 8 + WAVE_LATENCY) + STEP_LATENCY
     pace = max(m * n * STEP // MMA_RATE, shared // SHARED_RATE, loaded // share, consumer // tile.splits, PRODUCER)
+    pace += STEP_BEGIN + two_scales * m * n // TWO_SCALES
     stored = m * n * (4 + 2 * (work.out_bytes == 4) + 8 * (tile.splits - 1))
-    per_tile = steps * pace + stored // SHARED_RATE + EPILOGUE
+    per_tile = steps * pace + 2 * stored // 128 + EPILOGUE
     rows = work.m * (work.groups if work.layout == "masked" else 1)
     groups = 1 if work.layout == "dense" else min(work.groups, max(rows, 1))
     moved = rows * work.k + groups * work.n * work.k + rows * work.n * work.out_bytes
     computing, moving = waves * per_tile, 100 * moved // (REACHED * machine.memory_rate)
-    cycles = LAUNCH + max(computing, moving) + min(computing, moving) // 12  # neither hides the other quite
+    cycles = LAUNCH + max(computing, moving) + min(computing, moving) // 4  # neither hides the other quite
     return Cost(cycles, tiles * (steps * loaded + m * n * work.out_bytes), waves, tiles * (steps * shared + stored))
 
 

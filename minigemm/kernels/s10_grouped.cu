@@ -231,8 +231,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_n
   stage = k_split;
   for (bool more = true; more;) {
     mbarrier_wait_parity(&shared.full[stage], phase);
-    const Part part = shared.part[stage];
-    const int group = __shfl_sync(0xffffffff, part.group, 0);  // from lane 0 for the same reason as above
+    const Part part = shared.part[stage].broadcast();
+    const int group = part.group;
     more = __all_sync(0xffffffff, group != DONE);
     if (!more) continue;
     const int row0 = part.row0 + row, slots = group < 0 ? SPLITS : steps;

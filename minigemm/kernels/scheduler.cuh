@@ -40,6 +40,15 @@ struct alignas(16) Part {
   int group, row0, column0;  // of b; the tile's first row and column of d
   int sfa_row;               // and its first row among the scales of a, which a masked group has to itself
   int first, middle, last;   // rows of d
+
+  // What lane 0 finds here, in all lanes: the same lane then says that it has read, and the compiler knows it uniform.
+  Part broadcast() const {
+    Part part = {};
+    if (threadIdx.x % 32 == 0) part = *this;
+    const auto all = [](int x) { return __shfl_sync(0xffffffff, x, 0); };
+    return {all(part.group), all(part.row0),   all(part.column0), all(part.sfa_row),
+            all(part.first), all(part.middle), all(part.last)};
+  }
 };
 
 // The parts that a CTA computes, for any layout, in the order of `raster` within a group. The host knows neither how
@@ -77,7 +86,7 @@ struct GroupedScheduler {
       const int tiles_m = group0 + lane < count && rows.x < rows.z ? (rows.z - top + BLOCK_M - 1) / BLOCK_M : 0;
       int up_to = tiles_m * tiles_n;  // the tiles of the groups up to this lane's
 #pragma unroll
-      for (int i = 1; i < 32 && i < count; i *= 2) {  // one group needs no sum
+      for (int i = 1; i < 32 && layout >= PREFIX_SUMS; i *= 2) {  // one product needs no sum
         const int below = __shfl_up_sync(0xffffffff, up_to, i);
         if (lane >= i) up_to += below;
       }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from types import ModuleType
 
 import torch
 
 __all__ = ["of"]
+
+if torch.cuda.is_available():
+    with suppress(ImportError):  # a tenth of a second, which is better spent here than in the first call
+        importlib.import_module("cuda.bindings.driver")
 
 
 def of(device: torch.device) -> ModuleType:

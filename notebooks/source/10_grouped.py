@@ -434,7 +434,7 @@ views.mismatches({"always by TMA": broken}, right)
 # **A reference instead of a copy.** The consumer reads `part` in its slot when it needs it.
 
 # %%
-broken = attempt("const Part part = shared.part", "const Part& part = shared.part")
+broken = attempt("const Part part = shared.part[stage].broadcast();", "const Part& part = shared.part[stage];")
 
 # %% [markdown]
 # A part lasts as long as its tile, but its slot goes back after the first step. By the time of the store, the producer
