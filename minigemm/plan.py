@@ -244,13 +244,15 @@ def execute(call: Call, tensors: Sequence[torch.Tensor], config: Config | None =
 def facts(
     a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, groups: torch.Tensor | None = None
 ) -> Facts:  # fmt: skip
-    """Shape, strides, dtype and device (-1: the CPU) of each tensor. Written out and compared at once, because every repeated call does so."""
+    """Shape, strides and dtype of each tensor, written out and compared at once, because every repeated call does so.
+
+    And the device of a (-1: the CPU): the CPU and all GPUs share one space of addresses, so that those of the others say where they are.
+    """
     of_five = (
-        a.shape, a.stride(), a.dtype, a.get_device(), sfa.shape, sfa.stride(), sfa.dtype, sfa.get_device(),
-        b.shape, b.stride(), b.dtype, b.get_device(), sfb.shape, sfb.stride(), sfb.dtype, sfb.get_device(),
-        d.shape, d.stride(), d.dtype, d.get_device(),
+        a.shape, a.stride(), a.dtype, a.get_device(), sfa.shape, sfa.stride(), sfa.dtype, b.shape, b.stride(), b.dtype,
+        sfb.shape, sfb.stride(), sfb.dtype, d.shape, d.stride(), d.dtype,
     )  # fmt: skip
-    return of_five if groups is None else (*of_five, groups.shape, groups.stride(), groups.dtype, groups.get_device())
+    return of_five if groups is None else (*of_five, groups.shape, groups.stride(), groups.dtype)
 
 
 def key_of(

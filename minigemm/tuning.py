@@ -8,9 +8,10 @@ The model counts cycles of one SM. A *step* is 128 columns of k. Its pace is set
 - the producer, which needs its time for each step whatever the tile;
 - one consumer, which waits, multiplies its rows and promotes them, one after the other: the more `splits` take turns along k, the less that counts;
 
-and adds what of the promotion stays exposed where a tile has two scales of b. A tile costs its steps and the epilogue, in which splits add up their sums; all tiles take as many waves as there are tiles for each SM; and nothing is
-faster than device memory delivers a, b and d. The constants are fitted to 34 dense products with up to 56 tiles each, timed on an H100: the tile that the
-model chooses there takes 1.2 % more time than the best one, on average. They rank tiles: they do not predict times to the per cent.
+and adds what of the promotion stays exposed where a tile has two scales of b. A tile costs its steps and the epilogue, in which splits add up their
+sums; all tiles take as many waves as there are tiles for each SM; and nothing is faster than device memory delivers a, b and d. The constants are fitted
+to 34 dense products with up to 56 tiles each, timed on an H100: the tile that the model chooses there takes 1.2 % more time than the best, on average.
+They rank tiles: they do not predict times to the per cent.
 
 Sums in FP32 run along k in one order whatever the tile is, so the choice does not change a single bit of the result; only `splits` do.
 """
@@ -39,7 +40,7 @@ STEP_BEGIN = 22  # cycles of a step that nothing hides
 TWO_SCALES = 370  # outputs of a tile for which a cycle a step goes into selecting, where a tile has two scales of b
 REACHED = 86  # per cent of the rate of a copy at which a, b and d move
 MENU_LIMIT = 12  # kernels for one n and k, whatever m comes
-REPRESENTATIVE_M = (64, 8192, 128, 4096, 1, 256, 2048, 512, 1024, 16, 32, 16384, 192, 384, 768, 1536, 3072, 6144)
+REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
 BLOCKS_M = (64, 128, 192, 256)
 WARPGROUPS = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4))  # consumers, splits
 BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 256)

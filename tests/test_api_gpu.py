@@ -210,4 +210,4 @@ def test_host_time():
     found = host_time(device, fresh=False)
     print(f"host time, us a call: the same tensors {found['same_us']:.2f}, eight sets in turn {found['rotating_us']:.2f}, a new m {found['new_m_us']:.1f}"
           f" on {torch.cuda.get_device_name(device)}")  # fmt: skip
-    assert found["same_us"] < 20 and found["rotating_us"] < 20 and found["new_m_us"] < 300
+    assert found["same_us"] < 20 and found["rotating_us"] < 20 and found["new_m_us"] < 1000

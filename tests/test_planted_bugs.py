@@ -202,7 +202,8 @@ BUGS = {
         "s10_grouped", "phase);\n      release(shared, stage);", "phase);", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
     ),
     "s10: the part is read when its slot may be taken": (
-        "s10_grouped", "const Part part = shared.part[stage].broadcast();", "const Part& part = shared.part[stage];", ("race",), "data race", "part.|shared.part[stage] = part",
+        "s10_grouped", "const Part part = shared.part[stage].broadcast();", "const Part& part = shared.part[stage];", ("race",), "data race",
+        "part.|shared.part[stage] = part",
     ),
     "s10: the part is written when the slot is announced": (
         "s10_grouped", ("          if (step < SPLITS) shared.part[stage] = part;\n", "        if (++stage == STAGES)"),

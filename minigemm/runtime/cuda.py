@@ -29,6 +29,7 @@ class Loaded:
     module: Any
 
 
+@functools.cache
 def _driver() -> Any:
     try:
         from cuda.bindings import driver
@@ -121,30 +122,37 @@ def _capture_allows() -> Iterator[None]:
 
 def tensor_map(description: types.TensorMap) -> Any:
     """The driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
-    driver = _driver()
     tensor = description.tensor
-    kinds = driver.CUtensorMapDataType
-    kind = {
-        1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-    }[tensor.element_size()]
-    swizzle = {
-        0: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE,
-        32: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B,
-        64: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
-        128: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-    }[description.swizzle]
-    shape = tuple(reversed(tensor.shape))
-    pitches = [stride * tensor.element_size() for stride in tensor.stride()[-2::-1]] or [16]  # a vector has none, but the driver wants one
-    rank = len(shape)
+    return _encoded(tensor.data_ptr(), tensor.element_size(), tuple(tensor.shape), tensor.stride(), tuple(description.box), description.swizzle)
+
+
+@functools.lru_cache(maxsize=4096)
+def _encoded(address: int, size: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int) -> Any:
+    """The map of what lies at an address, whatever tensor it is: the same again where weights meet a new number of rows."""
+    driver, (kinds, swizzles, interleave, promotion, fill) = _driver(), _map_constants()
+    pitches = [stride * size for stride in strides[-2::-1]] or [16]  # a vector has none, but the driver wants one
     answer = driver.cuTensorMapEncodeTiled(
-        kind, rank, tensor.data_ptr(), [driver.cuuint64_t(v) for v in shape], [driver.cuuint64_t(v) for v in pitches],
-        [driver.cuuint32_t(v) for v in reversed(description.box)], [driver.cuuint32_t(1)] * rank,
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B, driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        kinds[size], len(shape), address, [driver.cuuint64_t(v) for v in shape[::-1]], [driver.cuuint64_t(v) for v in pitches],
+        [driver.cuuint32_t(v) for v in box[::-1]], [driver.cuuint32_t(1)] * len(shape), interleave, swizzles[swizzle], promotion, fill,
     )  # fmt: skip
-    return _check(answer, f"a tensor map for shape {tuple(tensor.shape)}, box {description.box}, swizzle {description.swizzle}")
+    return _check(answer, f"a tensor map for shape {shape}, box {box}, swizzle {swizzle}")
+
+
+@functools.cache
+def _map_constants() -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any]:
+    """The driver's names: data type by bytes of an element, swizzle by its span, and what all maps have in common."""
+    driver = _driver()
+    kinds, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
+    return (
+        {1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32},
+        {
+            0: swizzles.CU_TENSOR_MAP_SWIZZLE_NONE, 32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B, 64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+            128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+        },
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
 
 
 def _parameter(arg: Any) -> tuple[Any, Any]:

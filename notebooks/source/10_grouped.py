@@ -444,7 +444,7 @@ broken = attempt("const Part part = shared.part[stage].broadcast();", "const Par
 # **Nothing to do, nothing to say.** A consumer without rows skips the products, and forgets to hand back its slots.
 
 # %%
-broken = attempt("\n        release(shared, stage);\n", "\n")
+broken = attempt("phase);\n      release(shared, stage);", "phase);")
 
 # %% [markdown]
 # The count on `empty` is that of all consumers' warps. Who has no work must still say that he is done.
