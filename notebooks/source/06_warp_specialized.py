@@ -295,6 +295,16 @@ for name, report in modelled.items():
 # as soon as the last consumer warp has arrived, and the red is gone. The epilogue is shorter, too, and each consumer
 # has its own.
 #
+# That was the model. Here is one CTA of a real launch: `python -m minigemm trace s06_warp_specialized` builds the same
+# file with a clock read around every wait, and the picture is made by the same code.
+
+# %%
+views.recorded_timeline("s06_warp_specialized")
+
+# %% [markdown]
+# CTAs on all the other SMs want their bytes at the same time, so the first loads take longer than the model's. The
+# rhythm is the same: the two consumers' products alternate, and the producer waits for them, not they for it.
+#
 # The totals are close: the model charges a barrier little and lets every warp issue without a rival. What roles give on
 # hardware, a measurement must say (section 8).
 #
