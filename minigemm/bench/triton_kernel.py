@@ -7,8 +7,8 @@ row-major, 128x128. Rows of contiguous groups begin at multiples of 128.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found]
-import triton.language as tl  # type: ignore[import-not-found]
+import triton
+import triton.language as tl
 
 __all__ = ["gemm"]
 
