@@ -183,7 +183,7 @@ def menu(
 ) -> Sequence[tuple[Tile, C]]:
     """At most `limit` configs, among which every m finds a good one: the best for some representative m. `work.m` is not looked at.
 
-    N and k are compiled in, m is not: so this is what one n and k can cost in compilations, and choosing from it takes microseconds.
+    So one n and k cost at most so many compilations, whatever m comes, and other n and k meet many of the same kernels; choosing takes microseconds.
     """
     legal = [choice for choice in candidates(fit) if not batch_invariant or choice[0].splits == 1]
     chosen: dict[Tile, C] = {}
