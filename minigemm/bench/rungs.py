@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime
 import functools
 import statistics
-from dataclasses import replace
 from typing import Any
 
 from .. import chips, quantize, tour
 from ..kernels import stages
-from ..layout import to_m_major
 from ..types import Problem
 from .timing import FLUSHED, gpu_seconds
 
@@ -45,7 +43,6 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
         x, w = (quantize.activations(problem.m, problem.k, device=device), quantize.weights(problem.n, problem.k, device=device))
         operands = {granularity: quantize.quantize(matrix, granularity) for matrix, granularity in
                     ((x, "1x128"), (w, "128x128"))}  # fmt: skip
-        operands["1x128"] = replace(operands["1x128"], scale=to_m_major(operands["1x128"].scale))  # as TMA reads them, beforehand
         per_tensor = quantize.quantize(x, "tensor"), quantize.quantize(w, "tensor")
         calls: dict[tuple[str, Any], Any] = {}
         defaults = set()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from ctypes import c_int64
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 
@@ -27,7 +26,7 @@ from ..layout import ceil_div, round_up, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
-from .stage import Stage, check_grid, check_registers, check_shared, check_tensor_core_tile, panel, quickest, rows
+from .stage import Stage, check_grid, check_promoted, panel, quickest, rows
 
 TITLE = "promoted"
 IDEA = "FP32 promotion every 128 along K, fine-grained scales"
@@ -85,16 +84,8 @@ def is_legal(config: Config, problem: Problem) -> Legality:
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.stages < 2:
         return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
-    tile = check_tensor_core_tile(config.block_m, config.block_n, 16, 64 * config.consumers)
-    if not tile and config.rows > 128:
-        tile = f"a consumer can have 64 or 128 rows, got block_m / consumers = {config.rows}"
-    if not tile and config.block_n > BLOCK + gcd(config.block_n, BLOCK):
-        tile = f"block_n must be at most 128, or 144, 160 or 192, so that no tile needs three scales of b, got {config.block_n}"
     return Legality(
-        tile
-        or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
-        or check_registers(config.accumulators + 32, config.threads, REGISTERS[config.consumers][1])
-        or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
+        check_promoted(config, REGISTERS[config.consumers][1])
         or check_grid(problem.m, problem.n, config.block_m, config.block_n)
     )
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from ctypes import c_int64
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 
@@ -27,10 +26,8 @@ from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
 from .stage import (
     Stage,
-    check_registers,
+    check_promoted,
     check_schedule,
-    check_shared,
-    check_tensor_core_tile,
     ctas,
     panel,
     quickest,
@@ -101,16 +98,8 @@ def is_legal(config: Config, problem: Problem) -> Legality:
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.stages < 2:
         return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
-    tile = check_tensor_core_tile(config.block_m, config.block_n, 16, 64 * config.consumers)
-    if not tile and config.rows > 128:
-        tile = f"a consumer can have 64 or 128 rows, got block_m / consumers = {config.rows}"
-    if not tile and config.block_n > BLOCK + gcd(config.block_n, BLOCK):
-        tile = f"block_n must be at most 128, or 144, 160 or 192, so that no tile needs three scales of b, got {config.block_n}"
     return Legality(
-        tile
-        or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
-        or check_registers(config.accumulators + 32, config.threads, REGISTERS[config.consumers][1])
-        or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
+        check_promoted(config, REGISTERS[config.consumers][1])
         or check_schedule(problem.m, problem.n, config.block_m, config.block_n, config.ctas, config.raster)
     )
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, product
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..quantize import BLOCK, Quantized
 from ..types import Config, Launch, Legality, Problem
 
 __all__ = [
-    "SHARED_LIMIT", "Stage", "check_block_scale", "check_fp8_operand", "check_grid", "check_registers", "check_schedule", "check_shared",
+    "SHARED_LIMIT", "Stage", "check_block_scale", "check_fp8_operand", "check_grid", "check_promoted", "check_registers", "check_schedule", "check_shared",
     "check_tensor_core_tile", "check_tiles", "ctas", "nearest_legal", "panel", "quickest", "rows",
 ]  # fmt: skip
 
@@ -259,6 +260,21 @@ def check_tensor_core_tile(block_m: int, block_n: int, step_n: int, step_m: int 
     if not (0 < block_n <= 256) or block_n % step_n:
         return f"block_n must be a multiple of {step_n} from {step_n} to 256, got {block_n}"
     return ""
+
+
+def check_promoted(config: Any, registers: int) -> str:
+    """Why consumers cannot compute this tile and promote its sums in so many registers a thread; "" when they can. config: of a stage from s07_promoted on."""
+    tile = check_tensor_core_tile(config.block_m, config.block_n, 16, 64 * config.consumers)
+    if not tile and config.rows > 128:
+        tile = f"a consumer can have 64 or 128 rows, got block_m / consumers = {config.rows}"
+    if not tile and config.block_n > BLOCK + gcd(config.block_n, BLOCK):
+        tile = f"block_n must be at most 128, or 144, 160 or 192, so that no tile needs three scales of b, got {config.block_n}"
+    return (
+        tile
+        or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
+        or check_registers(config.accumulators + 32, config.threads, registers)
+        or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
+    )
 
 
 def check_registers(registers: int, threads: int, limit: int | None = None) -> str:
