@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import astuple, dataclass
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigemm import jit, types
+from minigemm import types
 from minigemm.kernels import s10_grouped
 from minigemm.layout import ceil_div
-from minigemm.runtime import emulated
-from minigemm.types import Launch
-
-KERNELS = Path(__file__).parent / "kernels"
+from minigemm.probes.scheduling import group_parts, tile_order
 
 
 @dataclass(frozen=True)
@@ -26,22 +21,13 @@ class Walk(types.Config):
     raster_m: bool = False
 
 
-def tiles(m: int, n: int, ctas: int, config: Walk) -> list[list[tuple[int, int]]]:
-    """(tile m, tile n) in the order in which each CTA takes them."""
-    count = ceil_div(m, config.block_m) * ceil_div(n, config.block_n)
-    found = torch.full((ctas, count + 1, 2), -1, dtype=torch.int32)
-    kernel = jit.build(KERNELS / "tiles.cu", config, name="tiles", kernel="tiles")
-    emulated.launch(kernel, Launch((ctas, 1, 1), (1, 1, 1), (found, m, n, count + 1)))
-    return [[(i, j) for i, j in cta.tolist() if i >= 0] for cta in found]
-
-
 CONFIGS = st.sampled_from([Walk(), Walk(64, 16, 1), Walk(64, 16, 3, True), Walk(64, 16, 8, True)])
 
 
 @settings(max_examples=60)
 @given(m=st.integers(1, 900), n=st.integers(1, 900), ctas=st.integers(1, 140), config=CONFIGS)
 def test_every_tile_once(m, n, ctas, config):
-    walked = tiles(m, n, ctas, config)
+    walked = tile_order(m, n, config, ctas)
     flat = [tile for cta in walked for tile in cta]
     assert len(set(flat)) == len(flat)
     assert set(flat) == {(i, j) for i in range(ceil_div(m, config.block_m)) for j in range(ceil_div(n, config.block_n))}
@@ -50,10 +36,10 @@ def test_every_tile_once(m, n, ctas, config):
 
 def test_raster_order():
     """Groups of RASTER columns, row by row within a group; the last group is narrower."""
-    (order,) = tiles(3 * 64, 5 * 16, 1, Walk(raster=2))
+    (order,) = tile_order(3 * 64, 5 * 16, Walk(raster=2), 1)
     assert order[:6] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert order[-3:] == [(0, 4), (1, 4), (2, 4)]
-    (order,) = tiles(3 * 64, 5 * 16, 1, Walk(raster=2, raster_m=True))
+    (order,) = tile_order(3 * 64, 5 * 16, Walk(raster=2, raster_m=True), 1)
     assert order[:4] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert order[-5:] == [(2, j) for j in range(5)]
 
@@ -62,7 +48,7 @@ def test_raster_saves_what_is_read_at_once():
     """The tiles that 132 CTAs compute at one time need fewer rows of a and b than those of whole rows of tiles."""
 
     def read(raster: int) -> int:
-        at_once = [cta[0] for cta in tiles(64 * 64, 64 * 16, 132, Walk(raster=raster))]
+        at_once = [cta[0] for cta in tile_order(64 * 64, 64 * 16, Walk(raster=raster), 132)]
         return len({i for i, _ in at_once}) + len({j for _, j in at_once})
 
     assert read(16) == 9 + 16
@@ -71,13 +57,7 @@ def test_raster_saves_what_is_read_at_once():
 
 def parts(layout: int, m: int, n: int, groups: int, index: list[int], span: int, zero_padding: bool, ctas: int, config: Walk) -> list[list[int]]:
     """(group, row0, column0, first, middle, last) of every part, of all CTAs."""
-    height = m if layout == s10_grouped.CONTIGUOUS else (groups + 1) * (ceil_div(m, config.block_m) + 1)  # parts in a column of tiles at most
-    most = height * ceil_div(n, config.block_n)
-    found = torch.full((ctas, most, 6), -7, dtype=torch.int32)
-    kernel = jit.build(KERNELS / "parts.cu", config, name="parts", kernel="parts")
-    numbers = torch.tensor(index or [0], dtype=torch.int32)
-    emulated.launch(kernel, Launch((ctas, 1, 1), (32, 1, 1), (found, numbers, layout, m, n, groups, span, int(zero_padding), most)))
-    return [part for part in found.view(-1, 6).tolist() if part[0] != -7]
+    return [list(astuple(part)) for cta in group_parts(layout, index or [0], m, n, config, groups, span, zero_padding, ctas) for part in cta]
 
 
 def check_parts(layout: int, found: list[list[int]], owner: list[int | None], n: int, config: Walk) -> None:

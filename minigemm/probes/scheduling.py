@@ -160,6 +160,8 @@ def _walk(
     arguments = (found, log, events, watched, numbers, layout, rows, n, groups, span, int(zero_padding), most)
     emulated.launch(kernel, Launch((ctas, 1, 1), (WARP, 1, 1), arguments))
     parts = [[part for part in cta if part[0] != NOTHING] for cta in found.tolist()]
+    if max(map(len, parts)) == most:  # one more than there can be
+        raise RuntimeError("the walk over the groups does not end")
     return parts, [(e[0], e[1], tuple(e[2 : 2 + WARP]), tuple(e[2 + WARP :])) for e in log.tolist() if e[0] >= 0]
 
 
