@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--emulator", action="store_true", help="the emulator's speed on one core")
     bench.add_argument("--ladder", action="store_true", help="TFLOPS of every stage on a Hopper GPU")
     bench.add_argument("--multicast", action="store_true", help="s09_multicast beside s08_persistent at the same tiles, on a Hopper GPU")
+    bench.add_argument(
+        "--ncu", nargs="*", metavar="SHAPE",
+        help="hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, masked:GROUPSxMxNxK or multicast; default: 7 shapes and it",
+    )  # fmt: skip
     bench.add_argument("--host", action="store_true", help="the host's time a call, on a Hopper GPU")
     bench.add_argument("--peers", action="store_true", help="minigemm beside its peers: the default, to be said beside --host")
     bench.add_argument("--shape", action="append", metavar="MxNxK", help="GROUPSxMxNxK with --layout contiguous or masked; may be repeated; default: 28 shapes")
@@ -248,6 +252,7 @@ def _show_trace(timeline: Any) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
+    from .bench import counters
 
     for file in (options.plot, None if options.json in (None, "-") else Path(options.json)):
         if file is not None and not file.parent.is_dir():
@@ -273,6 +278,13 @@ def _bench(options: argparse.Namespace) -> int:
                 documents.append(results)
                 if options.json != "-":
                     print(as_text(results))
+        if options.ncu is not None:
+            results = counters.count(options.ncu)
+            store(results)
+            documents.append(results)
+            if options.json != "-":
+                counters.show(results)
+            status = 1 if results["lost"] or results["skipped"] else 0
         if options.peers or options.host or not documents:
             results = _compared(options, store)
             store(results)
@@ -281,7 +293,8 @@ def _bench(options: argparse.Namespace) -> int:
                 bench.show(results)
             if options.plot is not None and any(row["timed"] for row in results["rows"]):
                 bench.plot(results).save(options.plot)
-            status = 1 if results["lost"] or any("minigemm" not in row["timed"] for row in results["rows"]) else 0
+            if results["lost"] or any("minigemm" not in row["timed"] for row in results["rows"]):
+                status = 1
     except (ValueError, OSError) as error:
         return _fail(str(error))
     if options.json == "-":

@@ -1,7 +1,9 @@
-"""Measurements that anyone can repeat: minigemm beside its peers, the ladder of stages, what multicast pays, the host's time a call, and the emulator's speed.
+"""Measurements that anyone can repeat: minigemm beside its peers, the ladder of stages, what multicast pays, hardware counters, the host's time a call, and the
+emulator's speed.
 
 `python -m minigemm bench` is the way in; see docs/benchmarking.md. Of the modules here, `comparison` runs the show: it takes a `shapes.Shape`, makes its
-tensors (`cases`), lets each of `peers` call, checks the results, and times them by `timing`; `report` prints and draws.
+tensors (`cases`), lets each of `peers` call, checks the results, and times them by `timing`; `report` prints and draws. `counters` is a program too, which
+Nsight Compute runs, and is not imported here: Python warns of a module that it is to run and that is there already.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..kernels import s08_persistent, s09_multicast
 from ..types import Problem
 from .timing import FLUSHED, gpu_seconds
 
-__all__ = ["multicast_as_text", "multicast_gain"]
+__all__ = ["multicast_as_text", "multicast_gain", "staged"]
 
 PROBLEMS = (Problem(4096, 4096, 7168), Problem(4096, 7168, 2048), Problem(4096, 24576, 1536))
 TILES: tuple[dict[str, Any], ...] = (
@@ -36,7 +36,7 @@ def multicast_gain(rounds: int = ROUNDS) -> dict[str, Any]:
     for problem in PROBLEMS:
         a = quantize.quantize(quantize.activations(problem.m, problem.k, device=device), "1x128")
         b = quantize.quantize(quantize.weights(problem.n, problem.k, device=device), "128x128")
-        configs = {(cluster, number): _config(cluster, tile) for number, tile in enumerate(TILES) for cluster in CLUSTERS}
+        configs = {(cluster, number): staged(cluster, tile) for number, tile in enumerate(TILES) for cluster in CLUSTERS}
         calls = {key: functools.partial(stage.gemm, a, b, config) for key, (stage, config) in configs.items()}
         for cluster, number in calls:
             if not torch.equal(calls[cluster, number](), calls["none", number]()):
@@ -61,8 +61,8 @@ def multicast_gain(rounds: int = ROUNDS) -> dict[str, Any]:
     }
 
 
-def _config(cluster: str, tile: dict[str, Any]) -> tuple[Any, Any]:
-    """The stage that runs it, and its config."""
+def staged(cluster: str, tile: dict[str, Any]) -> tuple[Any, Any]:
+    """The stage that runs this kind of CLUSTERS with this tile, and its config."""
     if cluster == "none":
         return s08_persistent.stage, s08_persistent.Config(**tile)
     cluster_m, cluster_n = CLUSTERS[cluster]
