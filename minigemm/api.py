@@ -147,23 +147,33 @@ def _repeat(
     options: tuple[object, ...], a: object, b: object, d: torch.Tensor | None, c: torch.Tensor | None, out_dtype: torch.dtype | None,
     config: Config | None, groups: torch.Tensor | None = None,
 ) -> torch.Tensor | None:  # fmt: skip
-    """d, from the prepared launch of an earlier call with these tensors; None where there is none, and the checks have the word."""
+    """d, from the prepared launch of an earlier call with these tensors, or with others that differ in m alone; None where there is none, and the checks
+    have the word."""
     if config is not None or _debug or (c is not None and c is not d) or (out_dtype is not None and d is not None):
         return None
     try:
         x, sfa = a if type(a) is tuple else (a.data, a.scale)  # type: ignore[attr-defined]
         y, sfb = b if type(b) is tuple else (b.data, b.scale)  # type: ignore[attr-defined]
+        made = d is None
         if d is None:
             if not x.is_cuda:
                 return None
             d = torch.empty((*x.shape[:-1], y.shape[-2]), dtype=torch.bfloat16 if out_dtype is None else out_dtype, device=x.device)
-        fire = plan.ready(options, x, sfa, y, sfb, d, groups)
+        tensors = (x, sfa, y, sfb, d) if groups is None else (x, sfa, y, sfb, d, groups)
+        start = plan.ready(options, tensors)
+        if start is None and _is_labelled(a, "1x128") and _is_labelled(b, "128x128"):
+            start = plan.resized(options, tensors, apart=made)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
-    if fire is None:
+    if start is None:
         return None
-    fire()
+    start()
     return d
+
+
+def _is_labelled(operand: object, granularity: str) -> bool:
+    """Whether it is (data, scales), or a Quantized of that granularity."""
+    return type(operand) is tuple or (type(operand) is Quantized and operand.granularity == granularity)
 
 
 def _operands(a: object, b: object, dims_a: int, dims_b: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -211,15 +221,16 @@ def _run(
         return d
     if not call.k or not call.groups:
         return d if c is not None else _nothing(call, d, *tensors[5:])
-    tensors = (_rows(a), to_m_major(scale_a), _rows(others[0]), *others[1:])
+    tensors = (a, to_m_major(scale_a), *others)
     if config is not None:
         plan.execute(call, tensors, config)
         return d
-    fire = plan.ready(options, *tensors)  # scales that were laid out just now are often where those of the last call were
-    if fire is not None:
-        fire()
+    # scales that were laid out just now are often where those of the last call were
+    start = plan.ready(options, tensors) or plan.resized(options, tensors, apart=True)
+    if start is not None:
+        start()
     else:
-        plan.execute(call, tensors, key=plan.key_of(options, *tensors))
+        plan.execute(call, tensors, options=options)
     return d
 
 
@@ -230,13 +241,6 @@ def _nothing(call: Call, d: torch.Tensor, groups: torch.Tensor | None = None) ->
     if call.layout == "contiguous" and not call.zero_padding and not call.prefix_sums and groups is not None:
         return d.masked_fill_(((groups >= 0) & (groups < call.groups))[:, None], 0)
     return d.zero_()
-
-
-def _rows(data: torch.Tensor) -> torch.Tensor:
-    """The data, with a row stride that TMA takes also where a single row came with another one."""
-    if data.dim() == 2 and data.shape[0] == 1 and data.stride(0) % 16:
-        return data.as_strided(data.shape, (data.shape[1], 1))
-    return data
 
 
 # ---------------------------------------------------------------------------------------------------- settings

@@ -93,7 +93,7 @@ struct TraceWarp {
   }
 };
 
-// ptx.cuh's functions, called from line kLine of the stage.
+// ptx.cuh's functions, called from line kLine: the lower 16 bits, of the file that the others number.
 template <u32 kLine>
 struct TraceAt {
   static void mbarrier_wait_parity(u64* barrier, u32 parity) {
@@ -109,21 +109,27 @@ struct TraceAt {
   }
 
   // The place is a multiple of 16 and the barrier one of 8, both below 256 KiB: an argument holds the two.
-  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier) {
+  template <class... Policy>
+  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier, Policy... policy) {
     const u32 place = (cvta_to_shared(to) & 0x3ffff) >> 4, arrives = (cvta_to_shared(barrier) & 0x3ffff) >> 3;
     trace_mark(kTraceLoad, kLine, bytes, place | arrives << 16);
-    ::cp_async_bulk_tensor_load(to, map, inner, outer, barrier);
+    ::cp_async_bulk_tensor_load(to, map, inner, outer, barrier, policy...);
   }
-  template <class T, int kCount>  // the box is the array that it fills
-  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner, int outer, u64* barrier) {
-    load(to, sizeof(to), map, inner, outer, barrier);
+  template <class T, int kCount, class... Policy>  // the box is the array that it fills
+  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner, int outer, u64* barrier,
+                                        Policy... policy) {
+    load(to, sizeof(to), map, inner, outer, barrier, policy...);
   }
-  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier) {
-    load(to, 0, map, inner, outer, barrier);
+  template <class... Policy>
+  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
+                                        Policy... policy) {
+    load(to, 0, map, inner, outer, barrier, policy...);
   }
-  static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from) {
+  template <class... Policy>
+  static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from,
+                                         Policy... policy) {
     trace_mark(kTraceStore, kLine, 0, cvta_to_shared(from));
-    ::cp_async_bulk_tensor_store(map, inner, outer, from);
+    ::cp_async_bulk_tensor_store(map, inner, outer, from, policy...);
   }
   static void cp_async_bulk_commit_group() {
     ::cp_async_bulk_commit_group();
@@ -172,18 +178,21 @@ struct TraceAt {
   }
 };
 
-#define mbarrier_wait_parity TraceAt<__LINE__>::mbarrier_wait_parity
-#define mbarrier_arrive TraceAt<__LINE__>::mbarrier_arrive
-#define mbarrier_arrive_expect_tx TraceAt<__LINE__>::mbarrier_arrive_expect_tx
-#define cp_async_bulk_tensor_load TraceAt<__LINE__>::cp_async_bulk_tensor_load
-#define cp_async_bulk_tensor_store TraceAt<__LINE__>::cp_async_bulk_tensor_store
-#define cp_async_bulk_commit_group TraceAt<__LINE__>::cp_async_bulk_commit_group
-#define cp_async_bulk_wait_group_read TraceAt<__LINE__>::cp_async_bulk_wait_group_read
-#define wgmma_fence TraceAt<__LINE__>::wgmma_fence
-#define wgmma_commit_group TraceAt<__LINE__>::wgmma_commit_group
-#define wgmma_wait_group TraceAt<__LINE__>::wgmma_wait_group
-#define elect_sync TraceAt<__LINE__>::elect_sync
-#define bar_sync TraceAt<__LINE__>::bar_sync
-#define __syncthreads TraceAt<__LINE__>::syncthreads
-#define setmaxnreg_dec TraceAt<__LINE__>::setmaxnreg_dec
-#define setmaxnreg_inc TraceAt<__LINE__>::setmaxnreg_inc
+// Each header beside the stage says before its first line and after its last which file this is.
+#define TRACE_FILE 0
+#define TRACE_AT TraceAt<TRACE_FILE << 16 | __LINE__>
+#define mbarrier_wait_parity TRACE_AT::mbarrier_wait_parity
+#define mbarrier_arrive TRACE_AT::mbarrier_arrive
+#define mbarrier_arrive_expect_tx TRACE_AT::mbarrier_arrive_expect_tx
+#define cp_async_bulk_tensor_load TRACE_AT::cp_async_bulk_tensor_load
+#define cp_async_bulk_tensor_store TRACE_AT::cp_async_bulk_tensor_store
+#define cp_async_bulk_commit_group TRACE_AT::cp_async_bulk_commit_group
+#define cp_async_bulk_wait_group_read TRACE_AT::cp_async_bulk_wait_group_read
+#define wgmma_fence TRACE_AT::wgmma_fence
+#define wgmma_commit_group TRACE_AT::wgmma_commit_group
+#define wgmma_wait_group TRACE_AT::wgmma_wait_group
+#define elect_sync TRACE_AT::elect_sync
+#define bar_sync TRACE_AT::bar_sync
+#define __syncthreads TRACE_AT::syncthreads
+#define setmaxnreg_dec TRACE_AT::setmaxnreg_dec
+#define setmaxnreg_inc TRACE_AT::setmaxnreg_inc

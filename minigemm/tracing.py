@@ -27,7 +27,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,9 +162,24 @@ def _sources(path: Path, kernel: str) -> dict[str, str]:
     text = path.read_text(encoding="utf-8-sig")
     if not re.search(r'^\s*#\s*include\s*"ptx\.cuh"', text, re.MULTILINE):
         raise ValueError(f"source: expected a kernel that includes ptx.cuh, whose functions a trace follows; {path.name} does not")
-    beside = {header.name: header.read_text(encoding="utf-8-sig") for header in path.parent.glob("*.cuh")}
-    instructions = beside.get("ptx.cuh") or jit.HEADERS.joinpath("ptx.cuh").read_text(encoding="utf-8")
-    return {**beside, "ptx.cuh": f"{instructions}\n{HEADER.read_text(encoding='utf-8')}", path.name: _guarded(text, kernel, path)}
+    headers = {name: file.read_text(encoding="utf-8-sig") for name, file in _headers(path).items()}
+    numbered = {name: _numbered(headers[name], number) for number, name in enumerate(_files(path)) if number}
+    return {**numbered, "ptx.cuh": f"{headers['ptx.cuh']}\n{HEADER.read_text(encoding='utf-8')}", path.name: _guarded(text, kernel, path)}
+
+
+def _headers(path: Path) -> dict[str, Path]:
+    """By name: the package's own, and in their place those beside the stage."""
+    return {header.name: header for folder in (jit.HEADERS, path.parent) for header in sorted(folder.glob("*.cuh"))}
+
+
+def _files(path: Path) -> list[str]:
+    """The files that a record can name, by their number: the stage, and the headers but for ptx.cuh."""
+    return [path.name, *sorted(_headers(path).keys() - {"ptx.cuh"})]
+
+
+def _numbered(text: str, number: int) -> str:
+    """A header whose lines are known to be those of this file."""
+    return f"#undef TRACE_FILE\n#define TRACE_FILE {number}\n#line 1\n{text}\n#undef TRACE_FILE\n#define TRACE_FILE 0\n"
 
 
 def _guarded(text: str, kernel: str, path: Path) -> str:
@@ -279,7 +294,7 @@ class _Run:
         stored = next((arg for arg in self.description.args if isinstance(arg, TensorMap) and arg.tensor.data_ptr() == self.d.data_ptr()), None)
         store_bytes = int(np.prod(stored.box)) * self.d.element_size() if stored else 0
         products = vars(self.config)["block_m"] * vars(self.config)["block_n"] * BLOCK
-        line = decode(records, self.source.name, store_bytes, scale, products)
+        line = decode(records, _files(self.source), store_bytes, scale, products)
         modelled = report.timeline if report else None
         return replace(line, unit="cycles" if report else "ns", source="model" if report else "measured", about={**about, **line.about},
                        rates=dict(modelled.rates) if modelled else {})  # fmt: skip
@@ -314,29 +329,30 @@ class _Event(NamedTuple):
     argument: int
 
 
-def _events(rows: np.ndarray, base: int, source: str) -> tuple[list[_Event], _Event | None]:
+def _events(rows: np.ndarray, base: int, files: Sequence[str]) -> tuple[list[_Event], _Event | None]:
     """A warp's events in its order, and its end, from its records (n, 4) uint32. Clocks are halves: differences count, modulo 2**32."""
     found = []
     for begin, second, word, argument in rows[:-1].tolist():
         if word & 0xFF == 0:
             break
-        found.append(_event(begin, second, word, argument, base, source))
+        found.append(_event(begin, second, word, argument, base, files))
     begin, second, word, argument = rows[-1].tolist()
-    return found, _event(begin, second, word, argument, base, source) if word & 0xFF == END else None
+    return found, _event(begin, second, word, argument, base, files) if word & 0xFF == END else None
 
 
-def _event(begin: int, second: int, word: int, argument: int, base: int, source: str) -> _Event:
+def _event(begin: int, second: int, word: int, argument: int, base: int, files: Sequence[str]) -> _Event:
     start = _signed(begin - base)
-    return _Event(word & 0xFF, f"{source}:{word >> 8}", start, start + _signed(second - begin), second, argument)
+    return _Event(word & 0xFF, f"{files[word >> 24]}:{word >> 8 & 0xFFFF}", start, start + _signed(second - begin), second, argument)
 
 
 def _signed(cycles: int) -> int:
     return (cycles + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def decode(records: np.ndarray, source: str, store_bytes: int = 0, scale: float = 1.0, products: int = 0) -> Timeline:
-    """The timeline of the records (warps, room, 4) uint32 of one CTA. `source`: the stage's file; `scale`: of the times; `store_bytes`: of a TMA store;
-    `products`: of a step along k, for which the producer arrives once; without it nothing is known of the time that a group takes.
+def decode(records: np.ndarray, files: Sequence[str], store_bytes: int = 0, scale: float = 1.0, products: int = 0) -> Timeline:
+    """The timeline of the records (warps, room, 4) uint32 of one CTA. `files`: of the code by their number, the stage first; `scale`: of the times;
+    `store_bytes`: of a TMA store; `products`: of a step along k, for which the producer arrives once; without it nothing is known of the time that a group
+    takes.
 
     Times are in cycles times `scale`. ValueError where there is no record: the kernel did not run, or it ran another CTA.
     """
@@ -344,7 +360,7 @@ def decode(records: np.ndarray, source: str, store_bytes: int = 0, scale: float 
     if records[0, 0, 2] & 0xFF != START:
         raise ValueError("records: expected the begin of warp 0 first; the traced CTA did not run")
     early = min((_signed(int(begin) - first) for begin, _, word, _ in records[:, 0].tolist() if word & 0xFF == START), default=0)
-    warps = [_events(rows, first + early, source) for rows in records]
+    warps = [_events(rows, first + early, files) for rows in records]
     lost = sum(max(0, end.argument - (records.shape[1] - 1)) for _, end in warps if end)
     over = max([end.begin for _, end in warps if end] + [e.end if e.kind in _WAITS else e.begin for events, _ in warps for e in events])
     intervals: list[Interval] = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,18 +25,26 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """The emulator as a runtime that prepares launches, as the GPU's does; what was prepared, and what was fired."""
-    seen = SimpleNamespace(made=0, fired=0)
+    """The emulator as a runtime that prepares launches, as the GPU's does; what was prepared, made of another one, and fired."""
+    seen = SimpleNamespace(made=0, replaced=[], fired=0)
     emulated = runtime.of(CPU)
+
+    class Fire:
+        def __init__(self, loaded, launch):
+            self.loaded, self.launch = loaded, launch
+
+        def start(self):
+            seen.fired += 1
+            emulated.launch(self.loaded, self.launch)
+
+        def replaced(self, changes):
+            args = tuple(changes.get(place, arg) for place, arg in enumerate(self.launch.args))
+            seen.replaced.append(Fire(self.loaded, replace(self.launch, args=args)))
+            return seen.replaced[-1]
 
     def prepare(loaded, launch):
         seen.made += 1
-
-        def fire():
-            seen.fired += 1
-            emulated.launch(loaded, launch)
-
-        return fire
+        return Fire(loaded, launch)
 
     monkeypatch.setattr(emulated, "prepare", prepare, raising=False)
     plan.clear()
@@ -65,11 +74,10 @@ def test_a_repeated_call_is_a_look_up(prepared, checked):
     for out in (d, other, d, other, d):
         out.zero_()
         assert minigemm.fp8_gemm_nt(a, b, out) is out and torch.equal(out, expected)
-    assert len(checked) == 2  # the first call with each
-    assert prepared.made == 3 and prepared.fired == 6
+    assert not checked and prepared.made == 1 and len(prepared.replaced) == 2 and prepared.fired == 6  # the first call with each replaces addresses
     held = quantize.Quantized(*a, "1x128"), quantize.Quantized(*b, "128x128")
     minigemm.fp8_gemm_nt(*held, d)
-    assert len(checked) == 2
+    assert not checked and len(prepared.replaced) == 2
 
 
 def test_what_an_address_does_not_say(prepared, checked):
@@ -126,7 +134,15 @@ def test_settings_make_new_plans(prepared):
         minigemm.set_num_sms(None)
 
 
-def test_calls_that_differ_in_an_option(prepared):
+@pytest.fixture
+def batch_invariant():
+    """All layouts sum alike."""
+    minigemm.set_batch_invariant(True)
+    yield
+    minigemm.set_batch_invariant(False)
+
+
+def test_calls_that_differ_in_an_option(prepared, batch_invariant):
     a, b = operands()
     d = torch.zeros(20, 24)
     product = minigemm.fp8_gemm_nt(a, b, d).clone()
@@ -172,13 +188,106 @@ def test_an_error_of_a_launch_is_not_swallowed(prepared):
         minigemm.fp8_gemm_nt(a, b, d)
 
 
+# ---------------------------------------------------------------------------------------------------- another m
+
+
+def told(arg):
+    """A parameter as it can be compared."""
+    if isinstance(arg, types.TensorMap):
+        return told(arg.tensor), arg.tensor.shape, arg.tensor.stride(), arg.box, arg.swizzle
+    if isinstance(arg, torch.Tensor):
+        return arg.data_ptr()
+    return arg.value if isinstance(arg, ctypes._SimpleCData) else arg
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("add", [False, True])
+def test_another_m_changes_in_a_launch_what_its_description_would(prepared, checked, monkeypatch, dtype, add):
+    """Whatever the kernel's parameters are, and in whatever order; and nothing of it is checked or described again."""
+    monkeypatch.setattr(runtime.of(CPU), "launch", lambda loaded, launch: None)
+    a, b = operands(200, 40, 272)
+    out = torch.zeros(200, 48, dtype=dtype)[:, :40]
+    for first, others in ((100, (65, 66, 127, 128)), (5, (2, 63, 64)), (129, (192, 130))):
+        for m in (first, *others):
+            x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
+            minigemm.fp8_gemm_nt(x, b, d, d if add else None)
+            if m != first:
+                call = plan.Call("dense", m, 40, 272, out_fp32=dtype == torch.float32, accumulate=add)
+                expected, made = plan.describe(call, plan.config_for(call, CPU), (*x, *b, d)), prepared.replaced[-1].launch
+                assert (made.grid, made.block, made.shared, made.cluster) == (expected.grid, expected.block, expected.shared, expected.cluster)
+                assert [told(arg) for arg in made.args] == [told(arg) for arg in expected.args]
+    assert len(checked) == prepared.made == 3 and len(prepared.replaced) == 9 and prepared.fired == 12
+
+
+def test_another_m_gives_its_own_result(prepared, checked):
+    a, b = operands(60)
+    expected = minigemm.fp8_gemm_nt(a, b)
+    minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+    checked.clear()
+    for m in (59, 2, 33):
+        for scale in (minigemm.to_m_major(a[1][:m]), a[1][:m].contiguous()):  # the second is laid out first, behind the checks
+            d = torch.zeros(m, 24, dtype=torch.bfloat16)
+            for _ in range(2):
+                assert torch.equal(minigemm.fp8_gemm_nt((a[0][:m], scale), b, d), expected[:m])
+    held = quantize.Quantized(a[0][:40], minigemm.to_m_major(a[1][:40]), "1x128"), quantize.Quantized(*b, "128x128")
+    d = torch.zeros(40, 24, dtype=torch.bfloat16)
+    assert torch.equal(minigemm.fp8_gemm_nt(*held, d), expected[:40])
+    assert prepared.made <= 2 and len(checked) <= 6
+
+
+def test_another_m_that_is_wrong(prepared):
+    a, b = operands(60)
+    memory = torch.zeros(64 * 1024, dtype=torch.uint8)
+    d = torch.zeros(60, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    x, scale, out = a[0][:50], minigemm.to_m_major(a[1][:50]), d[:50]
+    inside = memory[: 50 * 256].view(torch.float8_e4m3fn).view(50, 256)
+    for message, arguments in (
+        (r"a\[1\]: expected shape \(50, 2\)", ((x, a[1]), b, out)),
+        (r"d: expected shape \(50, 24\), got \(51, 24\)", ((x, scale), b, d[:51])),
+        (r"a\[0\]: expected a 16-byte aligned start", ((memory[8 : 8 + 50 * 256].view(torch.float8_e4m3fn).view(50, 256), scale), b, out)),
+        ("d: expected memory of its own, got a tensor that overlaps a", ((inside, scale), b, memory[: 50 * 48].view(torch.bfloat16).view(50, 24))),
+        (r"a\[0\]: expected a row stride", ((x.expand(50, 256)[:1].expand(50, 256), scale), b, out)),
+        ("a.granularity: expected '1x128', got '128x128'", (quantize.Quantized(x, scale, "128x128"), b, out)),
+        ("b.granularity: expected '128x128', got 'tensor'", ((x, scale), quantize.Quantized(*b, "tensor"), out)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            minigemm.fp8_gemm_nt(*arguments)
+    with pytest.raises(TypeError, match=r"a\[0\]: expected float8_e4m3fn"):
+        minigemm.fp8_gemm_nt((x.view(torch.uint8), scale), b, out)
+    assert not prepared.replaced
+
+
+def test_another_m_where_a_launch_leaves_a_doubt(prepared):
+    """m is also n, or a and b begin at the same address: the next one is described anew."""
+    (data, scale), b = operands(24, 24)
+    for doubtful in ((data, b[0], 24), (b[0], b[0], 20)):
+        plan.clear()
+        prepared.made, prepared.replaced[:] = 0, []
+        for x, y, m in (doubtful, (data, b[0], 16), (data, b[0], 18)):
+            minigemm.fp8_gemm_nt((x[:m], minigemm.to_m_major(scale[:m])), (y, b[1]), torch.zeros(m, 24, dtype=torch.bfloat16))
+        assert prepared.made == 2 and len(prepared.replaced) == 1
+
+
+def test_another_m_under_other_settings(prepared):
+    a, b = operands(60)
+    try:
+        for number in (None, 1):
+            minigemm.set_num_sms(number)
+            minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+        minigemm.fp8_gemm_nt((a[0][:50], minigemm.to_m_major(a[1][:50])), b, torch.zeros(50, 24, dtype=torch.bfloat16))
+        assert prepared.made == 2 and prepared.replaced[0].launch.grid == (1, 1, 1)
+    finally:
+        minigemm.set_num_sms(None)
+
+
 # ---------------------------------------------------------------------------------------------------- the GPU's prepared launch
 
 
 @pytest.fixture
 def driver(monkeypatch):
     """A driver that notes what it is told, and reads the parameters through their addresses as the real one does."""
-    told = SimpleNamespace(launches=[], contexts=[], errors=[], capture=[], maps=[], counts=())
+    told = SimpleNamespace(launches=[], contexts=[], errors=[], capture=[], maps=[], counts=(), device=1)
 
     class Map:
         def __init__(self, tensor):
@@ -207,7 +316,7 @@ def driver(monkeypatch):
     monkeypatch.setattr(cuda_runtime, "_current", current)
     monkeypatch.setattr(cuda_runtime, "tensor_map", lambda description: Map(description.tensor))
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: told.device, raising=False)
     return told
 
 
@@ -222,37 +331,50 @@ def test_a_prepared_launch_tells_the_driver_what_a_launch_does(driver):
     fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(tensor))
     driver.contexts.clear()
     for _ in range(3):
-        fire()
+        fire.start()
     expected = ((3, 2, 1), (128, 1, 1), 4096, 7001, [tensor.data_ptr(), tensor.data_ptr(), 5, 1 << 40, 0.5])
     assert driver.launches == [expected] * 3
     assert not driver.contexts  # the device is the current one: its context was not entered
 
 
-def test_another_current_device_or_a_thread_without_context(driver, monkeypatch):
+def test_a_prepared_launch_of_another_one(driver):
+    tensor, other = torch.zeros(64), torch.zeros(64)
+    driver.counts = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_float)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(tensor))
+    changed = fire.replaced({0: types.TensorMap(other, (8,)), 2: 7})
+    del tensor
+    for each in (fire, changed, fire):
+        each.start()
+    before, after, again = (values for *_, values in driver.launches)
+    assert before == again and after == [other.data_ptr(), before[1], 7, *before[3:]]
+    assert driver.launches[0][:4] == driver.launches[1][:4]
+
+
+def test_another_current_device_or_a_thread_without_context(driver):
     fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 0, None), description(torch.zeros(64)))
     driver.contexts.clear()
-    fire()
+    fire.start()
     assert driver.contexts == [0] and len(driver.launches) == 1
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
+    driver.device = 0
     driver.errors[:] = [201]  # invalid context: launched again, inside the right one
-    fire()
+    fire.start()
     assert driver.contexts == [0, 0] and len(driver.launches) == 3
     driver.errors[:] = [719, 719]
     with pytest.raises(RuntimeError, match=r"launch: CUDA_ERROR_X \(x\)"):
-        fire()
+        fire.start()
 
 
 def test_a_launch_of_clusters(driver, monkeypatch):
     starts = []
     monkeypatch.setattr(cuda_runtime, "_launch_clusters", lambda *arguments: starts.append(arguments) or (0,))
     launch = types.Launch((4, 1, 1), (128, 1, 1), (3,), 64, cluster=(2, 1, 1))
-    cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch)()
+    cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch).start()
     assert starts[0][:3] == (("function", 4, 1, 1, 128, 1, 1, 64), (2, 1, 1), 7001)
 
 
 def test_threads_share_a_prepared_launch(driver):
     fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(torch.zeros(64)))
-    threads = [threading.Thread(target=lambda: [fire() for _ in range(50)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [fire.start() for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -46,6 +46,18 @@ TILES = {
 }
 TILE_READY = "    __syncthreads();  // all threads arrive with their part of the tiles written"
 TILE_READ = "    __syncthreads();  // all threads arrive when they have read"
+INCLUDE = '#include "scheduler.cuh"'
+
+
+def scheduler(*edits: tuple[str, str]) -> str:
+    """The text of scheduler.cuh, edited, to stand instead of the include."""
+    text = (STAGES["s10_grouped"].stage.source.parent / "scheduler.cuh").read_text().replace("#pragma once", "")
+    for old, new in edits:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 # stage, text that goes (a line, unless it says what comes instead), what is found, words of it, text on the line that it names
 BUGS = {
     "s02: no barrier after the load": ("s02_tiled", TILE_READY, "    //", ("race",), "data race", None),
@@ -199,16 +211,24 @@ BUGS = {
     "s09: released before every lane has its scales": ("s09_multicast", "          __syncwarp();", "          //", ("tile-overwritten",), "may still read it",
                                                        "load(shared, stage"),
     "s10: a consumer without rows keeps its slots": (
-        "s10_grouped", "phase);\n      release(shared, stage);", "phase);", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+        "s10_grouped", "this consumer's rows\n      release(shared, ring.slot);", "", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
     ),
-    "s10: the part is read when its slot may be taken": (
-        "s10_grouped", "const Part part = shared.part[stage].broadcast();", "const Part& part = shared.part[stage];", ("race",), "data race",
-        "part.|shared.part[stage] = part",
+    "s10: a part is told before it is written": (
+        "s10_grouped", INCLUDE,
+        scheduler(("part[i % kAhead] = next, mbarrier_arrive(&told[i % kAhead]);", "mbarrier_arrive(&told[i % kAhead]), part[i % kAhead] = next;")),
+        ("race",), "data race", None,
     ),
-    "s10: the part is written when the slot is announced": (
-        "s10_grouped", ("          if (step < SPLITS) shared.part[stage] = part;\n", "        if (++stage == STAGES)"),
-        ("", "        if (elected && step < SPLITS) shared.part[stage] = part;\n        if (++stage == STAGES)"),
-        ("race", "mbarrier", "tma-not-complete", "Deadlock", "Fault"), "", None,
+    "s10: a part is read before it is told": (
+        "s10_grouped", INCLUDE, scheduler(("    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n", "")), ("race", "Fault"), "data race|never written",
+        None,
+    ),
+    "s10: a part is overwritten before it is read": (
+        "s10_grouped", INCLUDE, scheduler(("kAhead = 4", "kAhead = 1"), ("    mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);", "//")),
+        ("race",), "data race", None,
+    ),
+    "s10: a cache policy of its own": (
+        "s10_grouped", "const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();", "const u64 b_policy = part.down;",
+        ("Fault",), "was not made by createpolicy", "b_policy);",
     ),
     "s03: two arrivals expected": ("s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",), "1 of 2 arrivals", None),
 }  # fmt: skip

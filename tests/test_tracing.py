@@ -87,7 +87,10 @@ def test_each_wait_of_the_model_is_a_wait_of_the_trace(traced, name):
         waits = [i for i in model.intervals if i.agent == agent and i.state == "waiting" and not i.what.startswith("the other")]
         assert waits
         for wait in waits:
-            around = [i for i in spans if i.what == wait.what and i.start + shift <= wait.start + 12 and wait.end <= i.end + shift + 12]
+            same = [i for i in spans if i.what == wait.what]
+            around = [i for i in same if i.start + shift <= wait.start + 12 and wait.end <= i.end + shift + 12]
+            if name == "s10_grouped" and agent == "warp 8" and not around:  # lanes that load nothing listen before the one that does, and writes
+                around = [i for i in same if wait.end <= i.start + shift]
             assert len(around) == 1, (wait, around)
             assert wait.line.endswith(around[0].line) or f"{around[0].line}, called at" in wait.line
 
@@ -105,13 +108,14 @@ def test_what_is_counted(traced, name):
     assert kinds(line, "tensor core") == {"warpgroup": groups}
     if name >= "s06":
         consumers, producer = [f"warp {w}" for w in range(8)], "warp 8"
-        slots = steps * tiles + (name == "s10_grouped")  # one more passes on that there is no more
-        for warp in consumers:  # those of s10 wait for what a tile is, and then for its first slot
-            assert kinds(line, warp)["mbarrier"] == slots + tiles * (name == "s10_grouped")
-            assert kinds(line, warp)["WGMMA"] == steps * tiles + (name == "s06_warp_specialized")
-        assert kinds(line, producer)["mbarrier"] == slots
-        assert line.about["events"]["arrivals"] >= 8 * (slots - 1)
-        assert all(kinds(line, f"warp {w}") == {"barrier": 1, "setmaxnreg": 1} for w in (9, 10, 11))
+        slots, told, grouped = steps * tiles, tiles + 1, name == "s10_grouped"  # a warp of s10 tells the others of each part, and of the end
+        for warp in consumers:
+            assert kinds(line, warp)["mbarrier"] == slots + grouped * told
+            assert kinds(line, warp)["WGMMA"] == slots + (name == "s06_warp_specialized")
+        assert kinds(line, producer)["mbarrier"] == slots + grouped * told
+        assert line.about["events"]["arrivals"] >= 8 * (slots - 1) + grouped * (1 + 9) * told
+        assert kinds(line, "warp 9") == {"barrier": 1, "setmaxnreg": 1} | ({"mbarrier": told} if grouped else {})
+        assert all(kinds(line, f"warp {w}") == {"barrier": 1, "setmaxnreg": 1} for w in (10, 11))
         assert len(line.about["filled"]) == config.stages
 
 
@@ -225,7 +229,7 @@ def test_records_by_hand():
         (t.ISSUE, zero + 10, 0, 0, 22), (t.COMMIT, zero + 12, 0, 0, 23), (t.PRODUCTS, zero + 120, zero + 121, 0, 24), (t.END, zero + 130, 0, 6, 0),
     )  # fmt: skip
     nothing = rows(16, (t.START, zero, 7, 0, 0), (t.END, zero + 5, 0, 1, 0))
-    line = tracing.decode(np.stack([first, nothing, nothing, nothing, second]), "k.cu", store_bytes=64, scale=0.5, products=2 * 4096 * 40)
+    line = tracing.decode(np.stack([first, nothing, nothing, nothing, second]), ["k.cu"], store_bytes=64, scale=0.5, products=2 * 4096 * 40)
     assert [(i.agent, i.start, i.end, i.what, i.line) for i in line.intervals if i.agent in ("tensor core", "TMA")] == [
         ("TMA", 2, 31, "load 4096 bytes to 0x400", "k.cu:21"),
         ("tensor core", 6, 26, "warpgroup 1", "k.cu:22"),  # 40 cycles are enough for it, and it is asked for 100 later
@@ -238,7 +242,7 @@ def test_records_by_hand():
     ]  # fmt: skip
     assert line.about["sm"] == 7 and line.about["filled"] == ["mbarrier 0x8400"]
     with pytest.raises(ValueError, match="the traced CTA did not run"):
-        tracing.decode(np.zeros((4, 16, 4), np.uint32), "k.cu")
+        tracing.decode(np.zeros((4, 16, 4), np.uint32), ["k.cu"])
 
 
 def test_the_length_of_a_cycle():

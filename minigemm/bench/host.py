@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -59,9 +60,10 @@ def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> d
         fresh: start processes too, one with an empty cache and one with what that one left.
 
     Returns:
-        us a call: `same_us` (the same tensors), `rotating_us` (eight sets in turn), `new_m_us` (a new m for a known n and k, everything compiled). Seconds of
-        the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the kernels compiled before and found
-        on disk, `first_call_cold_s`, `new_shape_cold_s` with an empty cache; `import_s`. Where a process fails, `error` says why instead.
+        us a call, medians over bursts of 100 calls: `same_us` (the same tensors), `rotating_us` (eight sets in turn); `new_m_us` (a new m for a known n and
+        k, everything compiled). Seconds of the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the
+        kernels compiled before and found on disk, `first_call_cold_s`, `new_shape_cold_s` with empty caches, NVRTC's too; `import_s`. Where a process fails,
+        `error` says why instead.
     """
     sets = []
     for seed in range(SETS):
@@ -81,18 +83,18 @@ def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> d
 
 
 def _repeated(sets: list[Any], calls: int, device: torch.device) -> float:
-    """us a call, these operands in turn, all of them called before."""
+    """us a call, these operands in turn, all of them called before. The median of the bursts: other work on the host comes in between."""
     for a, b, d in sets:
         api.fp8_gemm_nt(a, b, d)
-    total = 0.0
+    seconds = []
     for _ in range(calls // BURST):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
         for number in range(BURST):
             api.fp8_gemm_nt(*sets[number % len(sets)])
-        total += time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
     torch.cuda.synchronize(device)
-    return total / (calls // BURST * BURST) * 1e6
+    return median(seconds) / BURST * 1e6
 
 
 def _new_m(device: torch.device) -> float:
@@ -112,7 +114,8 @@ def _new_m(device: torch.device) -> float:
 def _fresh(device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         above = str(Path(__file__).parents[2])  # where this minigemm is, installed or not
-        environment = {**os.environ, "MINIGEMM_CACHE_DIR": folder, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
+        caches = {"MINIGEMM_CACHE_DIR": f"{folder}/minigemm", "CUDA_CACHE_PATH": f"{folder}/nvrtc"}  # NVRTC keeps one of its own
+        environment = {**os.environ, **caches, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
         found: dict[str, Any] = {"fresh_shapes": [list(shape) for shape in FRESH]}
         for cold in ("_cold", ""):
             command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]

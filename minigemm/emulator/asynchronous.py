@@ -13,7 +13,7 @@ import numpy as np
 from . import tma
 from .errors import Fault, Unsupported
 from .hazards import STAY, STEP, Clocks, warps_of
-from .lower import Site
+from .lower import CACHE_POLICY, Site
 from .machine import CTA_HOOKS, END_HOOKS, IDLE_HOOKS, Block, serves
 from .mbarrier import BarrierMisuse, MBarrier, never_initialised
 from .warps import cluster_barrier
@@ -324,6 +324,8 @@ def tensor_copy(block: Block, site: Site, ids: np.ndarray) -> None:
         descriptor = descriptor_at(block, where & U64, site, one)
         if len(descriptor.dims) != rank:
             raise block.fault(f"a {rank}-dimensional copy with a tensor map of {len(descriptor.dims)} dimensions", site, one)
+        if "L2::cache_hint" in modifiers and arguments[-1] >> 60 & 15 != CACHE_POLICY >> 60:
+            raise block.fault(f"the cache policy {arguments[-1] & U64:#x} was not made by createpolicy", site, one)
         signed = [v - (1 << 32) if v >> 31 & 1 else v for v in (v & U32 for v in coordinates)]
         address = block.place(destination, site, t, own=not load)
         block.shared_bytes(address, descriptor.smem_bytes, site, "TMA copy")

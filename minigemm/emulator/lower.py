@@ -51,8 +51,10 @@ YIELDS = (
     (re.compile(r"mbarrier\.(arrive|arrive_drop|test_wait|try_wait|pending_count)\b"), 1),
     (re.compile(r"(mbarrier|cp\.async|cp\.reduce|st\.async|red\.async|wgmma|stmatrix|fence|membar|nanosleep|call|setmaxnreg|griddepcontrol)\b"), 0),
 )
+#: What createpolicy gives, whatever it is asked for: the four highest bits are those of every policy.
+CACHE_POLICY = 1 << 60
 #: Instructions without effect on results here.
-IGNORED = re.compile(r"(prefetch|prefetchu|discard|applypriority|pragma|createpolicy|wgmma\.fence_nothing)\b")
+IGNORED = re.compile(r"(prefetch|prefetchu|discard|applypriority|pragma|wgmma\.fence_nothing)\b")
 
 TID = {"%tid.x": c.TID, "%tid.y": c.TID + 4, "%tid.z": c.TID + 8, "%laneid": c.LANE, "%warpid": c.WARP}
 GRID = {
@@ -908,6 +910,10 @@ class _Lowering:
         else:
             result = "false"
         self.write(ins.operands[0], result, 1)
+
+    def do_createpolicy(self, i: int, ins: Instruction) -> None:
+        """A word that `cache_hint` takes. It changes no result, and which lines a cache keeps is not modelled."""
+        self.write(ins.operands[0], str(CACHE_POLICY), 64)
 
     def do_mapa(self, i: int, ins: Instruction) -> None:
         """The same address in the shared memory of another CTA; of a shared variable, a shared address or a generic one."""

@@ -142,6 +142,35 @@ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int ou
                : "memory");
 }
 
+// The same two under a policy: which lines the L2 cache gives up first when it needs room.
+inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
+                                      u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], [%4], %5;" ::"r"(cvta_to_shared(to)),
+      "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)), "l"(policy)
+      : "memory");
+}
+inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%1, %2}], [%3], %4;" ::"l"(map),
+      "r"(inner), "r"(outer), "r"(cvta_to_shared(from)), "l"(policy)
+      : "memory");
+}
+
+// Policies for all lines: before others, and as if there were none.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-createpolicy
+inline u64 createpolicy_evict_first() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+inline u64 createpolicy_evict_normal() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-commit-group
 inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 

@@ -1,9 +1,9 @@
 // s10_grouped: groups: the library's kernel.
 //
 // The experts of a layer are products that each have their own rows of a and their own b, in one launch, and the host
-// does not know how many rows. The producer's warp finds out: it alone walks the tiles, and each slot carries, with the
-// tiles, what they are part of. The consumers know no layout. They write the rows of the part, by TMA where all of a
-// consumer's are, by threads where a group ends among them; one that has none multiplies nothing.
+// does not know how many rows. A warp of the producer finds out: it alone walks the tiles, ahead of all, and tells the
+// others what part of d comes next. Those that load and the consumers know no layout. A consumer writes the rows of the
+// part: by TMA where all of its own are, by threads where a group ends among them. One that has none does nothing.
 // Where d has few tiles, SPLITS warpgroups take turns along k for the same rows, and the first adds up their sums.
 
 #include "ptx.cuh"
@@ -12,9 +12,9 @@
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kConsumers = CONSUMERS * SPLITS;          // warpgroups that compute: those of the first split come first
-constexpr int kThreads = (kConsumers + 1) * kWarpgroup;  // they, and the producer behind them
-constexpr int kRows = BLOCK_M / CONSUMERS;               // of the tile, that a consumer computes
+constexpr int kConsumers = CONSUMERS * SPLITS;       // warpgroups that compute: those of the first split come first
+constexpr int kLoaders = SPLITS > 1 ? 2 : 1;  // warps of the producer that load; one more finds the tiles
+constexpr int kRows = BLOCK_M / CONSUMERS;           // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
@@ -28,11 +28,11 @@ struct Shared {
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
   alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // A slot is full: the producer writes part, arrives and promises the bytes of a, b and sfa; TMA brings them.
+  // A slot is full: a loader arrives and promises the bytes of a, b and sfa; TMA brings them.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of a split's 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
+  // Lane 0 of each of a split's 4 * CONSUMERS warps arrives when it has done with the tile; the loader waits.
   u64 empty[STAGES];
-  Part part[STAGES];  // (STAGES,) what the slot's tiles are part of: in the first slot that a split has of it
+  Parts parts;  // on their way from the scheduler's warp to all others
   float sums[SPLITS > 1 ? SPLITS - 1 : 1][CONSUMERS][SPLITS > 1 ? kSums : 1][kWarpgroup];  // of the other splits
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
@@ -40,28 +40,22 @@ static_assert(STAGES % SPLITS == 0, "a slot belongs to one split: another would 
 static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
-template <int kSpan>
-int swizzle(int row, int byte) {
-  constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
-  return kSwizzled ? byte ^ row * kSpan / 128 % (kSpan / 16) * 16 : byte;
-}
+// A place in a ring of which every kStep-th slot is this role's, and the parity of the phase that completes there next.
+template <int kSlots, int kStep>
+struct Ring {
+  int slot;
+  u32 phase = 0;
+  void advance() {
+    if ((slot += kStep) >= kSlots) slot -= kSlots, phase ^= 1;
+  }
+};
 
-// The place of d's element (row, column) in its tile.
+// The place of d's element (row, column) in its tile. Rows of a panel lie densely; where they are 32, 64 or 128 bytes
+// wide, TMA swaps the 16-byte vectors in each: which with which depends on how many times 128 bytes lie before the row.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
-}
-
-// The tiles of a, b, sfa from (row0, k0), (b_row, k0), (sfa_row, sfa_column) on, into slot `stage`. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, const CUtensorMap& sfa_map,
-          int row0, int b_row, int sfa_row, int sfa_column, int k0) {
-  u64* full = &shared.full[stage];
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // zeros too
-  cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
-  cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, b_row, full);
-  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, sfa_row, sfa_column, full);
+  const int swizzle = kSpan % 32 == 0 ? row * kSpan / 128 % (kSpan / 16) * 8 : 0;
+  return tile[column / PANEL][row][column % PANEL ^ swizzle];
 }
 
 // The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first column, and for the
@@ -117,60 +111,50 @@ void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consu
   bar_sync(barrier, SPLITS * kWarpgroup);  // and the others until they are read, before the next tile's come
 }
 
-// Zeros instead of what this lane holds of rows from `middle` on; its first is `row`, its other 8 further down.
-void blank(float (&acc)[BLOCK_N / 2], int row, int middle) {
-#pragma unroll
-  for (int i = 0; i < BLOCK_N / 2; ++i) acc[i] = row + i / 2 % 2 * 8 < middle ? acc[i] : 0;
-}
-
-// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16 columns at a time:
-// lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
-void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
-  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+// The kWave rows from `row` on of the tile of d, into shared memory; zeros from its row `middle` on. A warp writes 16 of
+// them, 16 columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row, int middle) {
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, end = middle - row - 16 * warp - lane / 4;
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 8) {
     u32 pairs[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j], acc[i + 2 * j + 1]);
+    for (int j = 0; j < 8; j += 2) pairs[j / 2] = j % 4 * 4 < end ? cvt_rn_bf16x2_f32(acc[i + j], acc[i + j + 1]) : 0;
     bf16& place = at(shared.d, row + 16 * warp + lane % 16, 2 * i + lane / 16 * 8);
     stmatrix_x4(&place, pairs[0], pairs[1], pairs[2], pairs[3]);
   }
 }
 
-// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as far as they lie inside
-// d. For one thread.
-void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0, int row) {
-#pragma unroll
-  for (int i = 0; i < kPanels; ++i) {
-    cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0 + row, shared.d[i][row]);
-  }
-  cp_async_bulk_commit_group();
-}
-
-// Those of the kWave rows from `row` on that are among [first, last), from registers. Lane l of warp w holds two
-// neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns; `at_once`: they can be written together.
-void store(void* d, const float (&acc)[BLOCK_N / 2], int first, int last, int columns, i64 ldd, int row, int column,
-           bool at_once) {
+// Those of the kWave rows from `row` on that are among [first, last), zeros from middle on, from registers. Lane l of
+// warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns; `at_once`: they can be
+// written together. The loop moves the sums down: unrolled, it would take longer to compile than all the rest.
+void store(void* d, float (&acc)[BLOCK_N / 2], int first, int middle, int last, int columns, i64 ldd, int row,
+           int column, bool at_once) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
+#pragma unroll 1
+  for (int strip = 0; strip < BLOCK_N; strip += 16, column += 16) {
 #pragma unroll
-  for (int i = 0; i < BLOCK_N / 2; i += 2) {
-    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8, count = min(columns - c, 2);
-    if (r < first || r >= last || count <= 0) continue;
-    float* floats = static_cast<float*>(d) + r * ldd + c;
-    bf16* halves = static_cast<bf16*>(d) + r * ldd + c;
-    float x[2] = {acc[i], acc[i + 1]};
-    for (int j = 0; j < count && ACCUMULATE; ++j) x[j] += OUT_FP32 ? floats[j] : __uint_as_float(halves[j] << 16);
-    if (at_once && count == 2) {
-      if (OUT_FP32) *reinterpret_cast<float2*>(floats) = {x[0], x[1]};
-      if (!OUT_FP32) *reinterpret_cast<u32*>(halves) = cvt_rn_bf16x2_f32(x[0], x[1]);
-    } else {
-      for (int j = 0; j < count; ++j) OUT_FP32 ? void(floats[j] = x[j]) : void(halves[j] = cvt_rn_bf16_f32(x[j]));
+    for (int i = 0; i < 8; i += 2) {
+      const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8, count = min(columns - c, 2);
+      if (r < first || r >= last || count <= 0) continue;
+      float* floats = static_cast<float*>(d) + r * ldd + c;
+      bf16* halves = static_cast<bf16*>(d) + r * ldd + c;
+      float x[2] = {r < middle ? acc[i] : 0, r < middle ? acc[i + 1] : 0};
+      for (int j = 0; j < count && ACCUMULATE; ++j) x[j] += OUT_FP32 ? floats[j] : __uint_as_float(halves[j] << 16);
+      if (at_once && count == 2) {
+        if (OUT_FP32) *reinterpret_cast<float2*>(floats) = {x[0], x[1]};
+        if (!OUT_FP32) *reinterpret_cast<u32*>(halves) = cvt_rn_bf16x2_f32(x[0], x[1]);
+      } else {
+        for (int j = 0; j < count; ++j) OUT_FP32 ? void(floats[j] = x[j]) : void(halves[j] = cvt_rn_bf16_f32(x[j]));
+      }
     }
+#pragma unroll
+    for (int i = 8; i < BLOCK_N / 2; ++i) acc[i - 8] = acc[i];
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_nt(
+extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s10_grouped_fp8_gemm_nt(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span); boxes (1, BLOCK_M)
@@ -183,41 +167,51 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_n
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
 
-  if (threadIdx.x < STAGES) {
-    mbarrier_init(&shared.full[threadIdx.x], 1);
-    mbarrier_init(&shared.empty[threadIdx.x], 4 * CONSUMERS);
+  if (threadIdx.x == 0) {  // alone: addresses that are not the same in all lanes are served one after the other
+#pragma unroll
+    for (int i = 0; i < STAGES; ++i) mbarrier_init(&shared.full[i], 1), mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
+    shared.parts.init(4 * kConsumers + kLoaders);
     fence_mbarrier_init();
   }
-  __syncthreads();  // all threads wait until the first ones have initialised the barriers
+  __syncthreads();  // all threads wait until the first has initialised the barriers
 
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
-  int stage = 0;  // this k-step's slot
-  u32 phase = 0;  // the parity of the phase that the slot's full barrier completes in this round
   if (warpgroup == kConsumers) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
-    if (threadIdx.x % kWarpgroup / 32 > 0) return;
+    const int warp = __shfl_sync(0xffffffff, threadIdx.x % kWarpgroup / 32, 0);
     const bool elected = elect_sync();
+    int count = 0;  // parts that this warp has told or heard of
+    if (warp == kLoaders) {
+      GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
+      Part part = {};
+      for (bool more = true; more; shared.parts.tell(count++, part)) {
+        more = __all_sync(0xffffffff, scheduler.next(part));  // a vote shows the compiler that no lane stays behind
+        if (!more) part.group = DONE;
+      }
+    }
+    if (warp >= kLoaders) return;
     if (elected) prefetch_tensormap(&a_map), prefetch_tensormap(&b_map), prefetch_tensormap(&sfa_map);
-    GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
-    Part part = {};
+    if (elected) prefetch_tensormap(&d_map);
+    Ring<STAGES, kLoaders> ring{warp};
     for (bool more = true; more;) {
-      more = __all_sync(0xffffffff, scheduler.next(part));  // a vote shows the compiler that no lane stays behind
-      if (!more) part.group = DONE;
-      const int group = __shfl_sync(0xffffffff, part.group, 0);  // for uniform registers, as above
-      const int b_row = group * n + part.column0, sfa0 = layout == MASKED ? group * steps : 0;
-      // As many for each split. Padding and the end take one; nothing is loaded into it, nor behind the last k-step.
-      const int slots = group < 0 ? SPLITS : (steps + SPLITS - 1) / SPLITS * SPLITS;
-      for (int step = 0; step < slots; ++step) {
-        mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
-        if (elected) {
-          if (step < SPLITS) shared.part[stage] = part;
-          if (group < 0 || (SPLITS > 1 && step >= steps)) {
-            mbarrier_arrive(&shared.full[stage]);
-          } else {
-            load(shared, stage, a_map, b_map, sfa_map, part.row0, b_row, part.sfa_row, sfa0 + step, step * BLOCK_K);
-          }
+      const Part part = shared.parts.listen(count++);
+      more = __all_sync(0xffffffff, part.group != DONE);
+      const int group = part.group, b_row = group * n + part.column0, sfa0 = layout == MASKED ? group * steps : 0;
+      // Rows of b that a tile or two read need not stay in the cache.
+      const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();
+      const int end = group < 0 ? 0 : (steps + SPLITS - 1) / SPLITS * SPLITS;  // as many slots for each split
+      for (int step = warp; step < end; step += kLoaders) {
+        u64* full = &shared.full[ring.slot];
+        mbarrier_wait_parity(&shared.empty[ring.slot], ring.phase ^ 1);
+        if (elected && step < steps) {
+          mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
+          cp_async_bulk_tensor_load(shared.a[ring.slot], &a_map, step * BLOCK_K, part.row0, full);
+          cp_async_bulk_tensor_load(shared.b[ring.slot], &b_map, step * BLOCK_K, b_row, full, b_policy);
+          cp_async_bulk_tensor_load(shared.sfa[ring.slot], &sfa_map, part.sfa_row, sfa0 + step, full);
+        } else if (elected) {
+          mbarrier_arrive(full);
         }
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        ring.advance();
       }
     }
     return;
@@ -228,70 +222,76 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_n
   const int row = consumer * kRows;   // of the tile: the first of this consumer's
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;  // and of this lane's, with 8 further on
   float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], next_sfb[kScales], scale_b[kScales];
-  stage = k_split;
-  for (bool more = true; more;) {
-    mbarrier_wait_parity(&shared.full[stage], phase);
-    const Part part = shared.part[stage].broadcast();
-    const int group = part.group;
-    more = __all_sync(0xffffffff, group != DONE);
-    if (!more) continue;
-    const int row0 = part.row0 + row, slots = group < 0 ? SPLITS : steps;
+  const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;  // than L2: d leaves room for a and b there
+  const u64 d_policy = large ? createpolicy_evict_first() : createpolicy_evict_normal();
+  Ring<STAGES, SPLITS> ring{k_split};
+  Part next;
+  int count = 0;
+  const auto prepare = [&] {  // for what comes next; false at the end
+    next = shared.parts.listen(count++);
+    const float* group_b = sfb + max(next.group, 0) * group_sfb;
+    fetch(lane_sfb, group_b, sfb_rows, steps, ld_sfb, next.column0, 0);
+    fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, next.column0, 32);
+    return __all_sync(0xffffffff, next.group != DONE);
+  };
+  for (bool more = prepare(); more;) {
+    const Part part = next;
+    const int row0 = part.row0 + row, column0 = part.column0;
     // Whether this consumer has rows to compute. A branch for each wave would cost the uniform registers, one inside
     // the loop a tenth of the time.
-    const bool any = group >= 0 && part.first < row0 + kRows && row0 < part.middle;
-    const int split = BLOCK_K - part.column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
+    const bool any = part.group >= 0 && part.first < row0 + kRows && row0 < part.middle;
+    const int split = BLOCK_K - column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
-    const float* group_b = sfb + max(group, 0) * group_sfb;
-    fetch(lane_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, 0);
-    fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, 32);
     int step = k_split;
     for (const int end = __shfl_sync(0xffffffff, any ? steps : 0, 0); step < end; step += SPLITS) {
       if (step >= 32 && step % 32 < SPLITS) {  // the next 32: fetched since then, and those behind them from now on
 #pragma unroll
         for (int i = 0; i < kScales; ++i) lane_sfb[i] = next_sfb[i];
-        fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, part.column0, step / 32 * 32 + 32);
+        fetch(next_sfb, sfb + part.group * group_sfb, sfb_rows, steps, ld_sfb, column0, step / 32 * 32 + 32);
       }
 #pragma unroll
       for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
-      mbarrier_wait_parity(&shared.full[stage], phase);
+      mbarrier_wait_parity(&shared.full[ring.slot], ring.phase);
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
-        compute(partial, shared, stage, row + i * kWave);
-        const float* sfa = &shared.sfa[stage][lane_row + i * kWave];
+        compute(partial, shared, ring.slot, row + i * kWave);
+        const float* sfa = &shared.sfa[ring.slot][lane_row + i * kWave];
         const float scale_a[2] = {sfa[0], sfa[8]};
         wgmma_wait_group<0>();
         keep_in_order(partial);
-        if (i == kWaves - 1) release(shared, stage);
+        if (i == kWaves - 1) release(shared, ring.slot);
         promote(acc[i], partial, scale_a, scale_b, split);
       }
-      if ((stage += SPLITS) >= STAGES) stage -= STAGES, phase ^= 1;
+      ring.advance();
     }
-    for (; step - k_split < slots; step += SPLITS) {  // slots with none of this consumer's rows, or no k-step
-      mbarrier_wait_parity(&shared.full[stage], phase);
-      release(shared, stage);
-      if ((stage += SPLITS) >= STAGES) stage -= STAGES, phase ^= 1;
+    for (const int end = part.group < 0 ? 0 : (steps + SPLITS - 1) / SPLITS * SPLITS; step < end; step += SPLITS) {
+      mbarrier_wait_parity(&shared.full[ring.slot], ring.phase);  // slots with none of this consumer's rows
+      release(shared, ring.slot);
+      ring.advance();
     }
+    more = prepare();  // before the epilogue, which takes as long as the scales of b
 
     if (SPLITS > 1) sum(shared, acc, k_split, consumer);
     if (k_split > 0) continue;
-    if (part.middle < min(row0 + kRows, part.last)) {
-#pragma unroll
-      for (int i = 0; i < kWaves; ++i) blank(acc[i], part.row0 + lane_row + i * kWave, part.middle);
-    }
     const bool whole = part.first <= row0 && (row0 + kRows <= part.last || part.last == m);  // all that TMA would write
     if (store_by != kByTma || !whole) {
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
-        store(d, acc[i], part.first, part.last, n, ldd, row0 + i * kWave, part.column0, store_by >= kByPairs);
+        store(d, acc[i], part.first, part.middle, part.last, n, ldd, row0 + i * kWave, column0, store_by >= kByPairs);
       }
     } else {
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
       bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
 #pragma unroll
-      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
+      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave, part.middle - part.row0);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
       bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
-      if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, part.row0, part.column0, row);
+      if (threadIdx.x % kWarpgroup > 0) continue;
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) {
+        cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i][row], d_policy);
+      }
+      cp_async_bulk_commit_group();
     }
   }
   if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory must last until it is read

@@ -10,6 +10,7 @@ struct Tile { int m, n; };  // the tile of rows m * BLOCK_M and columns n * BLOC
 // high, not a row right across d, and share what they read of a and b in the L2 cache.
 inline Tile raster(int number, int tiles_m, int tiles_n) {
   const int across = RASTER_M ? tiles_m : tiles_n, along = RASTER_M ? tiles_n : tiles_m;
+  if (along == 1) return RASTER_M ? Tile{number, 0} : Tile{0, number};  // and spares the divisions
   const int group = number / (min(RASTER, across) * along), first = group * RASTER, width = min(RASTER, across - first);
   const int x = first + (number - first * along) % width, y = (number - first * along) / width;
   return RASTER_M ? Tile{x, y} : Tile{y, x};
@@ -40,6 +41,7 @@ struct alignas(16) Part {
   int group, row0, column0;  // of b; the tile's first row and column of d
   int sfa_row;               // and its first row among the scales of a, which a masked group has to itself
   int first, middle, last;   // rows of d
+  int down;                  // tiles that read the same rows of b, about
 
   // What lane 0 finds here, in all lanes: the same lane then says that it has read, and the compiler knows it uniform.
   Part broadcast() const {
@@ -47,7 +49,33 @@ struct alignas(16) Part {
     if (threadIdx.x % 32 == 0) part = *this;
     const auto all = [](int x) { return __shfl_sync(0xffffffff, x, 0); };
     return {all(part.group), all(part.row0),   all(part.column0), all(part.sfa_row),
-            all(part.first), all(part.middle), all(part.last)};
+            all(part.first), all(part.middle), all(part.last),    all(part.down)};
+  }
+};
+
+// Parts on their way from the warp that finds them to those that load and compute: in shared memory, so many at most.
+struct Parts {
+  static constexpr u32 kAhead = 4;
+  u64 told[kAhead];   // a part is there
+  u64 heard[kAhead];  // lane 0 of each warp that listens arrives when it has read it
+  Part part[kAhead];
+
+  // For one thread.
+  void init(int listeners) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) mbarrier_init(&told[i], 1), mbarrier_init(&heard[i], listeners);
+  }
+
+  // Part number i, from 0 on; for whole warps.
+  void tell(u32 i, const Part& next) {
+    mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);  // for the first ones at once: all places are free
+    if (threadIdx.x % 32 == 0) part[i % kAhead] = next, mbarrier_arrive(&told[i % kAhead]);
+  }
+  Part listen(u32 i) {
+    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
+    const Part next = part[i % kAhead].broadcast();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[i % kAhead]);
+    return next;
   }
 };
 
@@ -60,7 +88,8 @@ struct GroupedScheduler {
   const int zero_padding;  // whether padding is written
   int number = blockIdx.x;     // of the next tile
   int group0 = 0, tiles0 = 0;  // lane l looks at group group0 + l; there are so many tiles before group0
-  int row = 0, end = 0;        // what is left of this tile
+  int row0 = 0, row = 0, end = 0;  // the first row of this tile, and what is left of it
+  int ids[BLOCK_M / 32];           // CONTIGUOUS: what index says of its rows: lane l has every 32nd from row0 + l on
 
   // The group's first row, the end of its own rows, and the end of those that are written.
   int3 rows_of(int group) const {
@@ -94,13 +123,16 @@ struct GroupedScheduler {
       if (const u32 reached = __ballot_sync(0xffffffff, number < up_to)) {
         const int group = __ffs(reached) - 1;  // the lane that has it
         const auto found = [group](int x) { return __shfl_sync(0xffffffff, x, group); };
-        const Tile tile = raster(number - found(up_to - tiles_m * tiles_n), found(tiles_m), tiles_n);
+        const int down = found(tiles_m);
+        const Tile tile = raster(number - found(up_to - tiles_m * tiles_n), down, tiles_n);
         const int first = found(rows.x), middle = found(rows.y), last = found(rows.z);
         number += gridDim.x;
-        const int row0 = found(top) + tile.m * BLOCK_M;
+        row0 = found(top) + tile.m * BLOCK_M;
         row = max(row0, first), end = min(row0 + BLOCK_M, last);
         part = {middle > row ? group0 + group : PADDING, row0, tile.n * BLOCK_N, layout == MASKED ? row0 - first : row0,
-                row, min(max(middle, row), end), end};
+                row, min(max(middle, row), end), end, layout == CONTIGUOUS ? down / groups : down};
+#pragma unroll
+        for (int i = 0; i < BLOCK_M / 32 && layout == CONTIGUOUS; ++i) ids[i] = index[min(row0 + i * 32 + lane, m - 1)];
         return true;
       }
       tiles0 = __shfl_sync(0xffffffff, up_to, 31);
@@ -108,16 +140,26 @@ struct GroupedScheduler {
     return false;
   }
 
-  int group_of(int row) const { return 0 <= index[row] && index[row] < groups ? index[row] : PADDING; }
+  // CONTIGUOUS: the group of this row of the tile.
+  int group_of(int row) const {
+    int group = PADDING;
+#pragma unroll
+    for (int i = 0; i < BLOCK_M / 32; ++i) {
+      const int id = __shfl_sync(0xffffffff, ids[i], row % 32);
+      if (row / 32 % (BLOCK_M / 32) == i && 0 <= id && id < groups) group = id;
+    }
+    return group;
+  }
 
-  // The first row from `from` on that is of another group, or `end`; at most BLOCK_M rows on.
+  // The first row from `from` on that is of another group, or `end`.
   int behind(int from, int group) const {
     int found = end;
 #pragma unroll
-    for (int i = (BLOCK_M - 1) / 32 * 32; i >= 0; i -= 32) {
-      const int r = from + i + static_cast<int>(threadIdx.x) % 32;
-      const u32 others = __ballot_sync(0xffffffff, r < end && group_of(r) != group);
-      if (others) found = from + i + __ffs(others) - 1;
+    for (int i = BLOCK_M / 32 - 1; i >= 0; --i) {
+      const int row = row0 + i * 32 + static_cast<int>(threadIdx.x) % 32;
+      const bool mine = group == PADDING ? ids[i] < 0 || ids[i] >= groups : ids[i] == group;
+      const u32 others = __ballot_sync(0xffffffff, from <= row && row < end && !mine);
+      if (others) found = row0 + i * 32 + __ffs(others) - 1;
     }
     return found;
   }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,7 @@ def _driver() -> Any:
 
 def _check(answer: tuple, what: str) -> Any:
     """The result of a driver call, or an exception that says what failed."""
-    error, *results = answer
-    if error != _driver().CUresult.CUDA_SUCCESS:
+    if error := answer[0]:  # success is zero
         _, name = _driver().cuGetErrorName(error)
         _, text = _driver().cuGetErrorString(error)
         hint = ""
@@ -50,7 +50,7 @@ def _check(answer: tuple, what: str) -> Any:
         if name.startswith(b"CUDA_ERROR_STREAM_CAPTURE"):
             hint = ". A CUDA graph is being captured, and what is made here cannot be made meanwhile: call once before, or use minigemm.precompile"
         raise RuntimeError(f"{what}: {name.decode()} ({text.decode()}){hint}")
-    return results[0] if results else None
+    return answer[1] if len(answer) > 1 else None
 
 
 @functools.cache
@@ -60,15 +60,17 @@ def _context(index: int) -> Any:
     return _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index), f"finding GPU {index}")), f"the context of GPU {index}")
 
 
-@contextmanager
-def _current(index: int) -> Iterator[None]:
+class _current:
     """Makes the context this thread's for a while: a thread whose memory all came from torch's cache has none."""
-    driver = _driver()
-    _check(driver.cuCtxPushCurrent(_context(index)), f"entering the context of GPU {index}")
-    try:
-        yield
-    finally:
-        _check(driver.cuCtxPopCurrent(), f"leaving the context of GPU {index}")
+
+    def __init__(self, index: int):
+        self._index = index
+
+    def __enter__(self) -> None:
+        _check(_driver().cuCtxPushCurrent(_context(self._index)), f"entering the context of GPU {self._index}")
+
+    def __exit__(self, *exception: object) -> None:
+        _check(_driver().cuCtxPopCurrent(), f"leaving the context of GPU {self._index}")
 
 
 @functools.cache
@@ -123,96 +125,106 @@ def _capture_allows() -> Iterator[None]:
 def tensor_map(description: types.TensorMap) -> Any:
     """The driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
     tensor = description.tensor
-    return _encoded(tensor.data_ptr(), tensor.element_size(), tuple(tensor.shape), tensor.stride(), tuple(description.box), description.swizzle)
+    return _encoded(tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), description.box, description.swizzle)
 
 
 @functools.lru_cache(maxsize=4096)
 def _encoded(address: int, size: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int) -> Any:
     """The map of what lies at an address, whatever tensor it is: the same again where weights meet a new number of rows."""
-    driver, (kinds, swizzles, interleave, promotion, fill) = _driver(), _map_constants()
-    pitches = [stride * size for stride in strides[-2::-1]] or [16]  # a vector has none, but the driver wants one
-    answer = driver.cuTensorMapEncodeTiled(
-        kinds[size], len(shape), address, [driver.cuuint64_t(v) for v in shape[::-1]], [driver.cuuint64_t(v) for v in pitches],
-        [driver.cuuint32_t(v) for v in box[::-1]], [driver.cuuint32_t(1)] * len(shape), interleave, swizzles[swizzle], promotion, fill,
-    )  # fmt: skip
-    return _check(answer, f"a tensor map for shape {shape}, box {box}, swizzle {swizzle}")
+    long, encode, kind, *others = _map_constants(size, box, swizzle)
+    pitches = [long(stride * size) for stride in strides[-2::-1]] or [long(16)]  # a vector has none, but the driver wants one
+    answer = encode(kind, len(shape), address, [*map(long, reversed(shape))], pitches, *others)
+    if answer[0]:
+        _check(answer, f"a tensor map for shape {tuple(shape)}, box {box}, swizzle {swizzle}")
+    return answer[1]
 
 
 @functools.cache
-def _map_constants() -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any]:
-    """The driver's names: data type by bytes of an element, swizzle by its span, and what all maps have in common."""
+def _map_constants(size: int, box: tuple[int, ...], swizzle: int) -> tuple[Any, ...]:
+    """The driver's type for sizes, its encoder, the map's data type, and then all of the encoder's arguments that neither address nor shape decide."""
     driver = _driver()
-    kinds, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
+    kinds, swizzles, short = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle, driver.cuuint32_t
     return (
-        {1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32},
-        {
-            0: swizzles.CU_TENSOR_MAP_SWIZZLE_NONE, 32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B, 64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
-            128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
-        },
+        driver.cuuint64_t,
+        driver.cuTensorMapEncodeTiled,
+        {1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32}[size],
+        [short(length) for length in box[::-1]],
+        [short(1)] * len(box),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        getattr(swizzles, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}B" if swizzle else "CU_TENSOR_MAP_SWIZZLE_NONE"),
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )  # fmt: skip
+    )
 
 
-def _parameter(arg: Any) -> tuple[Any, Any]:
-    """Value and type as cuLaunchKernel takes them; a type of None marks an object that gives its own address."""
-    if isinstance(arg, torch.Tensor):
-        return arg.data_ptr(), ctypes.c_void_p
+def _parameter(arg: Any) -> Any:
+    """What holds a kernel parameter's bytes: a tensor map, or the value as ctypes has it."""
+    if isinstance(arg, int):  # most are; a bool too
+        return ctypes.c_int(arg)
     if isinstance(arg, types.TensorMap):
-        return tensor_map(arg), None
-    if isinstance(arg, (bool, int)):
-        return int(arg), ctypes.c_int
+        return tensor_map(arg)
+    if isinstance(arg, torch.Tensor):
+        return ctypes.c_void_p(arg.data_ptr())
     if isinstance(arg, float):
-        return arg, ctypes.c_float
+        return ctypes.c_float(arg)
     if isinstance(arg, ctypes._SimpleCData):
-        return arg.value, type(arg)
+        return arg
     raise TypeError(f"args: no kernel parameter for a {type(arg).__name__}")
 
 
+def _address(stored: Any) -> int:
+    """Where such a parameter is."""
+    return ctypes.addressof(stored) if isinstance(stored, ctypes._SimpleCData) else stored.getPtr()
+
+
 class Prepared:
-    """A launch whose parameters stand ready in the driver's form: calling it launches once more, on torch's current stream of that GPU.
+    """A launch whose parameters stand ready in the driver's form: `start()` launches once more, on torch's current stream of that GPU, without waiting.
 
     Nothing in it changes after it is made, so threads may share it. It holds addresses, not tensors: it is good as long as what lies there is.
     """
 
-    __slots__ = ("_cluster", "_device", "_kept", "_launch", "_parameters", "_what")
+    __slots__ = ("_addresses", "_device", "_kept", "_launch", "start")
 
-    def __init__(self, loaded: Loaded, launch: types.Launch):
-        self._kept: list[Any] = [loaded]  # what the addresses point into
-        addresses = []
-        for arg in launch.args:
-            value, kind = _parameter(arg)
-            stored = value if kind is None else kind(value)
-            self._kept.append(stored)
-            addresses.append(int(stored.getPtr()) if kind is None else ctypes.addressof(stored))
-        parameters = (ctypes.c_void_p * len(addresses))(*addresses)
-        self._kept.append(parameters)
-        self._parameters = ctypes.addressof(parameters)
-        self._what = (loaded.function, *launch.grid, *launch.block, launch.shared)
-        self._device, self._cluster = loaded.device, launch.cluster
-        self._launch = _driver().cuLaunchKernel if launch.cluster == (1, 1, 1) else self._launch_clusters
+    def __init__(self, launch: Callable[..., tuple], device: int, addresses: array[int], kept: object):
+        """launch: the driver's, of a stream, the parameters and nothing more. The parameters are where `addresses` say; there is what is `kept`."""
+        self._launch, self._device, self._addresses, self._kept = launch, device, addresses, kept
+        self.start = _starter(launch, device, addresses, kept)
 
-    def __call__(self) -> None:
-        """Launch, without waiting. The context is entered only where it is not this thread's current one."""
-        stream = torch._C._cuda_getCurrentRawStream(self._device)
-        if torch._C._cuda_getDevice() == self._device and not self._launch(*self._what, stream, self._parameters, 0)[0]:
+    def replaced(self, changes: Mapping[int, Any]) -> Prepared:
+        """The same launch but for the parameters at some places."""
+        addresses = self._addresses[:]
+        with _current(self._device):
+            stored = {place: _parameter(arg) for place, arg in changes.items()}
+        for place, each in stored.items():
+            addresses[place] = _address(each)
+        return Prepared(self._launch, self._device, addresses, (self._kept, stored))
+
+
+def _starter(launch: Callable[..., tuple], device: int, addresses: array[int], kept: object) -> Callable[[], None]:
+    """What starts a prepared launch: a function that knows all it needs, and holds it by its default, since looking up an object's parts takes time."""
+    parameters, _ = addresses.buffer_info()
+    current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+
+    def start(kept: object = (addresses, kept)) -> None:
+        if current_device() == device and not launch(current_stream(device), parameters, 0)[0]:
             return
-        with _current(self._device):  # another device is the current one, or this thread has no context yet; any other error comes again
-            _check(self._launch(*self._what, stream, self._parameters, 0), "launch")
+        with _current(device):  # another device is the current one, or this thread has no context yet; any other error comes again
+            _check(launch(current_stream(device), parameters, 0), "launch")
 
-    def _launch_clusters(self, *arguments: Any) -> tuple:
-        *what, stream, parameters, _ = arguments
-        return _launch_clusters(tuple(what), self._cluster, stream, parameters)
+    return start
 
 
 def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
     """The launch, ready to be started any number of times."""
     with _current(loaded.device):
-        return Prepared(loaded, launch)
+        stored = [_parameter(arg) for arg in launch.args]
+    what = (loaded.function, *launch.grid, *launch.block, launch.shared)
+    plain = launch.cluster == (1, 1, 1)
+    start = functools.partial(_driver().cuLaunchKernel, *what) if plain else functools.partial(_launch_clusters, what, launch.cluster)
+    return Prepared(start, loaded.device, array("Q", map(_address, stored)), (loaded, stored))
 
 
-def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any) -> tuple:
+def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int) -> tuple:
     """`cuLaunchKernel` for a grid of clusters. what: the function, its grid, block and bytes of shared memory."""
     driver = _driver()
     attribute = driver.CUlaunchAttribute()
@@ -221,7 +233,7 @@ def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, pa
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ, config.sharedMemBytes = what[1:]
     config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
-    return driver.cuLaunchKernelEx(config, what[0], parameters, 0)
+    return driver.cuLaunchKernelEx(config, what[0], parameters, extra)
 
 
 def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
@@ -232,8 +244,7 @@ def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
         for name, value in variables.items():
             error, address, size = driver.cuModuleGetGlobal(loaded.module, name.encode())
             _check((error,), f"finding the variable {name}")
-            number, kind = _parameter(value)
-            stored = kind(number)
+            stored = _parameter(value)
             if ctypes.sizeof(stored) != size:
                 raise TypeError(f"variables[{name!r}]: the variable has {size} bytes, got {type(value).__name__} of {ctypes.sizeof(stored)}")
             _check(driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size), f"setting the variable {name}")
@@ -242,16 +253,6 @@ def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
 
 def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
     """Launch on torch's current stream of the kernel's GPU; returns without waiting. `variables`: what the module's variables hold, by name."""
-    driver = _driver()
     if variables:
         set_variables(loaded, variables)
-    with _current(loaded.device):
-        pairs = [_parameter(arg) for arg in launch.args]
-        parameters = (tuple(value for value, _ in pairs), tuple(kind for _, kind in pairs))
-        stream = torch.cuda.current_stream(loaded.device).cuda_stream
-        before = (loaded.function, *launch.grid, *launch.block, launch.shared)
-        if launch.cluster == (1, 1, 1):
-            answer = driver.cuLaunchKernel(*before, stream, parameters, 0)
-        else:
-            answer = _launch_clusters(before, launch.cluster, stream, parameters)
-    _check(answer, "launch")
+    prepare(loaded, launch).start()

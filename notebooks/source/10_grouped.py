@@ -211,22 +211,27 @@ views.code("scheduler.cuh", "GroupedScheduler", mark="__ballot_sync(0xffffffff, 
 # %% [markdown]
 # ## 5. What reaches the consumers
 #
-# Should consumers search, too? Eight warps would do the same work, with registers that they need for sums. Instead the
-# producer's warp alone walks. What it found travels through the ring, beside the tiles:
-
-# %%
-views.code("s10_grouped", "Shared", mark="part")
+# Should consumers search, too? Eight warps would do the same work, with registers that they need for sums. Should the
+# warp that loads? Then nothing is loaded while it searches, and with three slots in the ring the consumers soon wait.
+# So a warp of the producer does nothing but walk, up to four parts ahead, and tells all others what it found:
 
 # %%
 views.code("scheduler.cuh", "Part", mark="first, middle, last")
 
 # %% [markdown]
-# `full[stage]` used to promise bytes of TMA. Now it also publishes ordinary writes: the elected lane writes `part`,
-# then arrives. The arrival orders its writes before the consumers' reads. So does `empty`, the other way round: only
-# behind it may `part` be written again.
+# Until now, barriers for TMA promised bytes. `told` publishes ordinary writes: lane 0 writes the part, then arrives, and
+# the arrival orders its writes before the readers' reads. `heard` is the other way round: only when each warp that loads
+# or computes has read a part may its place be written again.
+
+# %%
+views.code("scheduler.cuh", "Parts", mark="mbarrier_arrive(&told")
+
+# %% [markdown]
+# A consumer hears of its next part before it stores the one that it has, so that the scales of b come meanwhile.
 #
-# The changes as a whole. Look for the producer's loop: a *warp* walks, one lane asks for copies. (What turns up under the
-# name `SPLITS` is for products with few tiles, a later subject; here it is 1.)
+# The changes as a whole. Look for the producer's warps: one *walks*, another loads. Where one or two tiles alone read some
+# rows of b, its `createpolicy` tells the L2 cache to give these up first; a d that is larger than the cache is written
+# so too. (What turns up under the name `SPLITS` is for products with few tiles, a later subject; here it is 1.)
 
 # %%
 views.diff("s08_persistent", "s10_grouped", context=1)
@@ -431,20 +436,19 @@ views.mismatches({"always by TMA": broken}, right)
 # its own rows, so what is left wrong depends on the order, and on a GPU on chance. Only a test with a border inside a
 # tile, and with rows that must *not* change, finds it.
 #
-# **A reference instead of a copy.** The consumer reads `part` in its slot when it needs it.
+# **Not everybody has heard.** A place for a part is free when all have read it. Let it be free when *one* warp has.
 
 # %%
-broken = attempt("const Part part = shared.part[stage].broadcast();", "const Part& part = shared.part[stage];")
+broken = attempt("shared.parts.init(4 * kConsumers + kLoaders);", "shared.parts.init(1);", schedule="early")
 
 # %% [markdown]
-# A part lasts as long as its tile, but its slot goes back after the first step. By the time of the store, the producer
-# has put another tile's part there. With a K of one step, and a longer ring, the result is right, and the race the
-# same.
+# Each further arrival completes one more phase, and the warp that walks counts phases: it may write over a part that a
+# consumer has not read. Here the result is right all the same. With `schedule="late"` the same edit hangs.
 #
 # **Nothing to do, nothing to say.** A consumer without rows skips the products, and forgets to hand back its slots.
 
 # %%
-broken = attempt("phase);\n      release(shared, stage);", "phase);")
+broken = attempt("this consumer's rows\n      release(shared, ring.slot);", "")
 
 # %% [markdown]
 # The count on `empty` is that of all consumers' warps. Who has no work must still say that he is done.
@@ -481,7 +485,7 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 #   each group that it meets.
 # - A consumer without rows of the part multiplies nothing, but hands back its slots.
 # - A warp finds a tile by looking at 32 groups at once: five shuffles for a prefix sum, one ballot.
-# - The producer alone searches. What it found travels through the ring, published by `full`.
+# - One warp alone searches, ahead of all. What it found is published by `told`, and may be overwritten behind `heard`.
 # - TMA stores whole boxes; where a group ends among a consumer's rows, threads store.
 # - Grid and arguments do not depend on the counts, so a CUDA graph obeys those of its replay.
 #
@@ -514,7 +518,7 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 # same sum as the one before it, so it is never the first.
 # </details>
 #
-# **5.** The producer's warp calls shuffles in `next`. Why must all of its 32 lanes walk, though one loads?
+# **5.** The producer's warp calls shuffles in `next`. Why must all of its 32 lanes walk, though one of them tells?
 #
 # <details><summary>Answer</summary>
 # A shuffle or ballot with a full mask needs every lane to come. In s08 one elected lane could walk by itself: it
@@ -531,11 +535,11 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 # most alignment - 1 rows a group, whatever the number of tokens.
 # </details>
 #
-# **2. Break it.** Let the producer write `part` before it waits for the empty slot. What does the emulator say?
+# **2. Break it.** Let `tell` arrive before it writes the part. What does the emulator say?
 #
 # <details><summary>Hint</summary>
-# Put <code>if (elected) shared.part[stage] = part;</code> in front of the wait on <code>empty</code>. A consumer may
-# still be reading the part of the round before, and the last part tells it to stop.
+# Put a scheduler.cuh of your own beside your copy of the kernel, as in lesson 08, and swap what stands before and behind
+# the comma. Who reads early reads the part of four parts before, or nothing at all.
 # </details>
 #
 # **3. Look at it.** Use tiles of 64 rows, `Config(64, 128, 6, 1)`, in sections 2 and 3. What happens to the parts, to the rows
