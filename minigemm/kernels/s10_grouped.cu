@@ -2,9 +2,9 @@
 //
 // The experts of a layer are products that each have their own rows of a and their own b, in one launch, and the host
 // does not know how many rows. A warp of the producer finds out: it alone walks the tiles, ahead of all, and tells the
-// others what part of d comes next. Those that load and the consumers know no layout. A consumer writes the rows of the
-// part: by TMA where all of its own are, by threads where a group ends among them. One that has none does nothing.
-// Where d has few tiles, SPLITS warpgroups take turns along k for the same rows, and the first adds up their sums.
+// others, which know no layout, what part of d comes next. A consumer writes the rows of the part: by TMA where all of
+// its own are, by threads where a group ends among them. Where d has few tiles, SPLITS warpgroups take turns along k
+// for the same rows, and the first adds up their sums.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -12,16 +12,15 @@
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kConsumers = CONSUMERS * SPLITS;       // warpgroups that compute: those of the first split come first
-constexpr int kLoaders = SPLITS > 1 ? 2 : 1;  // warps of the producer that load; one more finds the tiles
-constexpr int kRows = BLOCK_M / CONSUMERS;           // of the tile, that a consumer computes
+constexpr int kConsumers = CONSUMERS * SPLITS;  // warpgroups that compute: those of the first split come first
+constexpr int kLoaders = SPLITS > 1 ? 2 : 1;    // warps of the producer that load; one more finds the tiles
+constexpr int kRows = BLOCK_M / CONSUMERS;      // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
-constexpr int kSums = kWaves * BLOCK_N / 2;               // accumulators of a thread
-constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
-constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
-constexpr int kByPairs = 1, kByTma = 2;   // how d can be written; 0: by single elements
+constexpr int kSums = kWaves * BLOCK_N / 2;  // accumulators of a thread
+constexpr int kPanels = BLOCK_N / PANEL;     // of d: PANEL columns wide, as many as a swizzle spans
+constexpr int kAlign = 1024;                 // every swizzle's pattern begins anew here
 
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
@@ -111,43 +110,50 @@ void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consu
   bar_sync(barrier, SPLITS * kWarpgroup);  // and the others until they are read, before the next tile's come
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory; zeros from its row `middle` on. A warp writes 16 of
-// them, 16 columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+// The kWave rows from `row` on of the tile of d, into shared memory; zeros from its row `middle` on. A warp writes 16
+// of them, 16 columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row, int middle) {
-  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, end = middle - row - 16 * warp - lane / 4;
+  const int first = row + threadIdx.x / 32 % 4 * 16, lane = threadIdx.x % 32, end = middle - first - lane / 4;
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 8) {
     u32 pairs[4];
 #pragma unroll
     for (int j = 0; j < 8; j += 2) pairs[j / 2] = j % 4 * 4 < end ? cvt_rn_bf16x2_f32(acc[i + j], acc[i + j + 1]) : 0;
-    bf16& place = at(shared.d, row + 16 * warp + lane % 16, 2 * i + lane / 16 * 8);
-    stmatrix_x4(&place, pairs[0], pairs[1], pairs[2], pairs[3]);
+    stmatrix_x4(&at(shared.d, first + lane % 16, 2 * i + lane / 16 * 8), pairs[0], pairs[1], pairs[2], pairs[3]);
   }
 }
 
-// Those of the kWave rows from `row` on that are among [first, last), zeros from middle on, from registers. Lane l of
-// warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns; `at_once`: they can be
-// written together. The loop moves the sums down: unrolled, it would take longer to compile than all the rest.
-void store(void* d, float (&acc)[BLOCK_N / 2], int first, int middle, int last, int columns, i64 ldd, int row,
-           int column, bool at_once) {
-  row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  column += threadIdx.x % 4 * 2;
+// The part's rows of d, of the kRows from `row` of the tile on, from shared memory. `aligned`: 16 bytes at once.
+void copy(bf16* d, Shared& shared, const Part& part, int row, int columns, i64 ldd, bool aligned) {
+  constexpr int kVectors = BLOCK_N / 8;
+#pragma unroll 2
+  for (int i = threadIdx.x % kWarpgroup; i < kRows * kVectors; i += kWarpgroup) {
+    const int r = row + i / kVectors, c = i % kVectors * 8, y = part.row0 + r, x = part.column0 + c;
+    if (y < part.first || y >= part.last || x >= columns) continue;
+    const bf16* from = &at(shared.d, r, c);
+    if (aligned) *reinterpret_cast<uint4*>(d + y * ldd + x) = *reinterpret_cast<const uint4*>(from);
 #pragma unroll 1
-  for (int strip = 0; strip < BLOCK_N; strip += 16, column += 16) {
+    for (int j = 0; !aligned && j < min(columns - x, 8); ++j) d[y * ldd + x + j] = from[j];
+  }
+}
+
+// The same from registers, in FP32 or added to what d holds, for kWave rows. Lane l of warp w holds two neighbours each
+// of rows 16 w + l / 4 and 8 further down, in every 8 columns. The loop moves the sums down: unrolled, it would take
+// longer to compile than all the rest.
+void store(void* d, float (&acc)[BLOCK_N / 2], const Part& part, int row, int columns, i64 ldd, bool aligned) {
+  const int lane_row = part.row0 + row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll 1
+  for (int column = part.column0 + threadIdx.x % 4 * 2; column < part.column0 + BLOCK_N; column += 16) {
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8, count = min(columns - c, 2);
-      if (r < first || r >= last || count <= 0) continue;
-      float* floats = static_cast<float*>(d) + r * ldd + c;
-      bf16* halves = static_cast<bf16*>(d) + r * ldd + c;
-      float x[2] = {r < middle ? acc[i] : 0, r < middle ? acc[i + 1] : 0};
-      for (int j = 0; j < count && ACCUMULATE; ++j) x[j] += OUT_FP32 ? floats[j] : __uint_as_float(halves[j] << 16);
-      if (at_once && count == 2) {
-        if (OUT_FP32) *reinterpret_cast<float2*>(floats) = {x[0], x[1]};
-        if (!OUT_FP32) *reinterpret_cast<u32*>(halves) = cvt_rn_bf16x2_f32(x[0], x[1]);
-      } else {
-        for (int j = 0; j < count; ++j) OUT_FP32 ? void(floats[j] = x[j]) : void(halves[j] = cvt_rn_bf16_f32(x[j]));
-      }
+    for (int i = 0; i < 8; ++i) {
+      const int y = lane_row + i / 2 % 2 * 8, x = column + i / 4 * 8 + i % 2;
+      if (y < part.first || y >= part.last || x >= columns) continue;
+      float* place = static_cast<float*>(d) + y * ldd + x;
+      bf16* half = static_cast<bf16*>(d) + y * ldd + x;
+      if (y >= part.middle) acc[i] = 0;
+      if (ACCUMULATE) acc[i] += OUT_FP32 ? *place : __uint_as_float(*half << 16);
+      if (!OUT_FP32 || !aligned) OUT_FP32 ? void(*place = acc[i]) : void(*half = cvt_rn_bf16_f32(acc[i]));
+      if (OUT_FP32 && aligned && i % 2) *reinterpret_cast<float2*>(place - 1) = {acc[i - 1], acc[i]};
     }
 #pragma unroll
     for (int i = 8; i < BLOCK_N / 2; ++i) acc[i - 8] = acc[i];
@@ -158,15 +164,14 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span); boxes (1, BLOCK_M)
-    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if store_by is kByTma
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if `aligned` and BF16
     void* d,                                      // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
     const float* sfb,                             // (groups, n / 128, k / 128), groups group_sfb apart, rows ld_sfb
     const int* index, int layout, int span, int zero_padding,  // as in GroupedScheduler
-    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int store_by) {
+    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {  // d, n and ldd to 16 bytes
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
-
   if (threadIdx.x == 0) {  // alone: addresses that are not the same in all lanes are served one after the other
 #pragma unroll
     for (int i = 0; i < STAGES; ++i) mbarrier_init(&shared.full[i], 1), mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
@@ -176,15 +181,16 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
   __syncthreads();  // all threads wait until the first has initialised the barriers
 
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
+  int count = 0;     // parts that this warp has told or heard of
+  bool more = true;  // come
   if (warpgroup == kConsumers) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     const int warp = __shfl_sync(0xffffffff, threadIdx.x % kWarpgroup / 32, 0);
     const bool elected = elect_sync();
-    int count = 0;  // parts that this warp has told or heard of
     if (warp == kLoaders) {
       GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
       Part part = {};
-      for (bool more = true; more; shared.parts.tell(count++, part)) {
+      for (; more; shared.parts.tell(count++, part)) {
         more = __all_sync(0xffffffff, scheduler.next(part));  // a vote shows the compiler that no lane stays behind
         if (!more) part.group = DONE;
       }
@@ -193,12 +199,11 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
     if (elected) prefetch_tensormap(&a_map), prefetch_tensormap(&b_map), prefetch_tensormap(&sfa_map);
     if (elected) prefetch_tensormap(&d_map);
     Ring<STAGES, kLoaders> ring{warp};
-    for (bool more = true; more;) {
+    while (more) {
       const Part part = shared.parts.listen(count++);
       more = __all_sync(0xffffffff, part.group != DONE);
       const int group = part.group, b_row = group * n + part.column0, sfa0 = layout == MASKED ? group * steps : 0;
-      // Rows of b that a tile or two read need not stay in the cache.
-      const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();
+      const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();  // few read it
       const int end = group < 0 ? 0 : (steps + SPLITS - 1) / SPLITS * SPLITS;  // as many slots for each split
       for (int step = warp; step < end; step += kLoaders) {
         u64* full = &shared.full[ring.slot];
@@ -225,17 +230,7 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
   const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;  // than L2: d leaves room for a and b there
   const u64 d_policy = large ? createpolicy_evict_first() : createpolicy_evict_normal();
   Ring<STAGES, SPLITS> ring{k_split};
-  Part next;
-  int count = 0;
-  const auto prepare = [&] {  // for what comes next; false at the end
-    next = shared.parts.listen(count++);
-    const float* group_b = sfb + max(next.group, 0) * group_sfb;
-    fetch(lane_sfb, group_b, sfb_rows, steps, ld_sfb, next.column0, 0);
-    fetch(next_sfb, group_b, sfb_rows, steps, ld_sfb, next.column0, 32);
-    return __all_sync(0xffffffff, next.group != DONE);
-  };
-  for (bool more = prepare(); more;) {
-    const Part part = next;
+  for (Part part{DONE}, next; more; part = next) {  // at first none, which has no rows
     const int row0 = part.row0 + row, column0 = part.column0;
     // Whether this consumer has rows to compute. A branch for each wave would cost the uniform registers, one inside
     // the loop a tenth of the time.
@@ -269,24 +264,30 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
       release(shared, ring.slot);
       ring.advance();
     }
-    more = prepare();  // before the epilogue, which takes as long as the scales of b
+    next = shared.parts.listen(count++);  // before the epilogue, which takes as long as the scales of b
+    more = __all_sync(0xffffffff, next.group != DONE);
+    const float* next_b = sfb + max(next.group, 0) * group_sfb;
+    fetch(lane_sfb, next_b, sfb_rows, steps, ld_sfb, next.column0, 0);
+    fetch(next_sfb, next_b, sfb_rows, steps, ld_sfb, next.column0, 32);
 
+    if (part.group == DONE) continue;
     if (SPLITS > 1) sum(shared, acc, k_split, consumer);
     if (k_split > 0) continue;
+    if (OUT_FP32 || ACCUMULATE) {
+#pragma unroll
+      for (int i = 0; i < kWaves; ++i) store(d, acc[i], part, row + i * kWave, n, ldd, aligned);
+      continue;
+    }
+    if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
+    bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
+#pragma unroll
+    for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave, part.middle - part.row0);
+    fence_proxy_async();                 // each thread's own writes, for the TMA that reads them
+    bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
     const bool whole = part.first <= row0 && (row0 + kRows <= part.last || part.last == m);  // all that TMA would write
-    if (store_by != kByTma || !whole) {
-#pragma unroll
-      for (int i = 0; i < kWaves; ++i) {
-        store(d, acc[i], part.first, part.middle, part.last, n, ldd, row0 + i * kWave, column0, store_by >= kByPairs);
-      }
-    } else {
-      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
-      bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
-#pragma unroll
-      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave, part.middle - part.row0);
-      fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
-      bar_sync(1 + consumer, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
-      if (threadIdx.x % kWarpgroup > 0) continue;
+    if (!aligned || !whole) {
+      copy(static_cast<bf16*>(d), shared, part, row, n, ldd, aligned);
+    } else if (threadIdx.x % kWarpgroup == 0) {
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
         cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i][row], d_policy);

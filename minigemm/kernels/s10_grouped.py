@@ -1,9 +1,9 @@
 """s10: groups: dense, contiguous and masked products under one scheduler; the library's kernel.
 
 Idea: the experts of a layer are products that each have their own rows of a and their own b, and how many rows is known on the device alone. One launch
-computes them all: a warp of the producer finds the CTA's next tile, by counting the tiles of 32 groups at once, and each slot of the ring carries with
-the tiles what they are part of; the consumers know no layout. They write the rows of a group and no others: by TMA where all rows of a consumer are the
-group's, by threads where the group ends among them. The waves that have none of the group's rows are not multiplied.
+computes them all: a warp of the producer walks ahead, finds the CTA's next tile by counting the tiles of 32 groups at once, and tells the warps that load and
+those that compute what part of d comes next; they know no layout. A consumer writes the rows of a group and no others: by TMA where all of its own are the
+group's, by threads where the group ends among them. One that has none of the group's rows multiplies nothing.
 
 Layouts, of d and of a:
 - DENSE: one product. a (m, k), b (n, k), d (m, n).
@@ -55,7 +55,6 @@ TITLE = "grouped"
 IDEA = "dense, contiguous and masked groups under one scheduler"
 REGISTERS = {1: (64, 248), 2: (40, 232), 3: (32, 160), 4: (32, 112)}  # of a thread of the producer and of a consumer, by the number of consumers in all
 DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED = range(4)  # layouts, as in scheduler.cuh
-BY_ELEMENTS, BY_PAIRS, BY_TMA = range(3)  # how the kernel can write d
 PARTS_BYTES = 4 * (16 + 32)  # of Parts, as in scheduler.cuh
 
 
@@ -264,18 +263,16 @@ def _launch(
     map_sfa = TensorMap(sfa, (1, config.block_m))
     width, size, ldd = panel(config.block_n), d.element_size(), d.stride(0)
     # TMA writes whole 16 bytes, and would write more than n columns of a wider d
-    by_tma = not config.out_fp32 and not config.accumulate and (ldd * size | n * size | d.data_ptr()) % 16 == 0
-    if by_tma:
-        store_by, map_d = BY_TMA, TensorMap(d, (config.rows, width), swizzle=2 * width)
-    else:  # FP32, or rows that no tensor map can describe: the kernel stores by threads and never looks at the last map
-        store_by, map_d = BY_PAIRS if ldd % 2 == 0 and d.data_ptr() % (2 * size) == 0 else BY_ELEMENTS, map_a
+    aligned = (ldd * size | n * size | d.data_ptr()) % 16 == 0
+    by_tma = aligned and not config.out_fp32 and not config.accumulate  # where not, the kernel never looks at the last map
+    map_d = TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else map_a
     tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
     return Launch(
         grid=(min(_even(tiles, most) if layout == DENSE else most, tiles), 1, 1),
         block=(config.threads, 1, 1),
         args=(
             map_a, map_b, map_sfa, map_d, d, sfb, d if index is None else index, layout, span, int(zero_padding),
-            m, n, k, groups, c_int64(sfb.stride(1)), c_int64(sfb.stride(0)), c_int64(ldd), store_by,
+            m, n, k, groups, c_int64(sfb.stride(1)), c_int64(sfb.stride(0)), c_int64(ldd), int(aligned),
         ),
         shared=config.shared_bytes,
     )  # fmt: skip

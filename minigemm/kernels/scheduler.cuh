@@ -89,7 +89,8 @@ struct GroupedScheduler {
   int number = blockIdx.x;     // of the next tile
   int group0 = 0, tiles0 = 0;  // lane l looks at group group0 + l; there are so many tiles before group0
   int row0 = 0, row = 0, end = 0;  // the first row of this tile, and what is left of it
-  int ids[BLOCK_M / 32];           // CONTIGUOUS: what index says of its rows: lane l has every 32nd from row0 + l on
+  static constexpr int kIds = BLOCK_M / 32;
+  int ids[kIds];               // CONTIGUOUS: what index says of the tile's rows: lane l has those from l * kIds on
 
   // The group's first row, the end of its own rows, and the end of those that are written.
   int3 rows_of(int group) const {
@@ -132,7 +133,7 @@ struct GroupedScheduler {
         part = {middle > row ? group0 + group : PADDING, row0, tile.n * BLOCK_N, layout == MASKED ? row0 - first : row0,
                 row, min(max(middle, row), end), end, layout == CONTIGUOUS ? down / groups : down};
 #pragma unroll
-        for (int i = 0; i < BLOCK_M / 32 && layout == CONTIGUOUS; ++i) ids[i] = index[min(row0 + i * 32 + lane, m - 1)];
+        for (int i = 0; i < kIds && layout == CONTIGUOUS; ++i) ids[i] = index[min(row0 + lane * kIds + i, m - 1)];
         return true;
       }
       tiles0 = __shfl_sync(0xffffffff, up_to, 31);
@@ -142,26 +143,23 @@ struct GroupedScheduler {
 
   // CONTIGUOUS: the group of this row of the tile.
   int group_of(int row) const {
-    int group = PADDING;
+    int id = PADDING;
 #pragma unroll
-    for (int i = 0; i < BLOCK_M / 32; ++i) {
-      const int id = __shfl_sync(0xffffffff, ids[i], row % 32);
-      if (row / 32 % (BLOCK_M / 32) == i && 0 <= id && id < groups) group = id;
-    }
-    return group;
+    for (int i = 0; i < kIds; ++i) id = (row - row0) % kIds == i ? ids[i] : id;
+    id = __shfl_sync(0xffffffff, id, (row - row0) / kIds);
+    return 0 <= id && id < groups ? id : PADDING;
   }
 
   // The first row from `from` on that is of another group, or `end`.
   int behind(int from, int group) const {
     int found = end;
 #pragma unroll
-    for (int i = BLOCK_M / 32 - 1; i >= 0; --i) {
-      const int row = row0 + i * 32 + static_cast<int>(threadIdx.x) % 32;
+    for (int i = kIds - 1; i >= 0; --i) {
+      const int row = row0 + static_cast<int>(threadIdx.x) % 32 * kIds + i;
       const bool mine = group == PADDING ? ids[i] < 0 || ids[i] >= groups : ids[i] == group;
-      const u32 others = __ballot_sync(0xffffffff, from <= row && row < end && !mine);
-      if (others) found = row0 + i * 32 + __ffs(others) - 1;
+      if (from <= row && row < end && !mine) found = row;
     }
-    return found;
+    return __reduce_min_sync(0xffffffff, found);
   }
 
   // The CTA's next part; false when there are no more.
