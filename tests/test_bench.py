@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+import minigemm
 from minigemm import chips, cli, quantize, views
 from minigemm.bench import cases, comparison, host, multicast, peers, report, rungs, shapes, timing
 from minigemm.bench.comparison import Reference
@@ -139,15 +140,24 @@ def test_a_case_knows_right_from_wrong(shape):
 
 def test_peers_say_what_they_cannot_do():
     by_name = {kind.name: kind() for kind in PEERS}
-    assert next(iter(by_name)) == "minigemm" and len(by_name) == len(PEERS) == 8
+    assert next(iter(by_name)) == "minigemm" and len(by_name) == len(PEERS) == 9
     for name, peer in by_name.items():
         assert peer.what and not peer.refuses(dense(64, 2048, 1024)), name
     assert by_name["torchao"].refuses(TINY[1]) == "no contiguous layout"
     assert by_name["deep_gemm"].refuses(dense(64, 100, 1040)) == "needs n a multiple of 64 and k a multiple of 128"
     assert by_name["cublaslt_blocks"].refuses(dense(63, 2048, 1024)) == "needs m a multiple of 4"
-    with pytest.raises(ValueError, match="peer: expected one of minigemm, deep_gemm, .* got 'cublas'"):
+    with pytest.raises(ValueError, match="peer: expected one of minigemm, batch_invariant, .* got 'cublas'"):
         peers.named(["cublas"])
     assert [peer.name for peer in peers.named(["triton", "cutlass"])] == ["minigemm", "triton", "cutlass"]
+
+
+def test_batch_invariance_is_a_peer_whose_setting_ends_with_its_call(monkeypatch):
+    case = cases.make(TINY[0], torch.device("cpu"))
+    seen = []
+    monkeypatch.setattr(peers.MiniGemm, "prepare", lambda self, case: lambda: seen.append(minigemm.get_batch_invariant()) or case.empty())
+    call = peers.BatchInvariant().prepare(case)
+    call()
+    assert seen == [True] and minigemm.get_batch_invariant() is False
 
 
 def test_minigemms_own_deep_gemm_is_none(monkeypatch):

@@ -95,6 +95,28 @@ class MiniGemm(Peer):
         return plan.config_for(plan.Call(shape.layout, m, shape.n, shape.k, shape.groups, expected), device).constants()
 
 
+class BatchInvariant(Peer):
+    """minigemm again, to see what it costs that the bits of a row depend on nothing but that row."""
+
+    name, what, layouts = "batch_invariant", "this library's public calls under set_batch_invariant(True)", GROUPED
+
+    def version(self) -> str:
+        return MiniGemm().version()
+
+    def prepare(self, case: Case) -> Callable[[], torch.Tensor]:
+        call = MiniGemm().prepare(case)
+
+        def invariant() -> torch.Tensor:
+            before = api.get_batch_invariant()
+            api.set_batch_invariant(True)
+            try:
+                return call()
+            finally:
+                api.set_batch_invariant(before)
+
+        return invariant
+
+
 class DeepGemm(Peer):
     """DeepGEMM of either generation; never minigemm's own module of that name."""
 
@@ -331,7 +353,7 @@ def _torch() -> str:
 
 
 #: In the order of the tables; minigemm first.
-PEERS: tuple[type[Peer], ...] = (MiniGemm, DeepGemm, CublasLt, CublasLtBlocks, Triton, TorchAo, FlashInfer, Cutlass)
+PEERS: tuple[type[Peer], ...] = (MiniGemm, BatchInvariant, DeepGemm, CublasLt, CublasLtBlocks, Triton, TorchAo, FlashInfer, Cutlass)
 
 
 def named(names: list[str] | None = None) -> list[Peer]:
