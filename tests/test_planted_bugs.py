@@ -255,7 +255,7 @@ def test_planted_bug(bug, tile, tmp_path):
 
 
 @pytest.mark.parametrize("tile", [{"block_m": 64, "consumers": 1, "splits": 4}, {"block_m": 128, "consumers": 2, "splits": 2}])
-@pytest.mark.parametrize("old", ["if (other == 0) bar_sync(barrier,", "  bar_sync(barrier, SPLITS * kWarpgroup);  // and the others"])
+@pytest.mark.parametrize("old", ["if (other == 1 && split == 0) mbarrier_wait", "if (split > 0) mbarrier_wait"])
 def test_planted_bug_of_the_splits(old, tile, tmp_path):
     """s10: the sums are read before they are there, or overwritten by the next tile's before they are read."""
     stage = STAGES["s10_grouped"].stage

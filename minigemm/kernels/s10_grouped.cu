@@ -18,6 +18,7 @@ constexpr int kRows = BLOCK_M / CONSUMERS;      // of the tile, that a consumer 
 constexpr int kWaves = kRows / kWave;
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
+constexpr int kSend = SPLITS > 1 ? (SPLITS - 1) * kWarpgroup : 1;  // threads with sums for a consumer's
 constexpr int kSums = kWaves * BLOCK_N / 2;  // accumulators of a thread
 constexpr int kPanels = BLOCK_N / PANEL;     // of d: PANEL columns wide, as many as a swizzle spans
 constexpr int kAlign = 1024;                 // every swizzle's pattern begins anew here
@@ -27,11 +28,10 @@ struct Shared {
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
   alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // A slot is full: a loader arrives and promises the bytes of a, b and sfa; TMA brings them.
-  alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of a split's 4 * CONSUMERS warps arrives when it has done with the tile; the loader waits.
-  u64 empty[STAGES];
-  Parts parts;  // on their way from the scheduler's warp to all others
+  alignas(kAlign) u64 full[STAGES];  // a loader arrives and promises the bytes of a, b and sfa; TMA brings them
+  u64 empty[STAGES];                 // each of a split's 4 * CONSUMERS warps arrives when it has done with the slot
+  Parts parts;                       // on their way from the scheduler's warp to all others
+  u64 sent[CONSUMERS], taken[CONSUMERS];   // each thread arrives that has put its sums into `sums`, or added them up
   float sums[SPLITS > 1 ? SPLITS - 1 : 1][CONSUMERS][SPLITS > 1 ? kSums : 1][kWarpgroup];  // of the other splits
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
@@ -94,20 +94,20 @@ void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], con
   }
 }
 
-// acc of the first split += those of the others, in their order. For the threads of `consumer` of all splits.
-void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consumer) {
-  const int thread = threadIdx.x % kWarpgroup, barrier = 1 + CONSUMERS + consumer;
+// acc of the first split += those of the others, in their order. For all threads of `consumer`, one tile after another.
+void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consumer, u32 tile) {
+  if (split > 0) mbarrier_wait_parity(&shared.taken[consumer], tile % 2 ^ 1);  // those of the tile before
 #pragma unroll
   for (int other = 0; other < SPLITS; ++other) {
+    if (other == 1 && split == 0) mbarrier_wait_parity(&shared.sent[consumer], tile % 2);
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
       float& x = acc[i / (BLOCK_N / 2)][i % (BLOCK_N / 2)];
-      if (other == 0 && split > 0) shared.sums[split - 1][consumer][i][thread] = x;
-      if (other > 0 && split == 0) x += shared.sums[other - 1][consumer][i][thread];
+      if (other == 0 && split > 0) shared.sums[split - 1][consumer][i][threadIdx.x % kWarpgroup] = x;
+      if (other > 0 && split == 0) x += shared.sums[other - 1][consumer][i][threadIdx.x % kWarpgroup];
     }
-    if (other == 0) bar_sync(barrier, SPLITS * kWarpgroup);  // the first split waits until the sums are there
   }
-  bar_sync(barrier, SPLITS * kWarpgroup);  // and the others until they are read, before the next tile's come
+  mbarrier_arrive(split > 0 ? &shared.sent[consumer] : &shared.taken[consumer]);
 }
 
 // The kWave rows from `row` on of the tile of d, into shared memory; zeros from its row `middle` on. A warp writes 16
@@ -138,8 +138,7 @@ void copy(bf16* d, Shared& shared, const Part& part, int row, int columns, i64 l
 }
 
 // The same from registers, in FP32 or added to what d holds, for kWave rows. Lane l of warp w holds two neighbours each
-// of rows 16 w + l / 4 and 8 further down, in every 8 columns. The loop moves the sums down: unrolled, it would take
-// longer to compile than all the rest.
+// of rows 16 w + l / 4 and 8 further down, in every 8 columns. The loop moves the sums down: it is quick to compile.
 void store(void* d, float (&acc)[BLOCK_N / 2], const Part& part, int row, int columns, i64 ldd, bool aligned) {
   const int lane_row = part.row0 + row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll 1
@@ -176,6 +175,7 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
 #pragma unroll
     for (int i = 0; i < STAGES; ++i) mbarrier_init(&shared.full[i], 1), mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
     shared.parts.init(4 * kConsumers + kLoaders);
+    for (int i = 0; i < CONSUMERS; ++i) mbarrier_init(&shared.sent[i], kSend), mbarrier_init(&shared.taken[i], kWarpgroup);
     fence_mbarrier_init();
   }
   __syncthreads();  // all threads wait until the first has initialised the barriers
@@ -271,7 +271,7 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
     fetch(next_sfb, next_b, sfb_rows, steps, ld_sfb, next.column0, 32);
 
     if (part.group == DONE) continue;
-    if (SPLITS > 1) sum(shared, acc, k_split, consumer);
+    if (SPLITS > 1) sum(shared, acc, k_split, consumer, count);
     if (k_split > 0) continue;
     if (OUT_FP32 || ACCUMULATE) {
 #pragma unroll

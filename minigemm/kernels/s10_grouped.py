@@ -102,7 +102,7 @@ class Config(types.Config):
     def shared_bytes(self) -> int:
         """The tiles of a and b, the scales of a, the tile of d, and barriers, parts and sums of the splits, each at a multiple of 1024 bytes."""
         a, b, sfa = (self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4))
-        sizes = (a, b, sfa, self.block_m * self.block_n * 2, self.stages * 16 + PARTS_BYTES + self._sums * 512)
+        sizes = (a, b, sfa, self.block_m * self.block_n * 2, self.stages * 16 + PARTS_BYTES + self.consumers * 16 + self._sums * 512)
         return sum(round_up(size, 1024) for size in sizes)
 
     def constants(self) -> dict[str, int]:
