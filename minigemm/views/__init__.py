@@ -8,7 +8,7 @@ from __future__ import annotations
 from .accesses import bank_rows, banks, requests_at, sectors
 from .accumulation import accumulation, accumulation_errors, running_sum
 from .accumulators import accumulators, alignment, held_by
-from .cluster import cluster, cluster_bytes, recorded_multicast
+from .cluster import cluster, cluster_bytes, counted_multicast, recorded_multicast
 from .counts import compare, recorded, recorded_runs
 from .descriptors import descriptor, operand_reads, wgmma_widths
 from .formats import bits, number_line, spacing
@@ -49,6 +49,7 @@ __all__ = [
     "code",
     "compare",
     "contiguous_layout",
+    "counted_multicast",
     "descriptor",
     "device",
     "diff",

@@ -13,7 +13,7 @@ from ..emulator.report import Report
 from .counts import RESULTS, _table
 from .style import BLUE, GREY, INK, ORANGE, PALE, RED, Html, Picture, drawn, figure, ink_on
 
-__all__ = ["Part", "cluster", "cluster_bytes", "parts", "recorded_multicast"]
+__all__ = ["Part", "cluster", "cluster_bytes", "counted_multicast", "parts", "recorded_multicast"]
 
 _LOAD = re.compile(r"box at \(([^)]*)\) -> shared (0x[0-9a-f]+) of CTA rank (\d+), (\d+) bytes on mbarrier (0x[0-9a-f]+) of")
 _RANK = re.compile(r"CTA rank (\d+)$")
@@ -182,3 +182,23 @@ def recorded_multicast(file: Path = RESULTS / "h100_multicast.json") -> Html:
     machine = data["machine"]
     note = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. docs/results/{file.name}: {data['protocol']}."
     return _table(["m x n x k", "tile", "TFLOPS of s08", "clusters along m", "clusters along n"], rows, "s08 and s09, recorded on hardware", [note])
+
+
+def counted_multicast(file: Path = RESULTS / "h100_counters.json") -> Html:
+    """What TMA asks L2 for in s08_persistent and s09_multicast, by arithmetic, and what L2 read for the SMs as ncu counted it on a Hopper GPU, of
+    `bench --ncu multicast --json`; or the word that there is no such file."""
+    if not file.is_file():
+        text = "No hardware counter is recorded for clusters yet: python -m minigemm bench --ncu multicast counts them."
+        return Html(f"<p>{text}</p>", text)
+    data = json.loads(file.read_text(encoding="utf-8"))
+    runs = [run for run in data["rows"] if "cluster" in run]
+    rows = []
+    for run in runs:
+        same = next(each for each in runs if each["cluster"] == "none" and each["config"]["BLOCK_M"] == run["config"]["BLOCK_M"]
+                    and each["config"]["BLOCK_N"] == run["config"]["BLOCK_N"])  # fmt: skip
+        asked, read = run["asked_bytes"], 32 * run["l2_read_sectors"]
+        cells = [f"{asked / 1e6:,.0f} MB ({asked / same['asked_bytes']:.0%})", f"{read / 1e6:,.0f} MB ({read / 32 / same['l2_read_sectors']:.0%})"]
+        rows.append([f"{run['config']['BLOCK_M']} x {run['config']['BLOCK_N']}", run["cluster"], *cells, f"{run['sm_tma_read_bytes'] / 1e6:,.0f} MB"])
+    machine, of = data["machine"], " x ".join(str(runs[0][name]) for name in "mnk")
+    note = f"{of}. {machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. docs/results/{file.name}: {data['protocol']}."
+    return _table(["tile", "clusters", "TMA asks for", "L2 reads, by ncu", "TMA brings, by ncu"], rows, "bytes of s08 and s09, counted on hardware", [note])

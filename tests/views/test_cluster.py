@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import pytest
@@ -76,6 +77,19 @@ def test_recorded(tmp_path):
     text = views.recorded_multicast(file).text
     assert "1 x 2 x 3" in text and "256 x 128" in text and "1,000" in text and "980 (-2.0%)" in text and "1,031 (+3.1%)" in text
     assert "G, driver D, CUDA C, today. docs/results/h100_multicast.json: P." in text
+
+
+def test_counted_multicast(tmp_path):
+    """Each cluster's share is of the same tile without clusters."""
+    assert "No hardware counter is recorded" in views.counted_multicast(tmp_path / "none.json").text
+    rows = [{"m": 1, "n": 2, "k": 3, "cluster": cluster, "config": {"BLOCK_M": tile, "BLOCK_N": 64}, "asked_bytes": asked, "l2_read_sectors": sectors,
+             "sm_tma_read_bytes": 7e6} for tile, cluster, asked, sectors in
+            ((64, "none", 4e6, 1e5), (128, "none", 2e6, 5e4), (64, "along m", 3e6, 9e4), (128, "along m", 1e6, 1e5))]  # fmt: skip
+    file = tmp_path / "h100_counters.json"
+    file.write_text(json.dumps({"machine": {"gpu": "G", "driver": "D", "cuda": "C"}, "date": "today", "protocol": "P", "rows": [{"who": "x"}, *rows]}))
+    lines = [re.sub(r"  +", " | ", line.strip()) for line in views.counted_multicast(file).text.splitlines()]
+    assert "64 x 64 | along m | 3 MB (75%) | 3 MB (90%) | 7 MB" in lines and "128 x 64 | along m | 1 MB (50%) | 3 MB (200%) | 7 MB" in lines
+    assert any(line.startswith("1 x 2 x 3. G, driver D, CUDA C, today. docs/results/h100_counters.json: P.") for line in lines)
 
 
 @pytest.mark.parametrize(
