@@ -245,7 +245,7 @@ def test_planted_bug(bug, tile, tmp_path):
         text = text.replace(gone, instead, 1)
     mine = tmp_path / f"{name}.cu"
     mine.write_text(text)
-    k = 320 if name < "s04" else 1024
+    k = 192 if name < "s04" else 1024
     a, b = (quantize.quantize(x, granularity) for x, granularity in zip((activations(70, k), weights(72, k)), stage.granularities, strict=True))
     config = STAGES[name].Config(**TILES[name][tile])
     with warnings.catch_warnings():
