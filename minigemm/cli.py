@@ -252,7 +252,6 @@ def _show_trace(timeline: Any) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
-    from .bench import counters
 
     for file in (options.plot, None if options.json in (None, "-") else Path(options.json)):
         if file is not None and not file.parent.is_dir():
@@ -279,6 +278,8 @@ def _bench(options: argparse.Namespace) -> int:
                 if options.json != "-":
                     print(as_text(results))
         if options.ncu is not None:
+            from .bench import counters
+
             results = counters.count(options.ncu)
             store(results)
             documents.append(results)

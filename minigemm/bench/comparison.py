@@ -31,7 +31,7 @@ from .peers import CublasLt, MiniGemm, Missing, Peer, named
 from .shapes import CALIBRATION, DEFAULT, Shape
 from .timing import FLUSHED, copy_bandwidth, gpu_seconds
 
-__all__ = ["ROUNDS", "Reference", "compare", "means", "row_of"]
+__all__ = ["ROUNDS", "Reference", "compare", "means", "reason", "row_of"]
 
 ROUNDS = 30
 OWN = MiniGemm.name
@@ -110,7 +110,7 @@ def compare(
             try:
                 results["host"] = host.host_time(device)
             except Exception as error:
-                results["host"] = {"error": _reason(error)}
+                results["host"] = {"error": reason(error)}
                 _alive(device, f"{OWN}'s host time", error)
             store(results)
         if shapes:
@@ -161,11 +161,11 @@ def _present(peers: Iterable[Peer], results: dict[str, Any], progress: Callable[
             results["peers"][peer.name] = {"what": peer.what, "version": str(peer.version())}
             found.append(peer)
         except Exception as error:  # whatever an import raises
-            results["skipped"][peer.name] = _reason(error)
+            results["skipped"][peer.name] = reason(error)
     return found
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """One line of at most 300 characters."""
     if isinstance(error, Missing):
         return str(error)
@@ -181,7 +181,7 @@ def _row(shape: Shape, peers: Iterable[Peer], device: Any, rounds: int, chip: Ch
         case = cases.make(shape, device)
     except RuntimeError as error:  # no memory for it
         _alive(device, f"the tensors of {shape}", error)
-        return row_of(shape, {}, chip, skipped={peer.name: f"failed: no tensors: {_reason(error)}" for peer in peers})
+        return row_of(shape, {}, chip, skipped={peer.name: f"failed: no tensors: {reason(error)}" for peer in peers})
     calls: dict[str, Callable[[], Any]] = {}
     errors: dict[str, float] = {}
     skipped: dict[str, str] = {}
@@ -196,7 +196,7 @@ def _row(shape: Shape, peers: Iterable[Peer], device: Any, rounds: int, chip: Ch
             call = peer.prepare(case)
             errors[peer.name] = case.error(call(), peer.scales)
         except Exception as error:  # a peer's failure is a word in the table, not the end of it
-            skipped[peer.name] = f"failed: {_reason(error)}"
+            skipped[peer.name] = f"failed: {reason(error)}"
             _alive(device, f"{peer.name} at {shape}", error)
             continue
         if errors[peer.name] <= peer.tolerance:
@@ -220,7 +220,7 @@ def _timed(calls: Mapping[str, Callable[[], Any]], device: Any, rounds: int, sha
         try:
             seconds.update(gpu_seconds({name: call}, device, rounds))
         except Exception as error:
-            skipped[name] = f"could not be timed: {_reason(error)}"
+            skipped[name] = f"could not be timed: {reason(error)}"
             _alive(device, f"{name} at {shape}", error)
     return seconds, True
 
@@ -233,7 +233,7 @@ def _alive(device: Any, what: str, error: BaseException) -> None:
         torch.cuda.synchronize(device)
         torch.zeros(1, device=device).item()
     except Exception as fault:
-        raise Lost(f"{what} left the GPU unusable for this process: {_reason(error)}; --peer leaves others out") from fault
+        raise Lost(f"{what} left the GPU unusable for this process: {reason(error)}; --peer leaves others out") from fault
 
 
 def row_of(
@@ -307,4 +307,4 @@ def _factor(reference: Reference, rows: Iterable[Mapping[str, Any]], device: Any
         return statistics.median(gpu_seconds({CublasLt.name: call}, device, rounds)[CublasLt.name]) * 1e6 / there
     except Exception as error:
         _alive(device, f"{CublasLt.name} at {CALIBRATION}", error)
-        raise ValueError(f"reference: cuBLASLt could not be timed at {CALIBRATION}: {_reason(error)}") from error
+        raise ValueError(f"reference: cuBLASLt could not be timed at {CALIBRATION}: {reason(error)}") from error

@@ -28,9 +28,11 @@ from ..layout import ceil_div
 from ..quantize import BLOCK
 from ..types import Problem
 from . import cases, shapes
+from .comparison import reason
 from .multicast import CLUSTERS, PROBLEMS, TILES, staged
 from .peers import CublasLt, MiniGemm, Peer
-from .report import WIDE
+from .processes import environment
+from .report import empty_table, size_of, tile_of, wide_console
 from .shapes import Shape
 
 if TYPE_CHECKING:
@@ -97,13 +99,11 @@ def count(wanted: Sequence[str] = ()) -> dict[str, Any]:
     ncu = find_ncu()
     machine = {**tour.machine(device), "ncu": _version(ncu)}
     metrics, missing = known_metrics(ncu)
-    above = str(Path(__file__).parents[2])  # where this minigemm is, installed or not
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "calls.json"
         command = ncu_command(ncu, metrics, file, wanted)
         try:
-            answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
+            answer = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE)
         except subprocess.TimeoutExpired as late:
             raise ValueError(f"ncu was not ready after {PATIENCE} s: {' '.join(command)}") from late
         kernels = parse(answer.stdout)
@@ -293,8 +293,7 @@ def _child(file: Path, wanted: Iterable[str]) -> None:
                 _profile(about["number"], prepare(), device)
                 done["calls"].append(about)
             except Exception as error:  # one that fails is a line in the results, not the end of them
-                reason = (str(error).strip().splitlines() or ["no message"])[0]
-                done["skipped"].append({**about, "reason": f"{type(error).__name__}: {reason}"[:300]})
+                done["skipped"].append({**about, "reason": reason(error)})
             file.write_text(json.dumps(done), encoding="utf-8")
 
 
@@ -379,12 +378,7 @@ def asked_bytes(problem: Problem, config: Any) -> int:
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print all of it; to no terminal as wide as the tables are."""
-    from rich.console import Console
-
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)
+    console = console or wide_console()
     machine = results["machine"]
     console.print(f"[bold]{machine['gpu']}[/bold], driver {machine['driver']}, CUDA {machine['cuda']}, ncu {machine['ncu']}, {results['date']}")
     for made in (table(results), multicast_table(results)):
@@ -394,22 +388,23 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"not counted: this ncu has no {name}", highlight=False, markup=False)
     for call in results["skipped"]:
         cluster = f", {call['cluster']}" if "cluster" in call else ""
-        console.print(f"not counted: {call['who']} at {_size(call)}{cluster}: {call['reason']}", highlight=False, markup=False)
+        console.print(f"not counted: {call['who']} at {size_of(call)}{cluster}: {call['reason']}", highlight=False, markup=False)
     if results["lost"]:
         console.print(f"stopped: {results['lost']}", highlight=False, markup=False)
 
 
 def table(results: Mapping[str, Any]) -> Table:
     """A row for each call of the library and of cuBLASLt: where its time and its bytes went. Bytes in MB of 10**6."""
-    made = _empty_table(("shape", "who", "tile"), (
+    made = empty_table(("shape", "who", "tile"), (
         "us", "TFLOPS", "SM GHz", "tensor\ncores", "tensor\npipe", "L2 to SMs\nMB", "L2 over\nleast", "DRAM MB\nread", "DRAM MB\nwritten", "DRAM\nGB/s",
         "banks\nread", "banks\nwritten", "kernels",
     ))  # fmt: skip
     for row in results["rows"]:
         if "cluster" not in row:
             made.add_row(
-                _size(row), row["who"], _tile(row), _shown(row["time_s"], 1e6, ".2f"), _shown(row["tflops"], 1, ".0f"), _shown(row["sm_clock_hz"], 1e-9, ".3f"),
-                _shown(row["tensor_share"], 1, ".1%"), _shown(row["tensor_percent"], 0.01, ".1%"), _shown(row["sm_read_bytes"], 1e-6, ".1f"),
+                size_of(row), row["who"], tile_of(row["config"]), _shown(row["time_s"], 1e6, ".2f"), _shown(row["tflops"], 1, ".0f"),
+                _shown(row["sm_clock_hz"], 1e-9, ".3f"), _shown(row["tensor_share"], 1, ".1%"), _shown(row["tensor_percent"], 0.01, ".1%"),
+                _shown(row["sm_read_bytes"], 1e-6, ".1f"),
                 _shown(row["l2_over_least"], 1, ".2f"), _shown(row["dram_read_bytes"], 1e-6, ".1f"), _shown(row["dram_written_bytes"], 1e-6, ".1f"),
                 _shown(row["dram_bytes_per_s"], 1e-9, ".0f"), _shown(row["bank_reads_percent"], 0.01, ".1%"), _shown(row["bank_writes_percent"], 0.01, ".1%"),
                 str(len(row["kernels"])),
@@ -420,46 +415,25 @@ def table(results: Mapping[str, Any]) -> Table:
 def multicast_table(results: Mapping[str, Any]) -> Table:
     """A row for each tile and kind of cluster. Bytes in MB of 10**6, and beside them their share of those that the same tile has without clusters."""
     numbers = ("us", "tensor\ncores", "asked\nMB", "", "L2 read\nMB", "", "to SMs\nMB", "", "to SMs by\nTMA, MB", "")
-    made = _empty_table(("shape", "who", "cluster", "tile"), numbers)
+    made = empty_table(("shape", "who", "cluster", "tile"), numbers)
     without: Mapping[str, Any] = {}
     for row in results["rows"]:
         if "cluster" not in row:
             continue
         if row["cluster"] == "none":
             without = row
-        same = without if without and _tile(without) == _tile(row) else {}
+        same = without if without and tile_of(without["config"]) == tile_of(row["config"]) else {}
         cells = []
         for key, factor in (("asked_bytes", 1e-6), ("l2_read_sectors", SECTOR * 1e-6), ("sm_read_bytes", 1e-6), ("sm_tma_read_bytes", 1e-6)):
             share = row[key] / same[key] if row[key] is not None and same.get(key) else None
             cells += [_shown(row[key], factor, ".1f"), _shown(share, 1, ".1%")]
-        made.add_row(_size(row), row["who"], row["cluster"], _tile(row), _shown(row["time_s"], 1e6, ".2f"), _shown(row["tensor_share"], 1, ".1%"), *cells)
-    return made
-
-
-def _empty_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name in words:
-        made.add_column(name, no_wrap=True)
-    for name in numbers:
-        made.add_column(name, justify="right", no_wrap=True)
+        words = size_of(row), row["who"], row["cluster"], tile_of(row["config"])
+        made.add_row(*words, _shown(row["time_s"], 1e6, ".2f"), _shown(row["tensor_share"], 1, ".1%"), *cells)
     return made
 
 
 def _shown(value: float | None, factor: float, form: str) -> str:
     return "-" if value is None else format(value * factor, form)
-
-
-def _size(row: Mapping[str, Any]) -> str:
-    sizes = [row["m"], row["n"], row["k"]]
-    return "x".join(map(str, sizes)) if row["layout"] == "dense" else "x".join(map(str, [row["groups"], *sizes])) + f" {row['layout']}"
-
-
-def _tile(row: Mapping[str, Any]) -> str:
-    config = row["config"]
-    return f"{config['BLOCK_M']}x{config['BLOCK_N']}, {config['STAGES']}" if {"BLOCK_M", "BLOCK_N", "STAGES"} <= config.keys() else ""
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from .. import api, quantize
 from ..layout import to_m_major
 from ..precompiling import precompile
+from .processes import environment
 
 __all__ = ["as_text", "host_time"]
 
@@ -113,14 +112,12 @@ def _new_m(device: torch.device) -> float:
 
 def _fresh(device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        above = str(Path(__file__).parents[2])  # where this minigemm is, installed or not
-        caches = {"MINIGEMM_CACHE_DIR": f"{folder}/minigemm", "CUDA_CACHE_PATH": f"{folder}/nvrtc"}  # NVRTC keeps one of its own
-        environment = {**os.environ, **caches, "PYTHONPATH": os.pathsep.join(filter(None, (above, os.environ.get("PYTHONPATH"))))}
+        variables = environment(MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc")  # NVRTC keeps a cache of its own
         found: dict[str, Any] = {"fresh_shapes": [list(shape) for shape in FRESH]}
         for cold in ("_cold", ""):
             command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
             try:
-                answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE)
+                answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
                 imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
             except (OSError, subprocess.SubprocessError, ValueError) as error:
                 said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]

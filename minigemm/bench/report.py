@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..views.style import GREY, PALE, SERIES, Picture, drawn, figure
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["plot", "show", "table"]
+__all__ = ["empty_table", "plot", "show", "size_of", "table", "tile_of", "wide_console"]
 
 OWN = "minigemm"
 WIDE = 200  # columns of a table that goes to no terminal
@@ -22,12 +22,7 @@ MARKS = "osD^vPX*"
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print all of it; to no terminal as wide as the table is."""
-    from rich.console import Console
-
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)
+    console = console or wide_console()
     machine = results["machine"]
     console.print(f"[bold]{machine['gpu']}[/bold], driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}, {results['date']}")
     console.print(f"a copy moves {machine['copy_bytes_per_s'] / 1e9:,.0f} GB/s; times in us, medians", highlight=False)
@@ -46,6 +41,27 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(host.as_text(dict(results["host"])), highlight=False)
     if results["lost"]:
         console.print(f"stopped: {results['lost']}", highlight=False, markup=False)
+
+
+def wide_console() -> Console:
+    """The terminal; where there is none, as wide as a table is."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def empty_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
+    """A table of columns for words, and behind them columns for numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in words:
+        made.add_column(name, no_wrap=True)
+    for name in numbers:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
 
 
 def _print_means(results: Mapping[str, Any], console: Console) -> None:
@@ -67,30 +83,17 @@ def _print_means(results: Mapping[str, Any], console: Console) -> None:
 
 def table(results: Mapping[str, Any]) -> Table:
     """A row for each shape: the floor, minigemm, and the time of each peer that was timed at least once."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     others = [name for name in results["peers"] if name != OWN and any(name in row["timed"] for row in results["rows"])]
     referred = any(row.get("reference") for row in results["rows"])
-    made.add_column("shape", no_wrap=True)
-    made.add_column("tile", no_wrap=True)
-    for name in (
-        "floor",
-        "minigemm",
-        "TFLOPS",
-        "of the\nfloor",
-        *(SHORT.get(name, name) for name in others),
-        *(("DG", "DG over\nminigemm") if referred else ()),
-    ):
-        made.add_column(name, justify="right", no_wrap=True)
+    numbers = ["floor", "minigemm", "TFLOPS", "of the\nfloor", *(SHORT.get(name, name) for name in others), *(("DG", "DG over\nminigemm") if referred else ())]
+    made = empty_table(("shape", "tile"), numbers)
     layout = None
     for row in results["rows"]:
         if row["layout"] != layout and layout is not None:
             made.add_section()
         layout = row["layout"]
         own = row["timed"].get(OWN)
-        cells = [f"{_name(row)}{'' if layout == 'dense' else f' {layout}'}", _tile(row["config"]), f"{row['floor_us']:.2f}"]
+        cells = [size_of(row), tile_of(row["config"]), f"{row['floor_us']:.2f}"]
         cells += [f"[bold]{own['median_us']:.2f}[/bold]", f"{own['tflops']:.0f}", f"{own['floor_share']:.0%}"] if own else ["-", "-", "-"]
         cells += [f"{row['timed'][name]['median_us']:.2f}" if name in row["timed"] else _mark(row["skipped"].get(name, "")) for name in others]
         if referred:
@@ -109,7 +112,12 @@ def _name(row: Mapping[str, Any]) -> str:
     return "x".join(map(str, sizes if row["layout"] == "dense" else [row["groups"], *sizes]))
 
 
-def _tile(config: Mapping[str, int]) -> str:
+def size_of(row: Mapping[str, Any]) -> str:
+    """A row's shape with its layout, if that is another than dense."""
+    return _name(row) if row["layout"] == "dense" else f"{_name(row)} {row['layout']}"
+
+
+def tile_of(config: Mapping[str, int]) -> str:
     """Tile, stages and whatever else a newcomer asks first: 256x128, 3."""
     return f"{config['BLOCK_M']}x{config['BLOCK_N']}, {config['STAGES']}" if {"BLOCK_M", "BLOCK_N", "STAGES"} <= config.keys() else ""
 
@@ -137,7 +145,7 @@ def plot(results: Mapping[str, Any]) -> Picture:
         there = [(1 / row["timed"][name]["floor_share"], y) for y, row in enumerate(rows) if name in row["timed"]]
         axes.plot(*zip(*there, strict=True), MARKS[number % len(MARKS)], color=SERIES[number % len(SERIES)], markersize=7 if name == OWN else 5, label=name)
     axes.set(xscale="log", xlim=(0.9, worst * 1.1), ylim=(len(rows) - 0.4, -0.6), xlabel="time over the floor: bytes moved once, or operations at the FP8 rate")
-    axes.set_yticks(range(len(rows)), [f"{_name(row)}{'' if row['layout'] == 'dense' else ' ' + row['layout']}" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [size_of(row) for row in rows], fontsize=7)
     ticks = [tick for tick in (1, 1.5, 2, 3, 5, 10, 20, 50, 100) if tick <= worst * 1.1]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

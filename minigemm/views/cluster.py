@@ -179,9 +179,13 @@ def recorded_multicast(file: Path = RESULTS / "h100_multicast.json") -> Html:
     for (problem, tile), by_cluster in lines.items():
         gains = [f"{run['tflops']:,.0f} ({run['gain']:+.1%})" if (run := by_cluster.get(name)) else "-" for name in ("along m", "along n")]
         rows.append([problem, tile, f"{by_cluster['none']['tflops']:,.0f}", *gains])
+    return _table(["m x n x k", "tile", "TFLOPS of s08", "clusters along m", "clusters along n"], rows, "s08 and s09, recorded on hardware", [_source(data, file)])
+
+
+def _source(data: Mapping[str, Any], file: Path) -> str:
+    """What gave the figures of a file of results: the machine, the date, the protocol."""
     machine = data["machine"]
-    note = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. docs/results/{file.name}: {data['protocol']}."
-    return _table(["m x n x k", "tile", "TFLOPS of s08", "clusters along m", "clusters along n"], rows, "s08 and s09, recorded on hardware", [note])
+    return f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. docs/results/{file.name}: {data['protocol']}."
 
 
 def counted_multicast(file: Path = RESULTS / "h100_counters.json") -> Html:
@@ -196,9 +200,7 @@ def counted_multicast(file: Path = RESULTS / "h100_counters.json") -> Html:
     for run in runs:
         same = next(each for each in runs if each["cluster"] == "none" and each["config"]["BLOCK_M"] == run["config"]["BLOCK_M"]
                     and each["config"]["BLOCK_N"] == run["config"]["BLOCK_N"])  # fmt: skip
-        asked, read = run["asked_bytes"], 32 * run["l2_read_sectors"]
-        cells = [f"{asked / 1e6:,.0f} MB ({asked / same['asked_bytes']:.0%})", f"{read / 1e6:,.0f} MB ({read / 32 / same['l2_read_sectors']:.0%})"]
+        cells = [f"{run[key] * size / 1e6:,.0f} MB ({run[key] / same[key]:.0%})" for key, size in (("asked_bytes", 1), ("l2_read_sectors", 32))]
         rows.append([f"{run['config']['BLOCK_M']} x {run['config']['BLOCK_N']}", run["cluster"], *cells, f"{run['sm_tma_read_bytes'] / 1e6:,.0f} MB"])
-    machine, of = data["machine"], " x ".join(str(runs[0][name]) for name in "mnk")
-    note = f"{of}. {machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. docs/results/{file.name}: {data['protocol']}."
+    note = f"{' x '.join(str(runs[0][name]) for name in 'mnk')}. {_source(data, file)}"
     return _table(["tile", "clusters", "TMA asks for", "L2 reads, by ncu", "TMA brings, by ncu"], rows, "bytes of s08 and s09, counted on hardware", [note])
