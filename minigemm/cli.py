@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     precompile.add_argument("shapes", nargs="+", metavar="N,K or M,N,K", help="2112,7168 for any number of rows; 64,2112,7168 for 64")
     precompile.add_argument("--layout", default="dense", help="dense, contiguous or masked; default: dense")
     precompile.add_argument("--groups", type=int, default=1)
+    precompile.add_argument("--psum", action="store_true", help="the contiguous layout with prefix sums instead of ids")
     precompile.add_argument("--fp32", action="store_true", help="FP32 output instead of BF16")
     gpu = commands.add_parser("test-gpu", help="the tests on a Hopper GPU, and compute-sanitizer where it is installed")
     gpu.add_argument("--record", metavar="FILE", type=Path, help="store the GPU's results as data for the CPU's tests")
@@ -341,7 +342,7 @@ def _precompile(options: argparse.Namespace) -> int:
         return _fail(f"precompile: expected shapes like 2112,7168 or 64,2112,7168, got {' '.join(options.shapes)}")
     try:
         out_dtype = torch.float32 if options.fp32 else torch.bfloat16
-        kernels = precompile(shapes, layout=options.layout, groups=options.groups, out_dtype=out_dtype)
+        kernels = precompile(shapes, layout=options.layout, groups=options.groups, use_psum_layout=options.psum, out_dtype=out_dtype)
     except (TypeError, ValueError) as error:
         return _fail(str(error))
     print(f"{len(kernels)} kernels, {sum(kernel.origin == 'compiled' for kernel in kernels)} of them compiled now")

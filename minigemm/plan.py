@@ -45,6 +45,9 @@ SMS = 132  # of the GPU that the emulator stands for, an H100 SXM
 CLOCK = 1_755_000_000  # Hz, at which bytes a second become bytes a cycle
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 ROWS = 64  # which every tile has a multiple of
+_LAYOUTS = {  # of the kernel, by that of the call and whether it tells prefix sums
+    ("dense", False): kernel.DENSE, ("contiguous", False): kernel.CONTIGUOUS, ("contiguous", True): kernel.PREFIX_SUMS, ("masked", False): kernel.MASKED,
+}  # fmt: skip
 PREPARED_LIMIT = 4096  # launches that stand ready, some 4 KB each: a few for each weight of a large model
 
 
@@ -185,7 +188,7 @@ def _config_for(call: Call, device: torch.device, under: Settings) -> Config:
 
 
 def _choices(call: Call, machine: tuning.Machine, under: Settings) -> tuple[tuning.Work, Sequence[tuple[tuning.Tile, Config]]]:
-    return _menu(call._replace(m=0, expected_m=0), machine, under.batch_invariant, under.alignment)
+    return _menu(call._replace(m=0, expected_m=0, prefix_sums=False), machine, under.batch_invariant, under.alignment)
 
 
 def _on(machine: tuning.Machine, config: Config) -> Config:
@@ -201,13 +204,13 @@ def _machine(device: torch.device, under: Settings) -> tuning.Machine:
 def configs_for(call: Call, device: torch.device) -> list[Config]:
     """The configs that this call may get on this device under the present settings, whatever its m."""
     machine = _machine(device, _settings)
-    return [_on(machine, config) for _, config in _choices(call, machine, _settings)[1]]
+    return [suited(call, _on(machine, config)) for _, config in _choices(call, machine, _settings)[1]]
 
 
 def config_for(call: Call, device: torch.device) -> Config:
     """The config that this call gets on this device, under the present settings: the same for all m between two multiples of 64, as tiles are counted."""
     bucket = Call(
-        call.layout, round_up(call.m, ROWS), call.n, call.k, call.groups, round_up(call.expected_m, ROWS), call.out_fp32, call.accumulate
+        call.layout, round_up(call.m, ROWS), call.n, call.k, call.groups, round_up(call.expected_m, ROWS), call.out_fp32, call.accumulate, call.prefix_sums
     )  # fmt: skip
     return _config_for(bucket, device, _settings)
 
@@ -219,7 +222,7 @@ def suited(call: Call, config: Config) -> Config:
     for field, value in vars(config).items():
         if not isinstance(value, int):
             raise TypeError(f"config.{field}: expected an int, got {value!r}")
-    config = replace(config, out_fp32=call.out_fp32, accumulate=call.accumulate)
+    config = replace(config, out_fp32=call.out_fp32, accumulate=call.accumulate, layout=_LAYOUTS[call.layout, call.prefix_sums])
     rows = call.m * call.groups if call.layout == "masked" else call.m
     if not (legal := kernel.is_legal(config, Problem(rows, call.n, call.k))):
         raise ValueError(f"config: {legal.reason}")

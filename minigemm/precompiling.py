@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from . import jit, plan, runtime, tuning
+from . import checks, jit, plan, runtime, tuning
 from .kernels import s10_grouped as kernel
 from .kernels.s10_grouped import Config
 from .plan import Call
@@ -24,14 +24,14 @@ KERNELS_A_PROCESS = 8  # below that, starting one more takes longer than it save
 
 
 def precompile(
-    shapes: Iterable[Sequence[int]], *, layout: str = "dense", groups: int = 1, out_dtype: torch.dtype = torch.bfloat16, accumulate: bool = False,
-    device: torch.device | str | None = None, processes: int | None = None, progress: bool = True,
+    shapes: Iterable[Sequence[int]], *, layout: str = "dense", groups: int = 1, use_psum_layout: bool = False, out_dtype: torch.dtype = torch.bfloat16,
+    accumulate: bool = False, device: torch.device | str | None = None, processes: int | None = None, progress: bool = True,
 ) -> list[jit.Kernel]:  # fmt: skip
     """Compile and load what calls of these shapes need, so that none of them waits for the compiler.
 
     Args:
         shapes: (n, k), for any number of rows: at most 12 kernels; or (m, n, k), for exactly that m (expected_m, where the layout is masked): one.
-        layout: "dense", "contiguous" or "masked", with so many `groups`.
+        layout: "dense", "contiguous" or "masked", with so many `groups`; use_psum_layout: whether calls of the contiguous layout tell prefix sums, not ids.
         out_dtype: of d; accumulate: whether calls add c.
         device: by default the current GPU, or the CPU where there is none.
         processes: that compile at the same time; by default as many as are worth their start. All of them fill the cache on disk.
@@ -44,7 +44,7 @@ def precompile(
         TypeError, ValueError: what is wrong with an argument; CompileError (a ValueError) where there is no NVRTC.
     """
     where = _device(device)
-    configs = _configs(shapes, layout, groups, out_dtype, accumulate, where)
+    configs = _configs(shapes, layout, groups, use_psum_layout, out_dtype, accumulate, where)
     if processes is None:
         processes = min(os.cpu_count() or 1, len(configs) // KERNELS_A_PROCESS)
     elif not _is_int(processes) or processes < 1:
@@ -62,11 +62,14 @@ def precompile(
 
 
 def _configs(
-    shapes: Iterable[Sequence[int]], layout: str, groups: int, out_dtype: torch.dtype, accumulate: bool, device: torch.device
+    shapes: Iterable[Sequence[int]], layout: str, groups: int, prefix_sums: bool, out_dtype: torch.dtype, accumulate: bool, device: torch.device
 ) -> list[Config]:  # fmt: skip
     """Each config once, in order."""
     if layout not in tuning.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(map(repr, tuning.LAYOUTS))}, got {layout!r}")
+    checks.check_flag("use_psum_layout", prefix_sums)
+    if prefix_sums and layout != "contiguous":
+        raise ValueError(f"use_psum_layout: expected the contiguous layout with it, got {layout!r}")
     if not _is_int(groups) or groups < 1:
         raise ValueError(f"groups: expected an int of at least 1, got {groups!r}")
     if out_dtype not in (torch.bfloat16, torch.float32):
@@ -78,7 +81,9 @@ def _configs(
         *m, n, k = shape
         if min(shape) < 1 or k % 16:
             raise ValueError(f"shapes: expected sizes of at least 1 and a k that is a multiple of 16, got {shape!r}")
-        call = Call(layout, m[0] if m else 0, n, k, groups, out_fp32=out_dtype == torch.float32, accumulate=bool(accumulate))
+        call = Call(
+            layout, m[0] if m else 0, n, k, groups, out_fp32=out_dtype == torch.float32, accumulate=bool(accumulate), prefix_sums=prefix_sums
+        )  # fmt: skip
         found.update(dict.fromkeys([plan.config_for(call, device)] if m else plan.configs_for(call, device)))
     return list(found)
 

@@ -165,6 +165,9 @@ struct TraceAt {
   static void bar_sync(int id, int threads) {
     trace_span(kTraceBarrier, kLine, id, [&] { ::bar_sync(id, threads); });
   }
+  static void barrier_sync(int id, int threads) {
+    trace_span(kTraceBarrier, kLine, id, [&] { ::barrier_sync(id, threads); });
+  }
   static void syncthreads() {
     trace_span(kTraceBarrier, kLine, 0, [] { __syncthreads(); });
   }
@@ -193,6 +196,7 @@ struct TraceAt {
 #define wgmma_wait_group TRACE_AT::wgmma_wait_group
 #define elect_sync TRACE_AT::elect_sync
 #define bar_sync TRACE_AT::bar_sync
+#define barrier_sync TRACE_AT::barrier_sync
 #define __syncthreads TRACE_AT::syncthreads
 #define setmaxnreg_dec TRACE_AT::setmaxnreg_dec
 #define setmaxnreg_inc TRACE_AT::setmaxnreg_inc

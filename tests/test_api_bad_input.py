@@ -264,6 +264,8 @@ def test_settings(call, arguments, error, words):
 PRECOMPILE = [
     ({"layout": "rows"}, ValueError, "layout: expected one of 'dense', 'contiguous', 'masked', got 'rows'"),
     ({"groups": 0}, ValueError, "groups: expected an int of at least 1, got 0"),
+    ({"use_psum_layout": 1}, TypeError, "use_psum_layout: expected True or False, got 1"),
+    ({"use_psum_layout": True}, ValueError, "use_psum_layout: expected the contiguous layout with it, got 'dense'"),
     ({"out_dtype": torch.float16}, TypeError, "out_dtype: expected torch.bfloat16 or torch.float32, got torch.float16"),
     ({"device": "meta"}, ValueError, "device: expected tensors on a CPU .* got meta"),
     ({"processes": 0}, ValueError, "processes: expected an int of at least 1, got 0"),

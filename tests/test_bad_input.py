@@ -223,6 +223,7 @@ ILLEGAL = {
         ({"block_m": 64}, "block_m must be a multiple of 128 up to 256"),
         ({"block_m": 128, "block_n": 256, "stages": 2}, "registers a thread exceed the 232"),
         ({"consumers": 0}, "consumers must be 1, 2 or 3, got 0"),
+        ({"layout": 4}, "layout must be one of 0 to 3, DENSE to MASKED, got 4"),
     ],
 }  # fmt: skip
 
@@ -239,6 +240,14 @@ def test_illegal_configs(stage, fields, words, nothing_compiles):
     config = eval(near[1], {"Config": module.Config})
     assert module.is_legal(config, Problem(16, 16, 32))
     assert sum(vars(config)[name] != value for name, value in vars(module.Config(**fields)).items()) <= 2
+
+
+def test_the_config_of_another_layout(nothing_compiles):
+    """A kernel for groups would take the launch of one product for something else."""
+    module = STAGES["s10_grouped"]
+    a, b = (suited(good(), granularity) for granularity in module.stage.granularities)
+    with pytest.raises(ValueError, match="config.layout: expected 0, that of the call, got 3"):
+        module.gemm(a, b, module.Config(layout=module.MASKED))
 
 
 NEAREST = [

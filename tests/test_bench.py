@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -448,6 +450,28 @@ def test_all_peers_on_a_gpu(tmp_path, capsys):
         assert cli.main(["bench", "--layout", layout, "--shape", shape, "--rounds", "5", "--json", str(file)]) == 0
         (row,) = json.loads(file.read_text())["rows"]
         assert row["layout"] == layout and 1 < row["timed"]["minigemm"]["median_us"] < 1000
+
+
+def test_fresh_processes(monkeypatch):
+    """Medians over processes, each pair of which has a cache of its own: the first finds nothing in it, the second what the first left."""
+    folders: dict[str, int] = {}
+
+    def run(command, env, **_):
+        kept = folders[env["MINIGEMM_CACHE_DIR"]] = folders.get(env["MINIGEMM_CACHE_DIR"], 0) + 1
+        assert env["CUDA_CACHE_PATH"] != os.environ.get("CUDA_CACHE_PATH")
+        return subprocess.CompletedProcess(command, 0, f"a line of torch\n[3.0, {len(folders) / kept}, {10 * len(folders) / kept}]\n", "")
+
+    monkeypatch.setattr(host.subprocess, "run", run)
+    found = host._fresh(torch.device("cpu"))
+    assert list(folders.values()) == [2] * host.PROCESSES == [2, 2, 2]
+    assert (found["first_call_cold_s"], found["new_shape_cold_s"], found["first_call_s"], found["new_shape_s"], found["import_s"]) == (2, 20, 1, 10, 3)
+    assert "first call of a process, empty cache           2.000 s" in host.as_text(found | {"calls": 1, "m": 1, "n": 1, "k": 1})
+
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command, "", "Traceback\nRuntimeError: no room\n")
+
+    monkeypatch.setattr(host.subprocess, "run", fail)
+    assert host._fresh(torch.device("cpu")) == {"error": "a fresh process failed: RuntimeError: no room"}
 
 
 @pytest.mark.gpu

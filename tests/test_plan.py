@@ -410,20 +410,26 @@ def test_precompile_as_a_command(tmp_path, monkeypatch, capsys):
     plan.clear()
     assert cli.main(["precompile", "20,24,256"]) == 0
     assert "1 kernels, 1 of them compiled now" in capsys.readouterr().out
+    assert cli.main(["precompile", "20,24,256", "--layout", "contiguous", "--groups", "2", "--psum"]) == 0
+    assert "1 kernels, 1 of them compiled now" in capsys.readouterr().out
     assert cli.main(["precompile", "20x24"]) == 2 and "expected shapes like 2112,7168" in capsys.readouterr().err
     assert cli.main(["precompile", "20,24"]) == 2 and "k that is a multiple of 16" in capsys.readouterr().err
     plan.clear()
 
 
 def test_what_is_precompiled():
-    assert len(_configs([(64, 2112, 7168), (64, 2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)) == 1
-    every = _configs([(2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)
+    assert len(_configs([(64, 2112, 7168), (64, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)) == 1
+    every = _configs([(2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)
     assert 1 < len(every) <= 12
     for m in (1, 100, 5000):
-        assert set(_configs([(m, 2112, 7168)], "dense", 1, torch.bfloat16, False, CPU)) <= set(every)
-    (masked,) = _configs([(64, 512, 512)], "masked", 8, torch.float32, True, CPU)
+        assert set(_configs([(m, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)) <= set(every)
+    (masked,) = _configs([(64, 512, 512)], "masked", 8, False, torch.float32, True, CPU)
     assert masked.out_fp32 and masked.accumulate
     assert masked == plan.config_for(plan.Call("masked", 64, 512, 512, 8, 0, True, True), CPU)
+    for sums, layout in ((False, s10_grouped.CONTIGUOUS), (True, s10_grouped.PREFIX_SUMS)):
+        every = _configs([(512, 512)], "contiguous", 8, sums, torch.bfloat16, False, CPU)
+        assert {config.layout for config in every} == {layout}
+        assert plan.config_for(plan.Call("contiguous", 3000, 512, 512, 8, prefix_sums=sums), CPU) in every
 
 
 @pytest.mark.slow

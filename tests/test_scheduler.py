@@ -19,6 +19,7 @@ class Walk(types.Config):
     block_n: int = 16
     raster: int = 16
     raster_m: bool = False
+    layout: int = s10_grouped.DENSE
 
 
 CONFIGS = st.sampled_from([Walk(), Walk(64, 16, 1), Walk(64, 16, 3, True), Walk(64, 16, 8, True)])

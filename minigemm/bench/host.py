@@ -26,6 +26,7 @@ M, N, K = 64, 128, 256  # so small that the GPU is the faster of the two
 NEW_M = range(500, 700)
 FRESH = ((64, 2112, 7168), (4096, 4096, 7168))  # the first shape of a process, and another that gets another tile
 PATIENCE = 600  # seconds for a fresh process
+PROCESSES = 3  # with an empty cache, and as many with what each of them left; a CPU that others share changes its speed
 
 #: Prints, as JSON, seconds of the import and of the first call of each shape; the GPU is awake before.
 _FRESH_PROCESS = """
@@ -56,11 +57,11 @@ def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> d
 
     Args:
         calls: of each kind of repeated call; a multiple of 100.
-        fresh: start processes too, one with an empty cache and one with what that one left.
+        fresh: start processes too, PROCESSES with an empty cache, and one after each with what it left.
 
     Returns:
         us a call, medians over bursts of 100 calls: `same_us` (the same tensors), `rotating_us` (eight sets in turn); `new_m_us` (a new m for a known n and
-        k, everything compiled). Seconds of the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the
+        k, everything compiled). Seconds, medians, of the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the
         kernels compiled before and found on disk, `first_call_cold_s`, `new_shape_cold_s` with empty caches, NVRTC's too; `import_s`. Where a process fails,
         `error` says why instead.
     """
@@ -111,19 +112,21 @@ def _new_m(device: torch.device) -> float:
 
 
 def _fresh(device: torch.device) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        variables = environment(MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc")  # NVRTC keeps a cache of its own
-        found: dict[str, Any] = {"fresh_shapes": [list(shape) for shape in FRESH]}
-        for cold in ("_cold", ""):
-            command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
-            try:
-                answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
-                imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
-            except (OSError, subprocess.SubprocessError, ValueError) as error:
-                said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
-                return {**found, "error": f"a fresh process failed: {said[:300]}"}
-            found.update({f"first_call{cold}_s": first, f"new_shape{cold}_s": new, "import_s": imported})
-    return found
+    command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
+    seconds: dict[str, list[float]] = {}
+    for _ in range(PROCESSES):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            variables = environment(MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc")  # NVRTC keeps a cache of its own
+            for cold in ("_cold", ""):
+                try:
+                    answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
+                    imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
+                except (OSError, subprocess.SubprocessError, ValueError) as error:
+                    said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
+                    return {"error": f"a fresh process failed: {said[:300]}"}
+                for name, value in ((f"first_call{cold}_s", first), (f"new_shape{cold}_s", new), ("import_s", imported)):
+                    seconds.setdefault(name, []).append(value)
+    return {"fresh_shapes": [list(shape) for shape in FRESH], "fresh_processes": PROCESSES, **{name: median(values) for name, values in seconds.items()}}
 
 
 def as_text(found: dict[str, Any]) -> str:

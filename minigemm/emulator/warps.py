@@ -82,11 +82,14 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
         )  # fmt: skip
     del block.named[barrier.rank, barrier.number]
     _check_aligned(block, [(ids, site) for ids, site, _ in barrier.groups], f"barrier {barrier.number}", "__syncthreads()")
+    if barrier.expected in (None, len(block.alive[block.cluster.threads_of(barrier.rank)])):
+        _check_same(block, barrier)
     every = np.concatenate([ids for ids, _, _ in barrier.groups])
     if block.model:
-        waiters = [ids for ids, _, ticket in barrier.groups if ticket]
-        if waiters:
-            block.until(np.concatenate(waiters), block.now(every) + block.model.rates.barrier_latency, f"barrier {barrier.number}", site)
+        over = block.now(every) + block.model.rates.barrier_latency
+        for ids, where, ticket in barrier.groups:  # each waits at its own place
+            if ticket:
+                block.until(ids, over, f"barrier {barrier.number}", where)
     if block.order:
         block.order.meet(every)
     if "red" in site.instruction.modifiers:
@@ -116,6 +119,21 @@ def _check_aligned(block: Block, groups: list[tuple[np.ndarray, Site]], name: st
                     f"{site.instruction.location}): {call} in divergent code",
                     (warp,), f"move {call} out of the branch, so that all lanes of a warp reach the same one",
                 )  # fmt: skip
+
+
+def _check_same(block: Block, barrier: NamedBarrier) -> None:
+    """A barrier of the whole CTA is __syncthreads(), for which all warps come to one place. The hardware counts warps; compute-sanitizer looks, as this does."""
+    ids, site, _ = barrier.groups[-1]
+    for _, other, _ in barrier.groups:
+        apart = (other.instruction.location or other.index) != (site.instruction.location or site.index)
+        if apart and "bar" in (other.instruction.opcode, site.instruction.opcode):
+            block.hazard(
+                "barrier-divergence", site, 0, int(ids[0]),
+                f"warps arrived at barrier {barrier.number} from different instructions ({other.instruction.location} and {site.instruction.location}): "
+                "__syncthreads() in divergent code",
+                (f"barrier {barrier.number}",), "let all warps reach the same one, or meet at barrier.sync, which lets them come from anywhere",
+            )  # fmt: skip
+            return
 
 
 @dataclass

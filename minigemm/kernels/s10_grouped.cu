@@ -11,14 +11,13 @@
 
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
-constexpr int kWarpgroup = 128;  // threads
+constexpr int kWarpgroup = 128, kThreads = (CONSUMERS * SPLITS + 1) * kWarpgroup;  // of the CTA
 constexpr int kConsumers = CONSUMERS * SPLITS;  // warpgroups that compute: those of the first split come first
 constexpr int kLoaders = SPLITS > 1 ? 2 : 1;    // warps of the producer that load; one more finds the tiles
-constexpr int kRows = BLOCK_M / CONSUMERS;      // of the tile, that a consumer computes
-constexpr int kWaves = kRows / kWave;
+constexpr int kRows = BLOCK_M / CONSUMERS, kWaves = kRows / kWave;  // of the tile, that a consumer computes
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
-constexpr int kSend = SPLITS > 1 ? (SPLITS - 1) * kWarpgroup : 1;  // threads with sums for a consumer's
+constexpr bool kPadding = LAYOUT == CONTIGUOUS || LAYOUT == PREFIX_SUMS;  // is written, as zeros
 constexpr int kSums = kWaves * BLOCK_N / 2;  // accumulators of a thread
 constexpr int kPanels = BLOCK_N / PANEL;     // of d: PANEL columns wide, as many as a swizzle spans
 constexpr int kAlign = 1024;                 // every swizzle's pattern begins anew here
@@ -61,7 +60,6 @@ bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
 // block of columns after that one's. What lies outside sfb (rows, columns) is never used.
 void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb, int column0, int step) {
   const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
-#pragma unroll
   for (int i = 0; i < kScales; ++i) scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
 }
 
@@ -113,27 +111,26 @@ void sum(Shared& shared, float (&acc)[kWaves][BLOCK_N / 2], int split, int consu
 // The kWave rows from `row` on of the tile of d, into shared memory; zeros from its row `middle` on. A warp writes 16
 // of them, 16 columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row, int middle) {
-  const int first = row + threadIdx.x / 32 % 4 * 16, lane = threadIdx.x % 32, end = middle - first - lane / 4;
+  const int first = row + threadIdx.x / 32 % 4 * 16, lane = threadIdx.x % 32, own = middle - first - lane / 4;
+  const u32 masks[2] = {own > 0 || !kPadding ? ~0u : 0, own > 8 || !kPadding ? ~0u : 0};
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 8) {
     u32 pairs[4];
 #pragma unroll
-    for (int j = 0; j < 8; j += 2) pairs[j / 2] = j % 4 * 4 < end ? cvt_rn_bf16x2_f32(acc[i + j], acc[i + j + 1]) : 0;
+    for (int j = 0; j < 8; j += 2) pairs[j / 2] = cvt_rn_bf16x2_f32(acc[i + j], acc[i + j + 1]) & masks[j / 2 % 2];
     stmatrix_x4(&at(shared.d, first + lane % 16, 2 * i + lane / 16 * 8), pairs[0], pairs[1], pairs[2], pairs[3]);
   }
 }
 
 // The part's rows of d, of the kRows from `row` of the tile on, from shared memory. `aligned`: 16 bytes at once.
 void copy(bf16* d, Shared& shared, const Part& part, int row, int columns, i64 ldd, bool aligned) {
-  constexpr int kVectors = BLOCK_N / 8;
-#pragma unroll 2
-  for (int i = threadIdx.x % kWarpgroup; i < kRows * kVectors; i += kWarpgroup) {
-    const int r = row + i / kVectors, c = i % kVectors * 8, y = part.row0 + r, x = part.column0 + c;
-    if (y < part.first || y >= part.last || x >= columns) continue;
-    const bf16* from = &at(shared.d, r, c);
-    if (aligned) *reinterpret_cast<uint4*>(d + y * ldd + x) = *reinterpret_cast<const uint4*>(from);
+  const int width = aligned ? 8 : 1;
 #pragma unroll 1
-    for (int j = 0; !aligned && j < min(columns - x, 8); ++j) d[y * ldd + x + j] = from[j];
+  for (int i = threadIdx.x % kWarpgroup * width; i < kRows * BLOCK_N; i += kWarpgroup * width) {
+    const int r = row + i / BLOCK_N, c = i % BLOCK_N, y = part.row0 + r, x = part.column0 + c;
+    if (y < part.first || y >= part.last || x >= columns) continue;
+    bf16 *from = &at(shared.d, r, c), *to = d + y * ldd + x;
+    aligned ? void(*reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4*>(from)) : void(*to = *from);
   }
 }
 
@@ -159,14 +156,14 @@ void store(void* d, float (&acc)[BLOCK_N / 2], const Part& part, int row, int co
   }
 }
 
-extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s10_grouped_fp8_gemm_nt(
+extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_nt(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span); boxes (1, BLOCK_M)
     const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if `aligned` and BF16
     void* d,                                      // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
     const float* sfb,                             // (groups, n / 128, k / 128), groups group_sfb apart, rows ld_sfb
-    const int* index, int layout, int span, int zero_padding,  // as in GroupedScheduler
+    const int* index, int span, int zero_padding,  // as in GroupedScheduler
     int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {  // d, n and ldd to 16 bytes
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
@@ -175,11 +172,11 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
 #pragma unroll
     for (int i = 0; i < STAGES; ++i) mbarrier_init(&shared.full[i], 1), mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
     shared.parts.init(4 * kConsumers + kLoaders);
-    for (int i = 0; i < CONSUMERS; ++i) mbarrier_init(&shared.sent[i], kSend), mbarrier_init(&shared.taken[i], kWarpgroup);
+    for (u64& sent : shared.sent) mbarrier_init(&sent, max(SPLITS - 1, 1) * kWarpgroup);
+    for (u64& taken : shared.taken) mbarrier_init(&taken, kWarpgroup);
     fence_mbarrier_init();
   }
-  __syncthreads();  // all threads wait until the first has initialised the barriers
-
+  // Each role waits for the barriers, at bar 0, when it needs them: what it can do before takes no time of its own.
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   int count = 0;     // parts that this warp has told or heard of
   bool more = true;  // come
@@ -188,21 +185,24 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
     const int warp = __shfl_sync(0xffffffff, threadIdx.x % kWarpgroup / 32, 0);
     const bool elected = elect_sync();
     if (warp == kLoaders) {
-      GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
+      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       Part part = {};
       for (; more; shared.parts.tell(count++, part)) {
         more = __all_sync(0xffffffff, scheduler.next(part));  // a vote shows the compiler that no lane stays behind
         if (!more) part.group = DONE;
+        if (count == 0) barrier_sync(0, kThreads);
       }
+      return;
     }
-    if (warp >= kLoaders) return;
     if (elected) prefetch_tensormap(&a_map), prefetch_tensormap(&b_map), prefetch_tensormap(&sfa_map);
     if (elected) prefetch_tensormap(&d_map);
+    barrier_sync(0, kThreads);
+    if (warp > kLoaders) return;
     Ring<STAGES, kLoaders> ring{warp};
     while (more) {
       const Part part = shared.parts.listen(count++);
       more = __all_sync(0xffffffff, part.group != DONE);
-      const int group = part.group, b_row = group * n + part.column0, sfa0 = layout == MASKED ? group * steps : 0;
+      const int group = part.group, b_row = group * n + part.column0, sfa0 = LAYOUT == MASKED ? group * steps : 0;
       const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();  // few read it
       const int end = group < 0 ? 0 : (steps + SPLITS - 1) / SPLITS * SPLITS;  // as many slots for each split
       for (int step = warp; step < end; step += kLoaders) {
@@ -222,6 +222,7 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
     return;
   }
 
+  barrier_sync(0, kThreads);
   setmaxnreg_inc<CONSUMER_REGISTERS>();
   const int consumer = warpgroup % CONSUMERS, k_split = warpgroup / CONSUMERS;
   const int row = consumer * kRows;   // of the tile: the first of this consumer's
@@ -232,26 +233,25 @@ extern "C" __global__ void __launch_bounds__((kConsumers + 1) * kWarpgroup, 1) s
   Ring<STAGES, SPLITS> ring{k_split};
   for (Part part{DONE}, next; more; part = next) {  // at first none, which has no rows
     const int row0 = part.row0 + row, column0 = part.column0;
-    // Whether this consumer has rows to compute. A branch for each wave would cost the uniform registers, one inside
-    // the loop a tenth of the time.
+    // Whether this consumer has rows to compute. To ask inside the loop would cost a tenth of the time.
     const bool any = part.group >= 0 && part.first < row0 + kRows && row0 < part.middle;
     const int split = BLOCK_K - column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
     int step = k_split;
     for (const int end = __shfl_sync(0xffffffff, any ? steps : 0, 0); step < end; step += SPLITS) {
       if (step >= 32 && step % 32 < SPLITS) {  // the next 32: fetched since then, and those behind them from now on
-#pragma unroll
         for (int i = 0; i < kScales; ++i) lane_sfb[i] = next_sfb[i];
         fetch(next_sfb, sfb + part.group * group_sfb, sfb_rows, steps, ld_sfb, column0, step / 32 * 32 + 32);
       }
-#pragma unroll
       for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
       mbarrier_wait_parity(&shared.full[ring.slot], ring.phase);
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
-        compute(partial, shared, ring.slot, row + i * kWave);
         const float* sfa = &shared.sfa[ring.slot][lane_row + i * kWave];
-        const float scale_a[2] = {sfa[0], sfa[8]};
+        float scale_a[2];  // loaded first: else ptxas may let the last product wait for them. Of two waves, it does not
+        if (kWaves == 1) scale_a[0] = sfa[0], scale_a[1] = sfa[8];
+        compute(partial, shared, ring.slot, row + i * kWave);
+        if (kWaves > 1) scale_a[0] = sfa[0], scale_a[1] = sfa[8];
         wgmma_wait_group<0>();
         keep_in_order(partial);
         if (i == kWaves - 1) release(shared, ring.slot);

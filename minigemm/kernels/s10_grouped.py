@@ -17,12 +17,13 @@ Numbers on the device that make no sense (ids out of range, counts below 0 or ov
 nothing is read or written outside the tensors.
 
 The functions, for a caller that has checked its tensors: `dense`, `grouped_contiguous`, `grouped_masked` launch into a d that is there, on the current
-stream; `launch_dense`, `launch_contiguous`, `launch_masked` describe the same launch; `gemm` is the stage as a function, like those before it. None reads
-the device's numbers on the host.
+stream; `launch_dense`, `launch_contiguous`, `launch_masked` describe the same launch, for a config with their layout; `gemm` is the stage as a function,
+like those before it. None reads the device's numbers on the host.
 
 Shapes, scales and bits: as s07, for each group: scales of a (m, ceil(k / 128)) or (groups, t, ceil(k / 128)), those of b (groups, ceil(n / 128),
 ceil(k / 128)). d BF16 or FP32; with `accumulate` the product is added to what d holds, in FP32, and rounded once.
-Legal configs: as s08. Layout, m, n, k, the number of groups and `ctas` are arguments of the launch: they compile nothing anew.
+Legal configs: as s08. m, n, k, the number of groups and `ctas` are arguments of the launch: they compile nothing anew. The layout is compiled in, because a
+kernel that knows it starts sooner; it is the call that decides it.
 Errors: see `Stage.gemm`; the functions below take plain tensors, which their caller (`minigemm.api`) has checked.
 Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3; PTX ISA, "shfl.sync", "vote.sync".
 """
@@ -64,7 +65,7 @@ class Config(types.Config):
 
     `splits`: so many times as many consumers, which take turns along k for the same rows; their sums are added up in one order, another one for each number.
     `ctas`: how many there are, 0 for one an SM. `raster`: columns of tiles that are computed before the next ones; rows of tiles with `raster_m`.
-    `accumulate`: d += the product.
+    `accumulate`: d += the product. `layout`: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
     """
 
     block_m: int = 256
@@ -77,6 +78,7 @@ class Config(types.Config):
     raster: int = 16
     raster_m: bool = False
     accumulate: bool = False
+    layout: int = DENSE
 
     @property
     def threads(self) -> int:
@@ -128,6 +130,8 @@ def is_legal(config: Config, problem: Problem) -> Legality:
         return Legality(f"splits must be 1, 2 or 4, and splits * consumers at most 4, got {config.splits} with {config.consumers} consumers")
     if config.stages % config.splits:
         return Legality(f"stages must be a multiple of splits = {config.splits}, so that each slot belongs to one split, got {config.stages}")
+    if config.layout not in (DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED):
+        return Legality(f"layout must be one of 0 to 3, DENSE to MASKED, got {config.layout}")
     if config.stages < 2:
         return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
     return Legality(
@@ -200,7 +204,7 @@ def dense(
     """Launch what `launch_dense` describes. `accumulate`: d += the product."""
     config = config or default_config(Problem(d.shape[0], d.shape[1], a.shape[1]))
     if d.numel() and a.shape[1]:
-        config = _suited(config, d, accumulate)
+        config = _suited(config, d, accumulate, DENSE)
         _run(launch_dense(a, sfa, b, sfb, d, config), config, d.device, source)
     elif not accumulate:
         d.zero_()
@@ -214,7 +218,7 @@ def grouped_contiguous(
     groups, n, k = b.shape
     config = config or grouped_config(d.shape[0], n, k, groups)
     if d.numel() and k and groups:
-        config = _suited(config, d, accumulate)
+        config = _suited(config, d, accumulate, PREFIX_SUMS if prefix_sums else CONTIGUOUS)
         described = launch_contiguous(
             a, sfa, b, sfb, d, grouped_layout, config, prefix_sums=prefix_sums, alignment=alignment, zero_padding=zero_padding and not accumulate
         )
@@ -231,15 +235,15 @@ def grouped_masked(
     groups, t, k = a.shape
     config = config or grouped_config(groups * t, b.shape[1], k, groups)
     if d.numel() and k:
-        config = _suited(config, d, accumulate)
+        config = _suited(config, d, accumulate, MASKED)
         _run(launch_masked(a, sfa, b, sfb, d, counts, config), config, d.device, source)
     elif d.numel() and not accumulate:
         d.masked_fill_((torch.arange(t, device=d.device) < counts[:, None])[..., None], 0)
 
 
-def _suited(config: Config, d: torch.Tensor, accumulate: bool) -> Config:
-    """The config for such a d."""
-    return replace(config, out_fp32=d.dtype == torch.float32, accumulate=accumulate)
+def _suited(config: Config, d: torch.Tensor, accumulate: bool, layout: int) -> Config:
+    """The config for such a d, in such a layout."""
+    return replace(config, out_fp32=d.dtype == torch.float32, accumulate=accumulate, layout=layout)
 
 
 def _run(described: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None) -> None:
@@ -256,6 +260,8 @@ def _launch(
     (m, k), (groups, n, _) = a.shape, b.shape
     if max(m, groups * n, groups * ceil_div(k, BLOCK)) > SIZE_LIMIT:
         raise ValueError(f"expected at most 2**30 rows of all groups together, got {m} of a and {groups * n} of b")
+    if config.layout != layout:
+        raise ValueError(f"config.layout: expected {layout}, that of the call, got {config.layout}")
     if not (legal := is_legal(config, Problem(m, n, k))):
         raise ValueError(f"config: {legal.reason}")
     map_a = TensorMap(_merged(a[None]), (config.block_m, BLOCK), swizzle=128)
@@ -271,7 +277,7 @@ def _launch(
         grid=(min(_even(tiles, most) if layout == DENSE else most, tiles), 1, 1),
         block=(config.threads, 1, 1),
         args=(
-            map_a, map_b, map_sfa, map_d, d, sfb, d if index is None else index, layout, span, int(zero_padding),
+            map_a, map_b, map_sfa, map_d, d, sfb, d if index is None else index, span, int(zero_padding),
             m, n, k, groups, c_int64(sfb.stride(1)), c_int64(sfb.stride(0)), c_int64(ldd), int(aligned),
         ),
         shared=config.shared_bytes,

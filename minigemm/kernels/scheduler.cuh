@@ -79,10 +79,12 @@ struct Parts {
   }
 };
 
-// The parts that a CTA computes, for any layout, in the order of `raster` within a group. The host knows neither how
+// The parts that a CTA computes, for each layout, in the order of `raster` within a group. The host knows neither how
 // many rows a group has nor where a group begins: a warp, all of whose lanes call together, finds out as it goes.
+template <int kLayout>
 struct GroupedScheduler {
-  const int layout, m, n, groups;
+  static constexpr bool kSearch = kLayout == PREFIX_SUMS || kLayout == MASKED;  // else all tiles are of one list
+  const int m, n, groups;
   const int* index;        // CONTIGUOUS: (m,), each row's group; PREFIX_SUMS: (groups,), their ends; MASKED: their rows
   const int span;          // PREFIX_SUMS: groups begin at multiples of it; MASKED: each has so many rows, used or not
   const int zero_padding;  // whether padding is written
@@ -90,15 +92,15 @@ struct GroupedScheduler {
   int group0 = 0, tiles0 = 0;  // lane l looks at group group0 + l; there are so many tiles before group0
   int row0 = 0, row = 0, end = 0;  // the first row of this tile, and what is left of it
   static constexpr int kIds = BLOCK_M / 32;
-  int ids[kIds];               // CONTIGUOUS: what index says of the tile's rows: lane l has those from l * kIds on
+  int ids[kIds];               // CONTIGUOUS: the groups of the tile's rows: lane l has those from l * kIds on
 
   // The group's first row, the end of its own rows, and the end of those that are written.
   int3 rows_of(int group) const {
-    if (layout == MASKED) {
+    if (!kSearch) return {0, m, m};
+    if (kLayout == MASKED) {
       const int last = group * span + min(max(index[group], 0), span);
       return {group * span, last, last};
     }
-    if (layout != PREFIX_SUMS) return {0, m, m};  // one group, or as many as a tile meets
     const int before = group > 0 ? min(max(index[group - 1], 0), m) : 0;
     const int first = min((before + span - 1) / span * span, m);
     if (group == groups) return {first, first, zero_padding ? m : first};  // the rows behind the last group
@@ -106,48 +108,46 @@ struct GroupedScheduler {
     return {first, last, zero_padding ? min((last + span - 1) / span * span, m) : last};
   }
 
+  // CONTIGUOUS: the group of this row of a.
+  int group_of(int row) const {
+    const int id = index[min(row, m - 1)];
+    return 0 <= id && id < groups ? id : PADDING;
+  }
+
   // Finds the tile of this number: counts the tiles of 32 groups at once.
   bool find(Part& part) {
-    const int count = layout == MASKED ? groups : layout == PREFIX_SUMS ? groups + 1 : 1;
+    const int count = kLayout == MASKED ? groups : kLayout == PREFIX_SUMS ? groups + 1 : 1;
     const int lane = threadIdx.x % 32, tiles_n = (n + BLOCK_N - 1) / BLOCK_N;
     for (; group0 < count; group0 += 32) {
-      const int3 rows = rows_of(min(group0 + lane, count - 1));
-      const int top = layout == PREFIX_SUMS ? rows.x & ~3 : rows.x;  // TMA reads scales from a multiple of 4 on
-      const int tiles_m = group0 + lane < count && rows.x < rows.z ? (rows.z - top + BLOCK_M - 1) / BLOCK_M : 0;
+      const int group = kSearch ? group0 + lane : 0;
+      const int3 rows = rows_of(min(group, count - 1));
+      const int top = kLayout == PREFIX_SUMS ? rows.x & ~3 : rows.x;  // TMA reads scales from a multiple of 4 on
+      const int tiles_m = group < count && rows.x < rows.z ? (rows.z - top + BLOCK_M - 1) / BLOCK_M : 0;
       int up_to = tiles_m * tiles_n;  // the tiles of the groups up to this lane's
 #pragma unroll
-      for (int i = 1; i < 32 && layout >= PREFIX_SUMS; i *= 2) {  // one product needs no sum
+      for (int i = 1; i < 32 && kSearch; i *= 2) {
         const int below = __shfl_up_sync(0xffffffff, up_to, i);
         if (lane >= i) up_to += below;
       }
       up_to += tiles0;
       if (const u32 reached = __ballot_sync(0xffffffff, number < up_to)) {
-        const int group = __ffs(reached) - 1;  // the lane that has it
-        const auto found = [group](int x) { return __shfl_sync(0xffffffff, x, group); };
+        const int from = __ffs(reached) - 1;  // the lane that has it
+        const auto found = [from](int x) { return kSearch ? __shfl_sync(0xffffffff, x, from) : x; };
         const int down = found(tiles_m);
         const Tile tile = raster(number - found(up_to - tiles_m * tiles_n), down, tiles_n);
         const int first = found(rows.x), middle = found(rows.y), last = found(rows.z);
         number += gridDim.x;
         row0 = found(top) + tile.m * BLOCK_M;
         row = max(row0, first), end = min(row0 + BLOCK_M, last);
-        part = {middle > row ? group0 + group : PADDING, row0, tile.n * BLOCK_N, layout == MASKED ? row0 - first : row0,
-                row, min(max(middle, row), end), end, layout == CONTIGUOUS ? down / groups : down};
+        part = {middle > row ? group0 + from : PADDING, row0, tile.n * BLOCK_N, kLayout == MASKED ? row0 - first : row0,
+                row, min(max(middle, row), end), end, kLayout == CONTIGUOUS ? down / groups : down};
 #pragma unroll
-        for (int i = 0; i < kIds && layout == CONTIGUOUS; ++i) ids[i] = index[min(row0 + lane * kIds + i, m - 1)];
+        for (int i = 0; i < kIds && kLayout == CONTIGUOUS; ++i) ids[i] = group_of(row0 + lane * kIds + i);
         return true;
       }
       tiles0 = __shfl_sync(0xffffffff, up_to, 31);
     }
     return false;
-  }
-
-  // CONTIGUOUS: the group of this row of the tile.
-  int group_of(int row) const {
-    int id = PADDING;
-#pragma unroll
-    for (int i = 0; i < kIds; ++i) id = (row - row0) % kIds == i ? ids[i] : id;
-    id = __shfl_sync(0xffffffff, id, (row - row0) / kIds);
-    return 0 <= id && id < groups ? id : PADDING;
   }
 
   // The first row from `from` on that is of another group, or `end`.
@@ -156,8 +156,7 @@ struct GroupedScheduler {
 #pragma unroll
     for (int i = kIds - 1; i >= 0; --i) {
       const int row = row0 + static_cast<int>(threadIdx.x) % 32 * kIds + i;
-      const bool mine = group == PADDING ? ids[i] < 0 || ids[i] >= groups : ids[i] == group;
-      if (from <= row && row < end && !mine) found = row;
+      if (from <= row && row < end && ids[i] != group) found = row;
     }
     return __reduce_min_sync(0xffffffff, found);
   }
@@ -166,7 +165,7 @@ struct GroupedScheduler {
   bool next(Part& part) {
     do {
       if (row >= end && !find(part)) return false;
-      if (layout == CONTIGUOUS) {  // the rows of one group that come together, and padding behind them
+      if (kLayout == CONTIGUOUS) {  // the rows of one group that come together, and padding behind them
         part.group = group_of(row);
         part.first = row;
         part.middle = part.group == PADDING ? row : behind(row, part.group);

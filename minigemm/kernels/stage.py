@@ -93,9 +93,9 @@ class Stage:
         device = a.data.device
         if problem.m == 0 or problem.n == 0 or problem.k == 0:
             return torch.zeros(problem.m, problem.n, dtype=out_dtype, device=device)
-        kernel = jit.build(self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel)
         d = torch.empty(problem.m, problem.n, dtype=out_dtype, device=device)
         launch = self.launch(a, b, d, problem, config)
+        kernel = jit.build(self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel)
         machine = runtime.of(device)
         machine.launch(machine.load(kernel, launch.shared, device), launch)
         return d

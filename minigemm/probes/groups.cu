@@ -50,13 +50,13 @@ u32 spied_ballot(bool yes) {
 extern "C" __global__ void probe_groups(int* found,  // (gridDim.x, most, 6)
                                         Event* log, int events, int watched,  // (events,), of the CTA `watched`
                                         const int* index,                     // as in GroupedScheduler
-                                        int layout, int m, int n, int groups, int span, int zero_padding, int most) {
+                                        int m, int n, int groups, int span, int zero_padding, int most) {
   if (threadIdx.x == 0) {
     spy_log = blockIdx.x == watched ? log : nullptr;
     spy_count = 0, spy_most = events;
   }
   __syncthreads();
-  GroupedScheduler scheduler{layout, m, n, groups, index, span, zero_padding};
+  GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
   int* row = found + 6 * blockIdx.x * most;
   int i = 0;
   for (Part part; i < most && scheduler.next(part); ++i, row += 6) {

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,7 +94,7 @@ def tile_order(
 
 
 def group_parts(
-    layout: int, index: Sequence[int], rows: int, n: int, config: types.Config, groups: int, span: int = 1, zero_padding: bool = True, ctas: int = 132,
+    layout: int, index: Sequence[int], rows: int, n: int, config: s10_grouped.Config, groups: int, span: int = 1, zero_padding: bool = True, ctas: int = 132,
 ) -> list[list[Part]]:  # fmt: skip
     """The parts of each CTA in its order.
 
@@ -108,7 +108,7 @@ def group_parts(
 
 
 def group_search(
-    layout: int, index: Sequence[int], rows: int, n: int, config: types.Config, groups: int, span: int = 1, ctas: int = 132, cta: int = 0,
+    layout: int, index: Sequence[int], rows: int, n: int, config: s10_grouped.Config, groups: int, span: int = 1, ctas: int = 132, cta: int = 0,
 ) -> list[Search]:  # fmt: skip
     """What one CTA's warp did to find each of its tiles, from the values that its shuffles and ballots carried. Arguments as for `group_parts`."""
     if layout not in (s10_grouped.PREFIX_SUMS, s10_grouped.MASKED):
@@ -142,7 +142,8 @@ Log = list[tuple[int, int, tuple[int, ...], tuple[int, ...]]]
 
 
 def _walk(
-    layout: int, index: Sequence[int], rows: int, n: int, config: types.Config, groups: int, span: int, zero_padding: bool, ctas: int, watched: int, events: int,
+    layout: int, index: Sequence[int], rows: int, n: int, config: s10_grouped.Config, groups: int, span: int, zero_padding: bool, ctas: int, watched: int,
+    events: int,
 ) -> tuple[list[list[list[int]]], Log]:  # fmt: skip
     for name, size in (("rows", rows), ("n", n), ("groups", groups), ("span", span), ("ctas", ctas)):
         if size < 1:
@@ -150,6 +151,7 @@ def _walk(
     wanted = rows if layout == s10_grouped.CONTIGUOUS else groups
     if len(index) != wanted:
         raise ValueError(f"index: expected {wanted} numbers, got {len(index)}")
+    config = replace(config, layout=layout)
     constants = config.constants()
     down = rows if layout == s10_grouped.CONTIGUOUS else (groups + 1) * (ceil_div(rows, constants["BLOCK_M"]) + 1)
     most = ceil_div(down * ceil_div(n, constants["BLOCK_N"]), 1 if layout == s10_grouped.CONTIGUOUS else ctas) + 1
@@ -157,7 +159,7 @@ def _walk(
     log = torch.full((max(events, 1), EVENT), -1, dtype=torch.int32)
     numbers = torch.tensor(list(index), dtype=torch.int32)
     kernel = jit.build(FOLDER / "groups.cu", config, name="probe_groups", kernel="probe_groups")
-    arguments = (found, log, events, watched, numbers, layout, rows, n, groups, span, int(zero_padding), most)
+    arguments = (found, log, events, watched, numbers, rows, n, groups, span, int(zero_padding), most)
     emulated.launch(kernel, Launch((ctas, 1, 1), (WARP, 1, 1), arguments))
     parts = [[part for part in cta if part[0] != NOTHING] for cta in found.tolist()]
     if max(map(len, parts)) == most:  # one more than there can be

@@ -20,6 +20,8 @@
 # tiles; `minigemm/kernels/s10_grouped.py`, its launches; `minigemm/api.py`, the library's calls.
 
 # %%
+from dataclasses import replace
+
 import torch
 
 import minigemm
@@ -240,8 +242,8 @@ views.diff("s08_persistent", "s10_grouped", context=1)
 # ## 6. A group ends inside a tile
 #
 # TMA stores boxes. A box of 64 rows of which 5 belong to another group would overwrite these 5. So a consumer
-# whose rows all belong to the part stores by TMA, and one with a border among them lets each thread write its own rows,
-# and no others. **Guess** the shares, for both alignments.
+# whose rows all belong to the part stores by TMA, and one with a border among them lets each thread write 16
+# bytes at a time, in the rows of the part and no others. **Guess** the shares, for both alignments.
 
 # %%
 for name, report in reports.items():
@@ -260,7 +262,8 @@ for name, report in reports.items():
 # %%
 def described(counts):
     empty = torch.empty(experts, t, 2 * inner, dtype=torch.bfloat16)
-    return s10_grouped.launch_masked(*a_masked, *up, empty, torch.tensor(counts, dtype=torch.int32), config)
+    counts = torch.tensor(counts, dtype=torch.int32)
+    return s10_grouped.launch_masked(*a_masked, *up, empty, counts, replace(config, layout=s10_grouped.MASKED))
 
 
 for counts_of in ([0] * experts, found.counts, [t] * experts):

@@ -132,6 +132,25 @@ def test_barrier_in_divergent_code():
     assert any("divergent" in message for _, message, _ in found), found
 
 
+def test_warps_at_different_barriers():
+    """Two __syncthreads() that warps of one CTA take for one; to barrier.sync each may come from where it likes, and so to a barrier of some of them."""
+    apart = "if (t < 64) {{ {0} }} else {{ sum[0][0] += 0 * t; {0} }}\n"
+    there = "__syncthreads();  // the tile is there"
+    (message,) = [message for kind, message, _ in findings(run_sum, (there, apart.format("\n__syncthreads();\n"))) if kind == "barrier-divergence"]
+    assert "warps arrived at barrier 0 from different instructions (tiled_sum.cu:" in message
+    assert [kind for kind, _, _ in findings(run_sum, (there, apart.format('\nasm volatile("bar.sync 1, 256;" ::: "memory");\n')))] == ["barrier-divergence"]
+    some = """__syncthreads();
+    if (t < 64) {
+      asm volatile("bar.sync 1, 128;" ::: "memory");
+    } else if (t < 128) {
+      asm volatile("bar.sync 1, 128;" ::: "memory");
+    }
+"""
+    for code in (apart.format('\nasm volatile("barrier.sync 1, 256;" ::: "memory");\n'), some):
+        report, right = run_sum((there, code))
+        assert right and not report.hazards
+
+
 def test_race_within_a_warp():
     edit = ("  float sum[4][4] = {};", "  float sum[4][4] = {}; __shared__ int w[256]; w[threadIdx.x] = threadIdx.x; sum[0][0] = w[threadIdx.x ^ 1] > 999;")
     found = findings(run_sum, edit)
