@@ -375,8 +375,13 @@ def test_a_reader_s_own_source(name, tmp_path):
     a, b = operands(16, 16, 64, 4, "cpu", STAGES[name])
     copy.write_text(text)
     assert torch.equal(stage.gemm(a, b, source=copy), stage.gemm(a, b))
-    for scales, doubled in (("*scale_a * *scale_b", "2 * *scale_a * *scale_b"), ("{sfa[0], sfa[8]}", "{2 * sfa[0], 2 * sfa[8]}")):
-        text = text.replace(scales, doubled)
+    doubled = {
+        "*scale_a * *scale_b": "2 * *scale_a * *scale_b",
+        "{sfa[0], sfa[8]}": "{2 * sfa[0], 2 * sfa[8]}",
+        "= sfa[0], scale_a[1] = sfa[8]": "= 2 * sfa[0], scale_a[1] = 2 * sfa[8]",
+    }
+    for scales, twice in doubled.items():
+        text = text.replace(scales, twice)
     copy.write_text(text)
     assert torch.equal(stage.gemm(a, b, source=str(copy)), 2 * stage.gemm(a, b))
 

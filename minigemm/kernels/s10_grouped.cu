@@ -18,9 +18,9 @@ constexpr int kRows = BLOCK_M / CONSUMERS, kWaves = kRows / kWave;  // of the ti
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
 constexpr bool kPadding = LAYOUT == CONTIGUOUS || LAYOUT == PREFIX_SUMS;  // is written, as zeros
-constexpr int kSums = kWaves * BLOCK_N / 2;  // accumulators of a thread
-constexpr int kPanels = BLOCK_N / PANEL;     // of d: PANEL columns wide, as many as a swizzle spans
-constexpr int kAlign = 1024;                 // every swizzle's pattern begins anew here
+constexpr int kSums = kWaves * BLOCK_N / 2;                               // accumulators of a thread
+constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
+constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
 
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
