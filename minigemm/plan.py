@@ -240,9 +240,8 @@ def describe(call: Call, config: Config, tensors: Sequence[torch.Tensor]) -> Lau
     if call.layout == "masked":
         return kernel.launch_masked(a, sfa, b, sfb, d, groups[0], config)
     return kernel.launch_contiguous(
-        a, sfa, b, sfb, d, groups[0], config, prefix_sums=call.prefix_sums, alignment=_settings.alignment,
-        zero_padding=call.zero_padding and not call.accumulate,
-    )  # fmt: skip
+        a, sfa, b, sfb, d, groups[0], config, alignment=_settings.alignment, zero_padding=call.zero_padding and not call.accumulate
+    )
 
 
 def loaded_kernel(config: Config, device: torch.device) -> Any:

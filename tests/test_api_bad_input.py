@@ -319,7 +319,7 @@ def test_what_is_no_mistake():
 
 def test_debugging_is_read_from_the_environment():
     code = "from minigemm import api; print(api._debug)"
-    for value, expected in (("1", "True"), ("0", "False")):
+    for value, expected in (("1", "True"), ("0", "False"), ("", "False")):
         run = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "MINIGEMM_DEBUG": value}
         )

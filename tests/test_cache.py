@@ -115,7 +115,7 @@ def test_an_error_of_the_maker_passes_and_leaves_nothing(place: Path) -> None:
     assert cache.fetch("a", lambda: b"bytes") == (b"bytes", False)
 
 
-def test_four_processes_make_an_entry_once(place: Path, tmp_path: Path) -> None:
+def test_eight_processes_make_an_entry_once(place: Path, tmp_path: Path) -> None:
     code = f"""
         import time
         from minigemm.emulator import cache
@@ -128,7 +128,7 @@ def test_four_processes_make_an_entry_once(place: Path, tmp_path: Path) -> None:
 
         assert cache.fetch("a", make)[0] == b"bytes"
         """
-    running = [start(code) for _ in range(4)]
+    running = [start(code) for _ in range(8)]
     for process in running:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output

@@ -301,7 +301,7 @@ def random_grouped(source: random.Random, device: str, seed: int) -> None:
 
 def test_random_problems():
     source = random.Random("grouped")
-    for seed in range(8):
+    for seed in range(12):
         random_grouped(source, "cpu", seed)
 
 

@@ -159,7 +159,7 @@ def test_kernels_of_a_call_with_any_m():
 @pytest.mark.parametrize("out_fp32, accumulate", [(False, False), (True, True)])
 def test_every_candidate_compiles_without_spills_or_warnings(out_fp32, accumulate):
     every = list(tuning.candidates(lambda tile: plan.fitting(tile, 4096, 4096, out_fp32, accumulate)))
-    for number, (tile, config) in enumerate(every[:: 2 + 2 * accumulate]):  # the layouts taking turns
+    for number, (tile, config) in enumerate(every[:: 1 + 3 * accumulate]):  # all of the plain ones, the layouts taking turns
         config = replace(config, layout=number % 4)
         log = jit.build(s10_grouped.stage.source, config, name="s10_grouped", kernel=s10_grouped.stage.kernel).log
         assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log) == [("0", "0", "0")], tile

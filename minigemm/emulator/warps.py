@@ -81,9 +81,8 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
             (f"barrier {barrier.number}",), "let exactly the threads that the count names use this barrier number",
         )  # fmt: skip
     del block.named[barrier.rank, barrier.number]
-    _check_aligned(block, [(ids, site) for ids, site, _ in barrier.groups], f"barrier {barrier.number}", "__syncthreads()")
-    if barrier.expected in (None, len(block.alive[block.cluster.threads_of(barrier.rank)])):
-        _check_same(block, barrier)
+    whole = barrier.expected in (None, len(block.alive[block.cluster.threads_of(barrier.rank)]))
+    _check_aligned(block, [(ids, site) for ids, site, _ in barrier.groups], f"barrier {barrier.number}", "__syncthreads()", whole)
     every = np.concatenate([ids for ids, _, _ in barrier.groups])
     if block.model:
         over = block.now(every) + block.model.rates.barrier_latency
@@ -104,35 +103,29 @@ def _complete(block: Block, barrier: NamedBarrier) -> None:
             block.wake(ticket)
 
 
-def _check_aligned(block: Block, groups: list[tuple[np.ndarray, Site]], name: str, call: str) -> None:
-    """The aligned forms want all lanes of a warp at the same instruction."""
+def _check_aligned(block: Block, groups: list[tuple[np.ndarray, Site]], name: str, call: str, whole: bool = False) -> None:
+    """The aligned forms want all lanes of a warp at the same instruction. Where they are for the ``whole`` CTA, CUDA C++ wants all warps at the same place
+    of the source too: the hardware counts warps, compute-sanitizer looks."""
+
+    def aligned(site: Site) -> bool:
+        return site.instruction.opcode == "bar" or "aligned" in site.instruction.modifiers
+
+    def report(who: str, what: str, first: Site, site: Site, ids: np.ndarray, fix: str) -> None:
+        places = f"{first.instruction.location} and {site.instruction.location}"
+        message = f"{what} arrived at {name} from different instructions ({places}): {call} in divergent code"
+        block.hazard("barrier-divergence", site, 0, int(ids[0]), message, (who,), fix)
+
     seen: dict[int, Site] = {}
     for ids, site in groups:
-        aligned = site.instruction.opcode == "bar" or "aligned" in site.instruction.modifiers
         for w in warps_of(ids).tolist():
             first = seen.setdefault(w, site)
-            if first.index != site.index and aligned:
+            if first.index != site.index and aligned(site):
                 warp = block.cluster.warp(w)
-                block.hazard(
-                    "barrier-divergence", site, 0, int(ids[0]),
-                    f"lanes of {warp} arrived at {name} from different instructions ({first.instruction.location} and "
-                    f"{site.instruction.location}): {call} in divergent code",
-                    (warp,), f"move {call} out of the branch, so that all lanes of a warp reach the same one",
-                )  # fmt: skip
-
-
-def _check_same(block: Block, barrier: NamedBarrier) -> None:
-    """A barrier of the whole CTA is __syncthreads(), for which all warps come to one place. The hardware counts warps; compute-sanitizer looks, as this does."""
-    ids, site, _ = barrier.groups[-1]
-    for _, other, _ in barrier.groups:
-        apart = (other.instruction.location or other.index) != (site.instruction.location or site.index)
-        if apart and "bar" in (other.instruction.opcode, site.instruction.opcode):
-            block.hazard(
-                "barrier-divergence", site, 0, int(ids[0]),
-                f"warps arrived at barrier {barrier.number} from different instructions ({other.instruction.location} and {site.instruction.location}): "
-                "__syncthreads() in divergent code",
-                (f"barrier {barrier.number}",), "let all warps reach the same one, or meet at barrier.sync, which lets them come from anywhere",
-            )  # fmt: skip
+                report(warp, f"lanes of {warp}", first, site, ids, f"move {call} out of the branch, so that all lanes of a warp reach the same one")
+    first = groups[0][1]
+    for ids, site in groups if whole else ():
+        if (first.instruction.location or first.index) != (site.instruction.location or site.index) and (aligned(first) or aligned(site)):
+            report(name, "warps", first, site, ids, "let all warps reach the same one, or meet at barrier.sync, which lets them come from anywhere")
             return
 
 

@@ -11,7 +11,7 @@
 
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
-constexpr int kWarpgroup = 128, kThreads = (CONSUMERS * SPLITS + 1) * kWarpgroup;  // of the CTA
+constexpr int kWarpgroup = 128, kThreads = (CONSUMERS * SPLITS + 1) * kWarpgroup;  // threads: of one, of the CTA
 constexpr int kConsumers = CONSUMERS * SPLITS;  // warpgroups that compute: those of the first split come first
 constexpr int kLoaders = SPLITS > 1 ? 2 : 1;    // warps of the producer that load; one more finds the tiles
 constexpr int kRows = BLOCK_M / CONSUMERS, kWaves = kRows / kWave;  // of the tile, that a consumer computes
@@ -248,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped_fp8_gemm_n
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
         const float* sfa = &shared.sfa[ring.slot][lane_row + i * kWave];
-        float scale_a[2];  // loaded first: else ptxas may let the last product wait for them. Of two waves, it does not
+        float scale_a[2];  // loaded before the products, the last of which ptxas else may let wait. With two waves not
         if (kWaves == 1) scale_a[0] = sfa[0], scale_a[1] = sfa[8];
         compute(partial, shared, ring.slot, row + i * kWave);
         if (kWaves > 1) scale_a[0] = sfa[0], scale_a[1] = sfa[8];

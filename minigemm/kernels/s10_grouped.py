@@ -166,19 +166,20 @@ def launch_dense(a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch
 
 def launch_contiguous(
     a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor, config: Config, *,
-    prefix_sums: bool = False, alignment: int = BLOCK, zero_padding: bool = True,
+    alignment: int = BLOCK, zero_padding: bool = True,
 ) -> Launch:  # fmt: skip
-    """Rows of d (m, n) = those of a (m, k), each times the b (groups, n, k) of its group.
+    """Rows of d (m, n) = those of a (m, k), each times the b (groups, n, k) of its group. The config's layout is CONTIGUOUS or PREFIX_SUMS.
 
     Args:
         sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        grouped_layout: int32 (m,), the ids, or with `prefix_sums` (groups,), the ends.
-        alignment: what groups start at multiples of, with `prefix_sums`. Ids say themselves where groups start.
+        grouped_layout: int32 (m,), the ids, or with PREFIX_SUMS (groups,), the ends.
+        alignment: what groups start at multiples of, with PREFIX_SUMS. Ids say themselves where groups start.
         zero_padding: whether padding is written as zeros; otherwise it stays what it is.
     """
-    tiles = ceil_div(d.shape[0], config.block_m) + (b.shape[0] + 1 if prefix_sums else 0)  # each group and the last padding may begin one
-    layout, span = (PREFIX_SUMS, alignment) if prefix_sums else (CONTIGUOUS, 1)
+    tiles, layout, span = ceil_div(d.shape[0], config.block_m), CONTIGUOUS, 1
+    if config.layout == PREFIX_SUMS:
+        tiles, layout, span = tiles + b.shape[0] + 1, PREFIX_SUMS, alignment  # each group and the last padding may begin a tile
     return _launch(a, to_m_major(sfa).T, b, sfb, d, grouped_layout, config, layout, tiles, span, zero_padding)
 
 
@@ -219,9 +220,7 @@ def grouped_contiguous(
     config = config or grouped_config(d.shape[0], n, k, groups)
     if d.numel() and k and groups:
         config = _suited(config, d, accumulate, PREFIX_SUMS if prefix_sums else CONTIGUOUS)
-        described = launch_contiguous(
-            a, sfa, b, sfb, d, grouped_layout, config, prefix_sums=prefix_sums, alignment=alignment, zero_padding=zero_padding and not accumulate
-        )
+        described = launch_contiguous(a, sfa, b, sfb, d, grouped_layout, config, alignment=alignment, zero_padding=zero_padding and not accumulate)
         _run(described, config, d.device, source)
     elif not accumulate:
         d.zero_()
