@@ -21,10 +21,11 @@ from collections.abc import Sequence
 
 import torch
 
-from . import checks, plan, runtime
+from . import checks, runtime
 from .kernels.s10_grouped import Config
 from .layout import tma_aligned_size, to_m_major
-from .plan import Call
+from .plan import prepared
+from .plan.prepared import Call
 from .quantize import Quantized
 
 __all__ = [
@@ -33,13 +34,20 @@ __all__ = [
 ]  # fmt: skip
 
 Operand = Quantized | tuple[torch.Tensor, torch.Tensor]
-_debug = plan.debugging()  # once: reading the environment takes longer than all other checks of a repeated call
+_debug = (
+    prepared.debugging()
+)  # once: reading the environment takes longer than all other checks of a repeated call
 
 
 def fp8_gemm_nt(
-    a: Operand, b: Operand, d: torch.Tensor | None = None, c: torch.Tensor | None = None, *,
-    out_dtype: torch.dtype | None = None, config: Config | None = None,
-) -> torch.Tensor:  # fmt: skip
+    a: Operand,
+    b: Operand,
+    d: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    config: Config | None = None,
+) -> torch.Tensor:
     """`d = a @ b.T`, or `c + a @ b.T`.
 
     Args:
@@ -59,15 +67,29 @@ def fp8_gemm_nt(
         return done
     data_a, scale_a, data_b, scale_b = _operands(a, b, 2, 2)
     (m, k), n = data_a.shape, data_b.shape[0]
-    d = _output(d, c, out_dtype, (m, n), {"a": data_a, "b": data_b, "the scales of a": scale_a, "the scales of b": scale_b})
+    d = _output(
+        d,
+        c,
+        out_dtype,
+        (m, n),
+        {"a": data_a, "b": data_b, "the scales of a": scale_a, "the scales of b": scale_b},
+    )
     call = Call("dense", m, n, k, out_fp32=d.dtype == torch.float32, accumulate=c is not None)
     return _run(call, (data_a, scale_a, data_b, scale_b, d), c, config, options)
 
 
 def m_grouped_fp8_gemm_nt_contiguous(
-    a: Operand, b: Operand, d: torch.Tensor | None = None, grouped_layout: torch.Tensor | None = None, c: torch.Tensor | None = None, *,
-    use_psum_layout: bool = False, ensure_zero_padding: bool = True, out_dtype: torch.dtype | None = None, config: Config | None = None,
-) -> torch.Tensor:  # fmt: skip
+    a: Operand,
+    b: Operand,
+    d: torch.Tensor | None = None,
+    grouped_layout: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    *,
+    use_psum_layout: bool = False,
+    ensure_zero_padding: bool = True,
+    out_dtype: torch.dtype | None = None,
+    config: Config | None = None,
+) -> torch.Tensor:
     """Each row of a times the weights of its own group: `d[i] = a[i] @ b[group of i].T`; rows of no group are zeros.
 
     Args:
@@ -91,12 +113,20 @@ def m_grouped_fp8_gemm_nt_contiguous(
         return done
     data_a, scale_a, data_b, scale_b = _operands(a, b, 2, 3)
     (m, k), (groups, n, _) = data_a.shape, data_b.shape
-    length, what = (groups, "where each group of b ends") if use_psum_layout else (m, "a group for each row of a")
+    length, what = (
+        (groups, "where each group of b ends") if use_psum_layout else (m, "a group for each row of a")
+    )
     layout = checks.check_groups("grouped_layout", grouped_layout, length, what, data_a.device)
-    read = {"a": data_a, "b": data_b, "the scales of a": scale_a, "the scales of b": scale_b, "grouped_layout": layout}
+    read = {
+        "a": data_a,
+        "b": data_b,
+        "the scales of a": scale_a,
+        "the scales of b": scale_b,
+        "grouped_layout": layout,
+    }
     d = _output(d, c, out_dtype, (m, n), read)
-    if data_a.device.type == "cpu" or plan.debugging():
-        alignment = plan.settings().alignment
+    if data_a.device.type == "cpu" or prepared.debugging():
+        alignment = prepared.settings().alignment
         if use_psum_layout:
             checks.check_prefix_sums(layout, m, alignment)
         else:
@@ -109,9 +139,16 @@ def m_grouped_fp8_gemm_nt_contiguous(
 
 
 def m_grouped_fp8_gemm_nt_masked(
-    a: Operand, b: Operand, d: torch.Tensor | None = None, masked_m: torch.Tensor | None = None, expected_m: int | None = None,
-    c: torch.Tensor | None = None, *, out_dtype: torch.dtype | None = None, config: Config | None = None,
-) -> torch.Tensor:  # fmt: skip
+    a: Operand,
+    b: Operand,
+    d: torch.Tensor | None = None,
+    masked_m: torch.Tensor | None = None,
+    expected_m: int | None = None,
+    c: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    config: Config | None = None,
+) -> torch.Tensor:
     """A buffer of rows for each group, of which the first few count: `d[g, :masked_m[g]] = a[g, :masked_m[g]] @ b[g].T`.
 
     Args:
@@ -130,13 +167,23 @@ def m_grouped_fp8_gemm_nt_masked(
     data_a, scale_a, data_b, scale_b = _operands(a, b, 3, 3)
     (groups, rows, k), n = data_a.shape, data_b.shape[1]
     if data_b.shape[0] != groups:
-        raise ValueError(f"b: expected ({groups}, n, {k}), as many groups as a has, got {tuple(data_b.shape)}")
+        raise ValueError(
+            f"b: expected ({groups}, n, {k}), as many groups as a has, got {tuple(data_b.shape)}"
+        )
     counts = checks.check_groups("masked_m", masked_m, groups, "a count for each group", data_a.device)
-    read = {"a": data_a, "b": data_b, "the scales of a": scale_a, "the scales of b": scale_b, "masked_m": counts}
+    read = {
+        "a": data_a,
+        "b": data_b,
+        "the scales of a": scale_a,
+        "the scales of b": scale_b,
+        "masked_m": counts,
+    }
     d = _output(d, c, out_dtype, (groups, rows, n), read)
-    if data_a.device.type == "cpu" or plan.debugging():
+    if data_a.device.type == "cpu" or prepared.debugging():
         checks.check_counts(counts, rows)
-    call = Call("masked", rows, n, k, groups, expected, out_fp32=d.dtype == torch.float32, accumulate=c is not None)
+    call = Call(
+        "masked", rows, n, k, groups, expected, out_fp32=d.dtype == torch.float32, accumulate=c is not None
+    )
     return _run(call, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
 
 
@@ -144,12 +191,23 @@ def m_grouped_fp8_gemm_nt_masked(
 
 
 def _repeat(
-    options: tuple[object, ...], a: object, b: object, d: torch.Tensor | None, c: torch.Tensor | None, out_dtype: torch.dtype | None,
-    config: Config | None, groups: torch.Tensor | None = None,
-) -> torch.Tensor | None:  # fmt: skip
+    options: tuple[object, ...],
+    a: object,
+    b: object,
+    d: torch.Tensor | None,
+    c: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    config: Config | None,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor | None:
     """d, from the prepared launch of an earlier call with these tensors, or with others that differ in m alone; None where there is none, and the checks
     have the word."""
-    if config is not None or _debug or (c is not None and c is not d) or (out_dtype is not None and d is not None):
+    if (
+        config is not None
+        or _debug
+        or (c is not None and c is not d)
+        or (out_dtype is not None and d is not None)
+    ):
         return None
     try:
         x, sfa = a if type(a) is tuple else (a.data, a.scale)  # type: ignore[attr-defined]
@@ -158,11 +216,15 @@ def _repeat(
         if d is None:
             if not x.is_cuda:
                 return None
-            d = torch.empty((*x.shape[:-1], y.shape[-2]), dtype=torch.bfloat16 if out_dtype is None else out_dtype, device=x.device)
+            d = torch.empty(
+                (*x.shape[:-1], y.shape[-2]),
+                dtype=torch.bfloat16 if out_dtype is None else out_dtype,
+                device=x.device,
+            )
         tensors = (x, sfa, y, sfb, d) if groups is None else (x, sfa, y, sfb, d, groups)
-        start = plan.ready(options, tensors)
+        start = prepared.ready(options, tensors)
         if start is None and _is_labelled(a, "1x128") and _is_labelled(b, "128x128"):
-            start = plan.resized(options, tensors, apart=made)
+            start = prepared.resized(options, tensors, apart=made)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
     if start is None:
@@ -176,7 +238,9 @@ def _is_labelled(operand: object, granularity: str) -> bool:
     return type(operand) is tuple or (type(operand) is Quantized and operand.granularity == granularity)
 
 
-def _operands(a: object, b: object, dims_a: int, dims_b: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _operands(
+    a: object, b: object, dims_a: int, dims_b: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Data and scales of both, checked."""
     named_a, named_b = checks.parts("a", a, "1x128"), checks.parts("b", b, "128x128")
     for (data, scale), dims, granularity in ((named_a, dims_a, "1x128"), (named_b, dims_b, "128x128")):
@@ -187,14 +251,20 @@ def _operands(a: object, b: object, dims_a: int, dims_b: int) -> tuple[torch.Ten
     checks.check_same(name_b, data_b, data_a.device)
     if data_a.shape[-1] != data_b.shape[-1]:
         before = "groups, n" if dims_b == 3 else "n"
-        raise ValueError(f"b: expected ({before}, {data_a.shape[-1]}), as many columns as a has, got {tuple(data_b.shape)}")
+        raise ValueError(
+            f"b: expected ({before}, {data_a.shape[-1]}), as many columns as a has, got {tuple(data_b.shape)}"
+        )
     runtime.of(data_a.device).check_device(data_a.device)
     return data_a, scale_a, data_b, scale_b
 
 
 def _output(
-    d: torch.Tensor | None, c: object, out_dtype: object, shape: tuple[int, ...], read: dict[str, torch.Tensor]
-) -> torch.Tensor:  # fmt: skip
+    d: torch.Tensor | None,
+    c: object,
+    out_dtype: object,
+    shape: tuple[int, ...],
+    read: dict[str, torch.Tensor],
+) -> torch.Tensor:
     """d, checked or made. What the kernel reads must not lie in it."""
     device = read["a"].device
     dtype = checks.check_out_dtype(out_dtype, d)
@@ -208,13 +278,17 @@ def _output(
 
 
 def _run(
-    call: Call, tensors: Sequence[torch.Tensor], c: torch.Tensor | None, config: Config | None, options: tuple[object, ...]
-) -> torch.Tensor:  # fmt: skip
+    call: Call,
+    tensors: Sequence[torch.Tensor],
+    c: torch.Tensor | None,
+    config: Config | None,
+    options: tuple[object, ...],
+) -> torch.Tensor:
     """Launch what was checked, and return d. tensors: a, its scales, b, its scales, d, and what says the groups."""
     a, scale_a, *others = tensors
     d = tensors[4]
     if config is not None:
-        config = plan.suited(call, config)
+        config = prepared.suited(call, config)
     if c is not None and not checks.same_memory(c, d):
         d.copy_(c)
     if not d.numel():
@@ -223,14 +297,14 @@ def _run(
         return d if c is not None else _nothing(call, d, *tensors[5:])
     tensors = (a, to_m_major(scale_a), *others)
     if config is not None:
-        plan.execute(call, tensors, config)
+        prepared.execute(call, tensors, config)
         return d
     # scales that were laid out just now are often where those of the last call were
-    start = plan.ready(options, tensors) or plan.resized(options, tensors, apart=True)
+    start = prepared.ready(options, tensors) or prepared.resized(options, tensors, apart=True)
     if start is not None:
         start()
     else:
-        plan.execute(call, tensors, options=options)
+        prepared.execute(call, tensors, options=options)
     return d
 
 
@@ -250,38 +324,44 @@ def set_num_sms(num_sms: int | None) -> None:
     """Use at most that many SMs in every later call, and choose tiles for them; the others are free for communication. None: all of them."""
     if num_sms is not None:
         checks.check_int("num_sms", num_sms, 1)
-    plan.change(num_sms=num_sms)
+    prepared.change(num_sms=num_sms)
 
 
 def get_num_sms() -> int:
     """SMs that calls use: as set, or those of the current GPU (132 where there is none: the emulator stands for an H100)."""
-    chosen = plan.settings().num_sms
+    chosen = prepared.settings().num_sms
     if chosen is not None:
         return chosen
-    return plan.sms_of(torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu"))
+    return prepared.sms_of(
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def set_batch_invariant(invariant: bool) -> None:
     """True: only configs that sum k in one order are chosen, so that the bits of a row of d do not depend on m, nor on the other rows."""
     checks.check_flag("invariant", invariant)
-    plan.change(batch_invariant=invariant)
+    prepared.change(batch_invariant=invariant)
 
 
 def get_batch_invariant() -> bool:
     """Whether `set_batch_invariant(True)` holds."""
-    return plan.settings().batch_invariant
+    return prepared.settings().batch_invariant
 
 
 def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
     """Rows at whose multiples groups begin in the contiguous layout: 128 unless set; 1: anywhere."""
-    plan.change(alignment=checks.check_int("alignment", alignment, 1, 1 << 20))
+    prepared.change(alignment=checks.check_int("alignment", alignment, 1, 1 << 20))
 
 
 def get_mk_alignment_for_contiguous_layout() -> int:
     """Rows at whose multiples groups begin in the contiguous layout."""
-    return plan.settings().alignment
+    return prepared.settings().alignment
 
 
 def get_tma_aligned_size(size: int, element_bytes: int) -> int:
     """`size` elements of `element_bytes` bytes, rounded up to a multiple of 16 bytes: the pitch of M-major scales, in elements."""
-    return tma_aligned_size(checks.check_int("size", size, 0), checks.check_int("element_bytes", element_bytes, 1))
+    return tma_aligned_size(
+        checks.check_int("size", size, 0), checks.check_int("element_bytes", element_bytes, 1)
+    )

@@ -31,7 +31,11 @@ def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
     elif isinstance(operand, (tuple, list)) and len(operand) == 2:
         named = (f"{name}[0]", operand[0]), (f"{name}[1]", operand[1])
     else:
-        came = f"{type(operand).__name__} of {len(operand)}" if isinstance(operand, (tuple, list)) else type(operand).__name__
+        came = (
+            f"{type(operand).__name__} of {len(operand)}"
+            if isinstance(operand, (tuple, list))
+            else type(operand).__name__
+        )
         raise TypeError(f"{name}: expected (data, scales) or a Quantized, got {came}")
     for part, tensor in named:
         _tensor(part, tensor)
@@ -52,7 +56,9 @@ def check_data(named: Named, dims: int) -> None:
     if data.dtype != torch.float8_e4m3fn:
         raise TypeError(f"{name}: expected float8_e4m3fn, got {data.dtype}")
     if data.dim() != dims:
-        raise ValueError(f"{name}: expected {'(rows, k)' if dims == 2 else '(groups, rows, k)'}, got shape {tuple(data.shape)}")
+        raise ValueError(
+            f"{name}: expected {'(rows, k)' if dims == 2 else '(groups, rows, k)'}, got shape {tuple(data.shape)}"
+        )
     rows, k = data.shape[-2:]
     if k % 16:
         raise ValueError(f"{name}: expected a k (columns) that is a multiple of 16, got {k}")
@@ -63,11 +69,17 @@ def check_data(named: Named, dims: int) -> None:
     if data.stride(-1) != 1 and k > 1:
         raise ValueError(f"{name}: expected a contiguous last dimension, got strides {data.stride()}")
     if rows > 1 and (data.stride(-2) % 16 or data.stride(-2) < k):
-        raise ValueError(f"{name}: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(-2)}")
+        raise ValueError(
+            f"{name}: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(-2)}"
+        )
     if dims == 3 and not data.is_contiguous():
-        raise ValueError(f"{name}: expected groups that lie one behind the other (contiguous), got strides {data.stride()}")
+        raise ValueError(
+            f"{name}: expected groups that lie one behind the other (contiguous), got strides {data.stride()}"
+        )
     if data.data_ptr() % 16:
-        raise ValueError(f"{name}: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one")
+        raise ValueError(
+            f"{name}: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one"
+        )
 
 
 def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
@@ -79,20 +91,30 @@ def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
     if scale.dtype != torch.float32:
         raise TypeError(f"{name}: expected float32, got {scale.dtype}")
     if tuple(scale.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, one scale for each {granularity} block, got {tuple(scale.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {shape}, one scale for each {granularity} block, got {tuple(scale.shape)}"
+        )
     if scale.device != data.device:
         raise ValueError(f"{name}: expected the data's device, {data.device}, got {scale.device}")
     if not scale.numel():
         return
     if scale.data_ptr() % 4:
-        raise ValueError(f"{name}: expected a 4-byte aligned start, got an address that is {scale.data_ptr() % 4} bytes past one")
+        raise ValueError(
+            f"{name}: expected a 4-byte aligned start, got an address that is {scale.data_ptr() % 4} bytes past one"
+        )
     if granularity == "1x128":
         if not _apart(scale):
-            raise ValueError(f"{name}: expected scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}")
+            raise ValueError(
+                f"{name}: expected scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}"
+            )
     elif groups and not scale.is_contiguous():
-        raise ValueError(f"{name}: expected contiguous scales, got strides {tuple(scale.stride())} for shape {shape}")
+        raise ValueError(
+            f"{name}: expected contiguous scales, got strides {tuple(scale.stride())} for shape {shape}"
+        )
     elif (across > 1 and scale.stride(-1) != 1) or (down > 1 and scale.stride(-2) < across):
-        raise ValueError(f"{name}: expected row-major scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}")
+        raise ValueError(
+            f"{name}: expected row-major scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}"
+        )
 
 
 def _apart(tensor: torch.Tensor) -> bool:
@@ -136,16 +158,26 @@ def check_out(name: str, d: torch.Tensor, shape: tuple[int, ...], device: torch.
     if d.stride(-1) != 1 and d.shape[-1] > 1:
         raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tuple(d.stride())}")
     if d.shape[-2] > 1 and d.stride(-2) < d.shape[-1]:
-        raise ValueError(f"{name}: expected rows that do not overlap, a row stride of at least n = {d.shape[-1]}, got {d.stride(-2)}")
+        raise ValueError(
+            f"{name}: expected rows that do not overlap, a row stride of at least n = {d.shape[-1]}, got {d.stride(-2)}"
+        )
     if len(shape) == 3 and not d.is_contiguous():
-        raise ValueError(f"{name}: expected groups that lie one behind the other (contiguous), got strides {tuple(d.stride())}")
+        raise ValueError(
+            f"{name}: expected groups that lie one behind the other (contiguous), got strides {tuple(d.stride())}"
+        )
     if d.data_ptr() % d.element_size():
-        raise ValueError(f"{name}: expected an address that is a multiple of its {d.element_size()} bytes an element, got {d.data_ptr():#x}")
+        raise ValueError(
+            f"{name}: expected an address that is a multiple of its {d.element_size()} bytes an element, got {d.data_ptr():#x}"
+        )
     if d.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name}: expected a tensor that needs no gradient, which this call does not compute")
+        raise ValueError(
+            f"{name}: expected a tensor that needs no gradient, which this call does not compute"
+        )
 
 
-def check_sum(c: object, d: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+def check_sum(
+    c: object, d: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
     """What is added to the product: like d, and d itself or apart from it."""
     added = _tensor("c", c)
     if added.dtype != dtype:
@@ -159,7 +191,9 @@ def check_sum(c: object, d: torch.Tensor | None, dtype: torch.dtype, shape: tupl
 
 def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are the same elements in the same order."""
-    return one is other or (one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape)
+    return one is other or (
+        one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
+    )
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
@@ -203,7 +237,9 @@ def check_groups(name: str, groups: object, length: int, what: str, device: torc
     if length > 1 and layout.stride(0) != 1:
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(layout.stride())}")
     if length and layout.data_ptr() % 4:
-        raise ValueError(f"{name}: expected a 4-byte aligned start, got an address that is {layout.data_ptr() % 4} bytes past one")
+        raise ValueError(
+            f"{name}: expected a 4-byte aligned start, got an address that is {layout.data_ptr() % 4} bytes past one"
+        )
     return layout
 
 
@@ -232,7 +268,9 @@ def check_ids(ids: torch.Tensor, groups: int, alignment: int) -> None:
     outside = ((values < -1) | (values >= groups)).nonzero()
     if outside.numel():
         row = int(outside[0])
-        raise ValueError(f"grouped_layout: expected ids from -1 to {groups - 1}, got {int(values[row])} for row {row}")
+        raise ValueError(
+            f"grouped_layout: expected ids from -1 to {groups - 1}, got {int(values[row])} for row {row}"
+        )
     if alignment == 1 or not values.numel():
         return
     padded = torch.nn.functional.pad(values, (0, -len(values) % alignment), value=-1).reshape(-1, alignment)
@@ -253,7 +291,9 @@ def check_prefix_sums(ends: torch.Tensor, rows: int, alignment: int) -> None:
     for group, (before, end) in enumerate(pairwise([0, *values])):
         start = round_up(before, alignment)
         if end not in (start, before) and not start < end <= rows:  # the first two: an empty group
-            raise ValueError(f"grouped_layout: expected group {group} to end between its start, row {start}, and the {rows} rows of a, got {end}")
+            raise ValueError(
+                f"grouped_layout: expected group {group} to end between its start, row {start}, and the {rows} rows of a, got {end}"
+            )
 
 
 def check_counts(counts: torch.Tensor, rows: int) -> None:
@@ -262,4 +302,6 @@ def check_counts(counts: torch.Tensor, rows: int) -> None:
     outside = ((values < 0) | (values > rows)).nonzero()
     if outside.numel():
         group = int(outside[0])
-        raise ValueError(f"masked_m: expected 0 to {rows} rows, what the buffer holds, got {int(values[group])} for group {group}")
+        raise ValueError(
+            f"masked_m: expected 0 to {rows} rows, what the buffer holds, got {int(values[group])} for group {group}"
+        )

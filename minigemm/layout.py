@@ -37,7 +37,9 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, pitch) if len(shape) == 2 else (pitch * shape[2], 1, pitch)
 
 
-def empty_m_major(m: int, k: int, device: torch.device | str = "cpu", groups: int | None = None) -> torch.Tensor:
+def empty_m_major(
+    m: int, k: int, device: torch.device | str = "cpu", groups: int | None = None
+) -> torch.Tensor:
     """Uninitialised float32 (m, k) with strides (1, m rounded up to 4); with `groups`, (groups, m, k) of such."""
     shape = (m, k) if groups is None else (groups, m, k)
     return torch.empty_strided(shape, _strides(shape), dtype=torch.float32, device=device)
@@ -54,4 +56,6 @@ def to_m_major(scale: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"scale: expected a 2-D or 3-D float32 tensor, got {scale.dim()}-D {scale.dtype}")
     if is_m_major(scale):
         return scale
-    return empty_m_major(scale.shape[-2], scale.shape[-1], scale.device, scale.shape[0] if scale.dim() == 3 else None).copy_(scale)
+    return empty_m_major(
+        scale.shape[-2], scale.shape[-1], scale.device, scale.shape[0] if scale.dim() == 3 else None
+    ).copy_(scale)

@@ -12,7 +12,17 @@ import torch
 
 from .layout import ceil_div, empty_m_major
 
-__all__ = ["BLOCK", "E4M3_MAX", "GRANULARITIES", "Quantized", "activations", "dequantize", "quantize", "reference", "weights"]
+__all__ = [
+    "BLOCK",
+    "E4M3_MAX",
+    "GRANULARITIES",
+    "Quantized",
+    "activations",
+    "dequantize",
+    "quantize",
+    "reference",
+    "weights",
+]
 
 E4M3_MAX = 448.0
 BLOCK = 128
@@ -75,7 +85,11 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     tiles = padded.reshape(blocks_m, height, blocks_k, BLOCK)
     amax = _magnitude(tiles).amax((1, 3)) if tiles.numel() else x.new_zeros((blocks_m, blocks_k))
     scale = _scale(amax)
-    data = _cast(tiles / scale[:, None, :, None]).view(torch.uint8).reshape(blocks_m * height, blocks_k * BLOCK)[:rows, :k]
+    data = (
+        _cast(tiles / scale[:, None, :, None])
+        .view(torch.uint8)
+        .reshape(blocks_m * height, blocks_k * BLOCK)[:rows, :k]
+    )
     if granularity == "1x128":
         scale = empty_m_major(rows, blocks_k, x.device).copy_(scale)
     return Quantized(data.contiguous().view(torch.float8_e4m3fn), scale, granularity)
@@ -95,7 +109,9 @@ def _magnitude(x: torch.Tensor) -> torch.Tensor:
 
 def _cast(x: torch.Tensor) -> torch.Tensor:
     """To e4m3, saturating: torch versions differ on what lies above 448. NaN is kept by clamp and cast; infinities become it."""
-    return torch.where(x.isinf(), torch.full_like(x, float("nan")), x.clamp(-E4M3_MAX, E4M3_MAX)).to(torch.float8_e4m3fn)
+    return torch.where(x.isinf(), torch.full_like(x, float("nan")), x.clamp(-E4M3_MAX, E4M3_MAX)).to(
+        torch.float8_e4m3fn
+    )
 
 
 def dequantize(q: Quantized) -> torch.Tensor:
@@ -107,7 +123,9 @@ def dequantize(q: Quantized) -> torch.Tensor:
 
 def _check(name: str, value: object) -> None:
     if not isinstance(value, Quantized):
-        raise TypeError(f"{name}: expected a minigemm.quantize.Quantized, as quantize(x) gives, got {type(value).__name__}")
+        raise TypeError(
+            f"{name}: expected a minigemm.quantize.Quantized, as quantize(x) gives, got {type(value).__name__}"
+        )
 
 
 def expanded_scale(q: Quantized) -> torch.Tensor:
@@ -124,7 +142,9 @@ def reference(a: Quantized, b: Quantized) -> torch.Tensor:
     _check("a", a)
     _check("b", b)
     if a.data.shape[1] != b.data.shape[1]:
-        raise ValueError(f"b: expected as many columns as a has, {a.data.shape[1]} (k is the last dimension of both), got shape {tuple(b.data.shape)}")
+        raise ValueError(
+            f"b: expected as many columns as a has, {a.data.shape[1]} (k is the last dimension of both), got shape {tuple(b.data.shape)}"
+        )
     left = a.data.to(torch.float32).double() * expanded_scale(a).double()
     right = b.data.to(torch.float32).double() * expanded_scale(b).double()
     return left @ right.T
@@ -136,7 +156,9 @@ def activations(m: int, k: int, seed: int = 0, device: torch.device | str = "cpu
     normal = torch.randn((m, k), generator=generator)
     chi = torch.randn((4, m, k), generator=generator).square().sum(0) / 4
     x = normal / chi.sqrt().clamp_min(1e-3)
-    outliers = torch.randperm(k, generator=generator)[: max(1, k // 100)] if k else torch.zeros(0, dtype=torch.long)
+    outliers = (
+        torch.randperm(k, generator=generator)[: max(1, k // 100)] if k else torch.zeros(0, dtype=torch.long)
+    )
     x[:, outliers] *= 30
     return x.to(device)
 

@@ -23,9 +23,8 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from nbclient import NotebookClient
-
 from minigemm.labs import marks
+from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "source"

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import torch
 
-from minigemm import jit, quantize, runtime
+from minigemm import quantize, runtime
+from minigemm.compiler import jit
 from minigemm.kernels import stages
 from minigemm.quantize import Quantized
 from minigemm.types import Config, Problem
@@ -18,7 +19,13 @@ GUARD = 512  # elements before and behind d
 POISON = -0x5A5B  # of int16: a NaN in BF16 that no kernel writes
 
 CONFIGS = {
-    "s01_naive": [{}, {"block_m": 16, "block_n": 16}, {"block_m": 1, "block_n": 32}, {"block_m": 32, "block_n": 32}, {"block_m": 3, "block_n": 5}],
+    "s01_naive": [
+        {},
+        {"block_m": 16, "block_n": 16},
+        {"block_m": 1, "block_n": 32},
+        {"block_m": 32, "block_n": 32},
+        {"block_m": 3, "block_n": 5},
+    ],
     "s02_tiled": [
         {},
         {"block_m": 64, "block_n": 64, "thread_m": 4, "thread_n": 4},
@@ -75,7 +82,15 @@ CONFIGS = {
         {"block_m": 128, "block_n": 128, "stages": 5},
         {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 3, "raster": 2},
         {"block_m": 64, "block_n": 32, "stages": 5, "consumers": 1, "ctas": 2, "raster": 1, "raster_m": True},
-        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 2, "ctas": 1, "raster": 8, "raster_m": True},
+        {
+            "block_m": 128,
+            "block_n": 48,
+            "stages": 3,
+            "consumers": 2,
+            "ctas": 1,
+            "raster": 8,
+            "raster_m": True,
+        },
         {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 1},
         {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
@@ -88,13 +103,39 @@ CONFIGS = {
         {"block_m": 128, "block_n": 128, "stages": 5},
         {"block_m": 128, "block_n": 128, "stages": 5, "cluster_m": 1, "cluster_n": 2},
         {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 4, "raster": 2},
-        {"block_m": 64, "block_n": 32, "stages": 5, "consumers": 1, "ctas": 2, "raster": 1, "raster_m": True, "cluster_m": 1, "cluster_n": 2},
-        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 2, "ctas": 3, "raster_m": True, "cluster_m": 1},
+        {
+            "block_m": 64,
+            "block_n": 32,
+            "stages": 5,
+            "consumers": 1,
+            "ctas": 2,
+            "raster": 1,
+            "raster_m": True,
+            "cluster_m": 1,
+            "cluster_n": 2,
+        },
+        {
+            "block_m": 128,
+            "block_n": 48,
+            "stages": 3,
+            "consumers": 2,
+            "ctas": 3,
+            "raster_m": True,
+            "cluster_m": 1,
+        },
         {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 2},
         {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
         {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2, "cluster_m": 1, "cluster_n": 2},
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
-        {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "cluster_m": 1, "cluster_n": 2},
+        {
+            "block_m": 192,
+            "block_n": 32,
+            "stages": 2,
+            "consumers": 3,
+            "ctas": 2,
+            "cluster_m": 1,
+            "cluster_n": 2,
+        },
         {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "out_fp32": True, "ctas": 2},
     ],
     "s10_grouped": [
@@ -103,7 +144,15 @@ CONFIGS = {
         {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 3, "raster": 2},
         {"block_m": 64, "block_n": 128, "stages": 6, "consumers": 1},
         {"block_m": 64, "block_n": 64, "stages": 8, "consumers": 1},
-        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 1, "ctas": 1, "raster": 8, "raster_m": True},
+        {
+            "block_m": 128,
+            "block_n": 48,
+            "stages": 3,
+            "consumers": 1,
+            "ctas": 1,
+            "raster": 8,
+            "raster_m": True,
+        },
         {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 1},
         {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
@@ -111,7 +160,15 @@ CONFIGS = {
         {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "out_fp32": True},
         {"block_m": 64, "block_n": 16, "stages": 8, "consumers": 1, "splits": 4, "ctas": 3},
         {"block_m": 64, "block_n": 96, "stages": 4, "consumers": 1, "splits": 2},
-        {"block_m": 128, "block_n": 48, "stages": 4, "consumers": 1, "splits": 4, "ctas": 2, "out_fp32": True},
+        {
+            "block_m": 128,
+            "block_n": 48,
+            "stages": 4,
+            "consumers": 1,
+            "splits": 4,
+            "ctas": 2,
+            "out_fp32": True,
+        },
         {"block_m": 128, "block_n": 80, "stages": 6, "consumers": 2, "splits": 2, "ctas": 2},
     ],
 }
@@ -121,17 +178,41 @@ CONFIGS = {
 MANY = {
     "s04_wgmma": {"block_m": (64, 128, 192, 256), "block_n": (8, 56, 128, 200, 256)},
     "s05_pipelined": {"block_m": (64, 128, 256), "block_n": (16, 72, 128, 256), "stages": (2, 3, 5)},
-    "s06_warp_specialized": {"block_m": (64, 128, 192, 256), "block_n": (16, 96, 128, 256), "stages": (2, 4), "consumers": (1, 2, 3)},
-    "s07_promoted": {"block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3)},
+    "s06_warp_specialized": {
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 96, 128, 256),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+    },
+    "s07_promoted": {
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 112, 128, 160, 192),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+    },
     "s08_persistent": {
-        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 128, 160, 192), "stages": (2, 4), "consumers": (1, 2, 3), "ctas": (0, 5), "raster_m": (0, 1),
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 112, 128, 160, 192),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+        "ctas": (0, 5),
+        "raster_m": (0, 1),
     },
     "s09_multicast": {
-        "block_m": (64, 128, 192, 256), "block_n": (16, 112, 160), "stages": (2, 4), "consumers": (1, 2, 3), "ctas": (0, 4), "cluster_m": (1, 2),
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 112, 160),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+        "ctas": (0, 4),
+        "cluster_m": (1, 2),
         "cluster_n": (1, 2),
     },
     "s10_grouped": {
-        "block_m": (64, 128, 192, 256), "block_n": (16, 80, 128, 160), "stages": (2, 4), "consumers": (1, 2, 3), "splits": (1, 2, 4),
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 80, 128, 160),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+        "splits": (1, 2, 4),
     },
 }
 
@@ -139,15 +220,24 @@ MANY = {
 def many_configs(name: str) -> list[Config]:
     """The legal ones; together they are more than 60."""
     module, values = STAGES[name], MANY[name]
-    every = (module.Config(**dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values()))
+    every = (
+        module.Config(**dict(zip(values, chosen, strict=True)))
+        for chosen in itertools.product(*values.values())
+    )
     return [config for config in every if module.is_legal(config, Problem(4096, 4096, 4096))]
 
 
 def configs() -> list[tuple[str, Config]]:
-    return [(name, module.Config(**fields)) for name, module in STAGES.items() for fields in CONFIGS.get(name, [{}])]
+    return [
+        (name, module.Config(**fields))
+        for name, module in STAGES.items()
+        for fields in CONFIGS.get(name, [{}])
+    ]
 
 
-def operands(m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None) -> tuple[Quantized, Quantized]:
+def operands(
+    m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None
+) -> tuple[Quantized, Quantized]:
     """a and b, quantized as the stage wants them; with one scale each where none is named."""
     of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
     a = quantize.quantize(quantize.activations(m, k, seed=seed, device=device), of_a)
@@ -155,7 +245,9 @@ def operands(m: int, n: int, k: int, seed: int, device: str, module: ModuleType 
     return a, b
 
 
-def guarded_gemm(module: ModuleType, a: Quantized, b: Quantized, config: Config | None = None) -> torch.Tensor:
+def guarded_gemm(
+    module: ModuleType, a: Quantized, b: Quantized, config: Config | None = None
+) -> torch.Tensor:
     """`gemm` into an output that is poisoned before and guarded on both sides: every element must be written, nothing beside it."""
     stage = module.stage
     dtype = torch.float32 if getattr(config, "out_fp32", False) else torch.bfloat16
@@ -171,7 +263,11 @@ def guarded_gemm(module: ModuleType, a: Quantized, b: Quantized, config: Config 
     machine.launch(machine.load(kernel, launch.shared, device), launch)
     outside = torch.cat([memory[:GUARD], memory[GUARD + words :]])
     assert (outside == POISON).all(), "the kernel wrote beside d"
-    poisoned = d.view(torch.int16) == POISON if dtype == torch.bfloat16 else d.view(torch.int32) == (POISON << 16 | POISON & 0xFFFF)
+    poisoned = (
+        d.view(torch.int16) == POISON
+        if dtype == torch.bfloat16
+        else d.view(torch.int32) == (POISON << 16 | POISON & 0xFFFF)
+    )
     assert not poisoned.any(), "the kernel left elements of d unwritten"
     return d
 

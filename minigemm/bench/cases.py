@@ -35,12 +35,16 @@ class Case:
 
     def empty(self) -> torch.Tensor:
         """A BF16 d, of NaN: what a call leaves out shows."""
-        return torch.full((*self.a.shape[:-1], self.shape.n), float("nan"), dtype=torch.bfloat16, device=self.a.device)
+        return torch.full(
+            (*self.a.shape[:-1], self.shape.n), float("nan"), dtype=torch.bfloat16, device=self.a.device
+        )
 
     def error(self, d: torch.Tensor, scales: str = "block") -> float:
         """||d - reference||_F / ||reference||_F over the rows that count; NaN counts as wrong. scales: "block", or "tensor" for `tensor_scaled`."""
         if scales not in self._kept:
-            self._kept[scales] = self._references() if scales == "block" else [quantize.reference(*self._tensor_scaled())]
+            self._kept[scales] = (
+                self._references() if scales == "block" else [quantize.reference(*self._tensor_scaled())]
+            )
         squares = [((rows.double() - reference).square().sum(), reference.square().sum())
                    for rows, reference in zip(self._groups(d), self._kept[scales], strict=True)]  # fmt: skip
         return float((sum(off for off, _ in squares) / sum(norm for _, norm in squares)) ** 0.5)
@@ -56,12 +60,20 @@ class Case:
             return [x]
         if self.shape.layout == "masked":
             return [x[group, :count] for group, count in enumerate(self.shape.counts)]
-        return [x[start : start + count] for start, count in zip(_starts(self.shape), self.shape.counts, strict=True)]
+        return [
+            x[start : start + count]
+            for start, count in zip(_starts(self.shape), self.shape.counts, strict=True)
+        ]
 
     def _references(self) -> list[torch.Tensor]:
-        weights = [(self.b, self.sfb)] if self.shape.layout == "dense" else list(zip(self.b, self.sfb, strict=True))
+        weights = (
+            [(self.b, self.sfb)] if self.shape.layout == "dense" else list(zip(self.b, self.sfb, strict=True))
+        )
         parts = zip(self._groups(self.a), self._groups(self.sfa), weights, strict=True)
-        return [quantize.reference(Quantized(a, sfa, "1x128"), Quantized(b, sfb, "128x128")) for a, sfa, (b, sfb) in parts]
+        return [
+            quantize.reference(Quantized(a, sfa, "1x128"), Quantized(b, sfb, "128x128"))
+            for a, sfa, (b, sfb) in parts
+        ]
 
 
 def _starts(shape: Shape) -> list[int]:
@@ -82,13 +94,27 @@ def make(shape: Shape, device: torch.device | str, seed: int = 0) -> Case:
     if shape.layout == "dense":
         x, w = random(shape.m), random(shape.n)
         a, b = quantize.quantize(x, "1x128"), quantize.quantize(w, "128x128")
-        return Case(shape, a.data, a.scale, b.data, b.scale, tensor_scaled=(quantize.quantize(x), quantize.quantize(w)))
+        return Case(
+            shape,
+            a.data,
+            a.scale,
+            b.data,
+            b.scale,
+            tensor_scaled=(quantize.quantize(x), quantize.quantize(w)),
+        )
     weights = [quantize.quantize(random(shape.n), "128x128") for _ in shape.counts]
     data_b, sfb = _stacked([w.data for w in weights]), torch.stack([w.scale for w in weights])
     if shape.layout == "masked":
         buffers = [quantize.quantize(random(shape.rows_per_group), "1x128") for _ in shape.counts]
         counts = torch.tensor(shape.counts, dtype=torch.int32, device=device)
-        return Case(shape, _stacked([x.data for x in buffers]), to_m_major(torch.stack([x.scale for x in buffers])), data_b, sfb, counts)
+        return Case(
+            shape,
+            _stacked([x.data for x in buffers]),
+            to_m_major(torch.stack([x.scale for x in buffers])),
+            data_b,
+            sfb,
+            counts,
+        )
     ids = torch.full((shape.rows,), -1, dtype=torch.int32, device=device)
     for group, (start, count) in enumerate(zip(_starts(shape), shape.counts, strict=True)):
         ids[start : start + count] = group

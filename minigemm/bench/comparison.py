@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import chips, tour
-from ..chips import Chip
+from .. import hopper
+from ..hopper import Chip
+from ..machine import best_device, identity
 from . import cases, host
 from .peers import CublasLt, MiniGemm, Missing, Peer, named
 from .shapes import CALIBRATION, DEFAULT, Shape
@@ -62,12 +63,20 @@ class Reference:
                 elif entry["kind"] in ("dense", "contiguous", "masked"):
                     m = entry["m"] if entry["kind"] == "dense" else entry["m_per_group"]
                     key = (entry["kind"], entry.get("groups", 1), m, entry["n"], entry["k"])
-                    times[key] = {name: float(value) for name, value in entry.items() if name.endswith("_us") and value is not None}
+                    times[key] = {
+                        name: float(value)
+                        for name, value in entry.items()
+                        if name.endswith("_us") and value is not None
+                    }
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"reference: expected a JSON list of timed shapes, got {path} ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"reference: expected a JSON list of timed shapes, got {path} ({type(error).__name__}: {error})"
+            ) from error
         found = Reference(Path(path).name, gpu, times)
         if found.us(CALIBRATION, "cublaslt_unscaled_us") is None:
-            raise ValueError(f"reference: expected cublaslt_unscaled_us of {CALIBRATION}, by which machines are compared, and {path} has none")
+            raise ValueError(
+                f"reference: expected cublaslt_unscaled_us of {CALIBRATION}, by which machines are compared, and {path} has none"
+            )
         return found
 
     def us(self, shape: Shape, name: str = "deep_gemm_us") -> float | None:
@@ -76,9 +85,15 @@ class Reference:
 
 
 def compare(
-    shapes: Iterable[Shape] = DEFAULT, peers: Sequence[Peer] | None = None, rounds: int = ROUNDS, reference: Reference | None = None, *,
-    with_host: bool = False, progress: Callable[[str], None] = lambda text: None, store: Callable[[dict[str, Any]], None] = lambda results: None,
-) -> dict[str, Any]:  # fmt: skip
+    shapes: Iterable[Shape] = DEFAULT,
+    peers: Sequence[Peer] | None = None,
+    rounds: int = ROUNDS,
+    reference: Reference | None = None,
+    *,
+    with_host: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    store: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
     """Time these shapes on the Hopper GPU at hand; what comes back is what JSON holds.
 
     Args:
@@ -95,13 +110,13 @@ def compare(
     """
     import torch
 
-    device = tour.best_device()
+    device = best_device()
     if device.type != "cuda":
         raise ValueError(NO_GPU)
     torch.cuda.set_device(device)
-    machine = tour.machine(device)
+    machine = identity(device)
     progress("bandwidth")
-    chip = replace(chips.of(machine["gpu"]), bandwidth=copy_bandwidth(device))
+    chip = replace(hopper.of(machine["gpu"]), bandwidth=copy_bandwidth(device))
     results = _started(machine, chip, rounds)
     shapes = list(shapes)
     try:
@@ -114,7 +129,9 @@ def compare(
                 _alive(device, f"{OWN}'s host time", error)
             store(results)
         if shapes:
-            _timed_rows(results, shapes, named() if peers is None else peers, device, rounds, chip, progress, store)
+            _timed_rows(
+                results, shapes, named() if peers is None else peers, device, rounds, chip, progress, store
+            )
         if shapes and reference is not None:
             progress("comparing with the reference")
             results["reference"] = _refer(results["rows"], reference, device, rounds)
@@ -138,9 +155,15 @@ def _started(machine: dict[str, Any], chip: Chip, rounds: int) -> dict[str, Any]
 
 
 def _timed_rows(
-    results: dict[str, Any], shapes: Sequence[Shape], peers: Iterable[Peer], device: Any, rounds: int, chip: Chip,
-    progress: Callable[[str], None], store: Callable[[dict[str, Any]], None],
-) -> None:  # fmt: skip
+    results: dict[str, Any],
+    shapes: Sequence[Shape],
+    peers: Iterable[Peer],
+    device: Any,
+    rounds: int,
+    chip: Chip,
+    progress: Callable[[str], None],
+    store: Callable[[dict[str, Any]], None],
+) -> None:
     """Fill in who is there, who is not, and a row for each shape. What is done stays there when the GPU is lost."""
     import torch
 
@@ -181,7 +204,9 @@ def _row(shape: Shape, peers: Iterable[Peer], device: Any, rounds: int, chip: Ch
         case = cases.make(shape, device)
     except RuntimeError as error:  # no memory for it
         _alive(device, f"the tensors of {shape}", error)
-        return row_of(shape, {}, chip, skipped={peer.name: f"failed: no tensors: {reason(error)}" for peer in peers})
+        return row_of(
+            shape, {}, chip, skipped={peer.name: f"failed: no tensors: {reason(error)}" for peer in peers}
+        )
     calls: dict[str, Callable[[], Any]] = {}
     errors: dict[str, float] = {}
     skipped: dict[str, str] = {}
@@ -207,7 +232,9 @@ def _row(shape: Shape, peers: Iterable[Peer], device: Any, rounds: int, chip: Ch
     return row_of(shape, seconds, chip, errors, skipped, config) | ({"alone": True} if alone else {})
 
 
-def _timed(calls: Mapping[str, Callable[[], Any]], device: Any, rounds: int, shape: Shape, skipped: dict[str, str]) -> tuple[dict[str, list[float]], bool]:
+def _timed(
+    calls: Mapping[str, Callable[[], Any]], device: Any, rounds: int, shape: Shape, skipped: dict[str, str]
+) -> tuple[dict[str, list[float]], bool]:
     """Seconds of each call, and whether each had to be timed alone, because together they could not be."""
     if not calls:
         return {}, False
@@ -233,13 +260,19 @@ def _alive(device: Any, what: str, error: BaseException) -> None:
         torch.cuda.synchronize(device)
         torch.zeros(1, device=device).item()
     except Exception as fault:
-        raise Lost(f"{what} left the GPU unusable for this process: {reason(error)}; --peer leaves others out") from fault
+        raise Lost(
+            f"{what} left the GPU unusable for this process: {reason(error)}; --peer leaves others out"
+        ) from fault
 
 
 def row_of(
-    shape: Shape, seconds: Mapping[str, Sequence[float]], chip: Chip, errors: Mapping[str, float] | None = None,
-    skipped: Mapping[str, str] | None = None, config: Mapping[str, int] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    shape: Shape,
+    seconds: Mapping[str, Sequence[float]],
+    chip: Chip,
+    errors: Mapping[str, float] | None = None,
+    skipped: Mapping[str, str] | None = None,
+    config: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """One shape's row of the results, from the seconds that each had. chip: its rates are the floor's."""
     floor = shape.floor(chip.bandwidth, chip.fp8)
     timed = {}
@@ -273,7 +306,10 @@ def means(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
                 of_layout.setdefault(name, []).append(math.log(timed["median_us"] / own["median_us"]))
         if row.get("reference"):
             of_layout.setdefault("reference", []).append(math.log(row["reference"]["ratio"]))
-    return {layout: {name: math.exp(statistics.fmean(found)) for name, found in of_layout.items()} for layout, of_layout in logs.items()}
+    return {
+        layout: {name: math.exp(statistics.fmean(found)) for name, found in of_layout.items()}
+        for layout, of_layout in logs.items()
+    }
 
 
 def _refer(rows: Sequence[dict[str, Any]], reference: Reference, device: Any, rounds: int) -> dict[str, Any]:
@@ -304,7 +340,11 @@ def _factor(reference: Reference, rows: Iterable[Mapping[str, Any]], device: Any
             return row["timed"][CublasLt.name]["median_us"] / there
     try:
         call = CublasLt().prepare(cases.make(CALIBRATION, device))
-        return statistics.median(gpu_seconds({CublasLt.name: call}, device, rounds)[CublasLt.name]) * 1e6 / there
+        return (
+            statistics.median(gpu_seconds({CublasLt.name: call}, device, rounds)[CublasLt.name]) * 1e6 / there
+        )
     except Exception as error:
         _alive(device, f"{CublasLt.name} at {CALIBRATION}", error)
-        raise ValueError(f"reference: cuBLASLt could not be timed at {CALIBRATION}: {reason(error)}") from error
+        raise ValueError(
+            f"reference: cuBLASLt could not be timed at {CALIBRATION}: {reason(error)}"
+        ) from error

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import quantize, tour
+from .. import quantize
 from ..layout import ceil_div
+from ..machine import best_device, identity
 from ..quantize import BLOCK
 from ..types import Problem
 from . import cases, shapes
@@ -40,7 +41,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["DEFAULT", "METRICS", "asked_bytes", "count", "multicast_table", "ncu_command", "parse", "show", "table"]
+__all__ = [
+    "DEFAULT",
+    "METRICS",
+    "asked_bytes",
+    "count",
+    "multicast_table",
+    "ncu_command",
+    "parse",
+    "show",
+    "table",
+]
 
 MULTICAST = "multicast"  # instead of a shape: s08_persistent beside s09_multicast
 DEFAULT = (
@@ -93,22 +104,26 @@ def count(wanted: Sequence[str] = ()) -> dict[str, Any]:
             in `skipped`, with the reason. Where all ended early, `lost` says how.
     """
     wanted = [MULTICAST if text == MULTICAST else _with_layout(shape_of(text)) for text in wanted or DEFAULT]
-    device = tour.best_device()
+    device = best_device()
     if device.type != "cuda":
         raise ValueError("bench --ncu needs a Hopper GPU (compute capability 9.0), and torch sees none")
     ncu = find_ncu()
-    machine = {**tour.machine(device), "ncu": _version(ncu)}
+    machine = {**identity(device), "ncu": _version(ncu)}
     metrics, missing = known_metrics(ncu)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "calls.json"
         command = ncu_command(ncu, metrics, file, wanted)
         try:
-            answer = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE)
+            answer = subprocess.run(
+                command, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
+            )
         except subprocess.TimeoutExpired as late:
             raise ValueError(f"ncu was not ready after {PATIENCE} s: {' '.join(command)}") from late
         kernels = parse(answer.stdout)
         if not kernels or not file.exists():
-            raise ValueError(f"ncu counted nothing (status {answer.returncode}): {_said(answer.stdout, answer.stderr)}")
+            raise ValueError(
+                f"ncu counted nothing (status {answer.returncode}): {_said(answer.stdout, answer.stderr)}"
+            )
         child = json.loads(file.read_text(encoding="utf-8"))
     rows, skipped = rows_of(child["calls"], kernels, machine["sms"])
     return {
@@ -139,11 +154,16 @@ def _with_layout(shape: Shape) -> str:
 
 def find_ncu() -> str:
     """Where ncu is. ValueError where it is not, with the places that were looked at."""
-    folders = [f"{os.environ.get('CUDA_HOME') or '/usr/local/cuda'}/bin", *map(str, sorted(NSIGHT.glob("*"), reverse=True))]
+    folders = [
+        f"{os.environ.get('CUDA_HOME') or '/usr/local/cuda'}/bin",
+        *map(str, sorted(NSIGHT.glob("*"), reverse=True)),
+    ]
     found = shutil.which("ncu") or shutil.which("ncu", path=os.pathsep.join(folders))
     if found is None:
         places = f"the PATH, {folders[0]} and {NSIGHT}/*"
-        raise ValueError(f"bench --ncu needs ncu, the command of NVIDIA Nsight Compute; it is not in {places}")
+        raise ValueError(
+            f"bench --ncu needs ncu, the command of NVIDIA Nsight Compute; it is not in {places}"
+        )
     return found
 
 
@@ -151,13 +171,21 @@ def known_metrics(ncu: str) -> tuple[list[str], list[str]]:
     """Those of METRICS that this ncu has for Hopper, and those that it has not: one that it does not know would end it. All, where it does not tell."""
     names = list(METRICS.values())
     try:
-        answer = subprocess.run([ncu, "--query-metrics", "--chips", "gh100"], capture_output=True, text=True, check=False, timeout=60)
+        answer = subprocess.run(
+            [ncu, "--query-metrics", "--chips", "gh100"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return names, []
     known = set(re.findall(r'^\s*"?(\w+__\w+)', answer.stdout, re.MULTILINE))
     if SURE not in known:
         return names, []
-    return [name for name in names if name.partition(".")[0] in known], [name for name in names if name.partition(".")[0] not in known]
+    return [name for name in names if name.partition(".")[0] in known], [
+        name for name in names if name.partition(".")[0] not in known
+    ]
 
 
 def ncu_command(ncu: str, metrics: Iterable[str], file: Path, wanted: Iterable[str]) -> list[str]:
@@ -176,7 +204,9 @@ def _version(ncu: str) -> str:
 
 def _said(output: str, errors: str) -> str:
     """The end of what ncu and the child printed, in one line."""
-    return " | ".join(line.strip() for line in f"{output[-1000:]}\n{errors[-1500:]}".splitlines() if line.strip())
+    return " | ".join(
+        line.strip() for line in f"{output[-1000:]}\n{errors[-1500:]}".splitlines() if line.strip()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- what it printed
@@ -215,7 +245,9 @@ def parse(text: str) -> list[Kernel]:
             values = {name: number * _factor(unit) for name, cell, unit in zip(header, row, units, strict=True)
                       if "__" in name and (number := _number(cell)) is not None}  # fmt: skip
             label = next((hit for cell in row if (hit := re.search(rf"{LABEL}(\d+)", cell))), None)
-            name, grid, block = (cells.get(column, "") for column in ("Kernel Name", "Grid Size", "Block Size"))
+            name, grid, block = (
+                cells.get(column, "") for column in ("Kernel Name", "Grid Size", "Block Size")
+            )
             found.append(Kernel(name, grid, block, int(label[1]) if label else None, values))
     return found
 
@@ -233,16 +265,26 @@ def _factor(unit: str) -> float:
     return UNITS.get(top, 1.0) / UNITS.get(bottom, 1.0)
 
 
-def rows_of(calls: Sequence[Mapping[str, Any]], kernels: Sequence[Kernel], sms: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def rows_of(
+    calls: Sequence[Mapping[str, Any]], kernels: Sequence[Kernel], sms: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A row for each call, with its kernels, and the calls that have none, with the reason. ValueError where nothing says which kernels are whose."""
-    if not any(kernel.call is not None for kernel in kernels):  # then only a kernel for each call leaves no doubt
+    if not any(
+        kernel.call is not None for kernel in kernels
+    ):  # then only a kernel for each call leaves no doubt
         if len(kernels) != len(calls):
-            raise ValueError(f"ncu shows no NVTX ranges, and {len(kernels)} kernels of {len(calls)} calls: {sorted({kernel.name for kernel in kernels})}")
+            raise ValueError(
+                f"ncu shows no NVTX ranges, and {len(kernels)} kernels of {len(calls)} calls: {sorted({kernel.name for kernel in kernels})}"
+            )
         shares = [[kernel] for kernel in kernels]
     else:
         shares = [[kernel for kernel in kernels if kernel.call == call["number"]] for call in calls]
     rows = [row_of(call, own, sms) for call, own in zip(calls, shares, strict=True) if own]
-    return rows, [{**call, "reason": "ncu saw no kernel of it"} for call, own in zip(calls, shares, strict=True) if not own]
+    return rows, [
+        {**call, "reason": "ncu saw no kernel of it"}
+        for call, own in zip(calls, shares, strict=True)
+        if not own
+    ]
 
 
 def row_of(call: Mapping[str, Any], kernels: Sequence[Kernel], sms: int) -> dict[str, Any]:
@@ -258,8 +300,13 @@ def row_of(call: Mapping[str, Any], kernels: Sequence[Kernel], sms: int) -> dict
         "tensor_share": call["operations"] / (sms * OPERATIONS * cycles) if cycles else None,
         "l2_bytes": l2_bytes,
         "l2_over_least": None if l2_bytes is None else l2_bytes / call["least_bytes"],
-        "dram_bytes_per_s": (read + written) / time_s if time_s and read is not None and written is not None else None,
-        "kernels": [{"name": kernel.name, "grid": kernel.grid, "block": kernel.block, **kernel.values} for kernel in kernels],
+        "dram_bytes_per_s": (read + written) / time_s
+        if time_s and read is not None and written is not None
+        else None,
+        "kernels": [
+            {"name": kernel.name, "grid": kernel.grid, "block": kernel.block, **kernel.values}
+            for kernel in kernels
+        ],
     }
 
 
@@ -281,12 +328,14 @@ def _child(file: Path, wanted: Iterable[str]) -> None:
     """Call what is wanted, each once under ncu's eyes; `file` says after each what there is so far."""
     import torch
 
-    device = tour.best_device()
+    device = best_device()
     torch.cuda.set_device(device)
     done: dict[str, Any] = {"calls": [], "skipped": []}
     number = 0
     for text in wanted:
-        for about, prepare in _stage_calls(device) if text == MULTICAST else _library_calls(shape_of(text), device):
+        for about, prepare in (
+            _stage_calls(device) if text == MULTICAST else _library_calls(shape_of(text), device)
+        ):
             about["number"] = number
             number += 1
             try:
@@ -313,7 +362,9 @@ def _profile(number: int, call: Callable[[], Any], device: torch.device) -> None
         torch.cuda.profiler.stop()
 
 
-Prepared = tuple[dict[str, Any], Callable[[], Callable[[], Any]]]  # what a call is; compiles it, checks it and gives it back
+Prepared = tuple[
+    dict[str, Any], Callable[[], Callable[[], Any]]
+]  # what a call is; compiles it, checks it and gives it back
 
 
 def _library_calls(shape: Shape, device: torch.device) -> Iterator[Prepared]:
@@ -353,7 +404,10 @@ def _stage_calls(device: torch.device) -> Iterator[Prepared]:
             stage, config = staged(cluster, tile)
             about = _about(stage.name, shapes.dense(problem.m, problem.n, problem.k), config.constants())
             about.update(cluster=cluster, asked_bytes=asked_bytes(problem, config))
-            yield about, functools.partial(prepared, stage, config, functools.partial(plain.gemm, a, b, plain_config))
+            yield (
+                about,
+                functools.partial(prepared, stage, config, functools.partial(plain.gemm, a, b, plain_config)),
+            )
 
 
 def _about(who: str, shape: Shape, config: Mapping[str, int]) -> dict[str, Any]:
@@ -380,7 +434,9 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print all of it; to no terminal as wide as the tables are."""
     console = console or wide_console()
     machine = results["machine"]
-    console.print(f"[bold]{machine['gpu']}[/bold], driver {machine['driver']}, CUDA {machine['cuda']}, ncu {machine['ncu']}, {results['date']}")
+    console.print(
+        f"[bold]{machine['gpu']}[/bold], driver {machine['driver']}, CUDA {machine['cuda']}, ncu {machine['ncu']}, {results['date']}"
+    )
     for made in (table(results), multicast_table(results)):
         if made.row_count:
             console.print(made)
@@ -388,7 +444,11 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"not counted: this ncu has no {name}", highlight=False, markup=False)
     for call in results["skipped"]:
         cluster = f", {call['cluster']}" if "cluster" in call else ""
-        console.print(f"not counted: {call['who']} at {size_of(call)}{cluster}: {call['reason']}", highlight=False, markup=False)
+        console.print(
+            f"not counted: {call['who']} at {size_of(call)}{cluster}: {call['reason']}",
+            highlight=False,
+            markup=False,
+        )
     if results["lost"]:
         console.print(f"stopped: {results['lost']}", highlight=False, markup=False)
 
@@ -414,7 +474,18 @@ def table(results: Mapping[str, Any]) -> Table:
 
 def multicast_table(results: Mapping[str, Any]) -> Table:
     """A row for each tile and kind of cluster. Bytes in MB of 10**6, and beside them their share of those that the same tile has without clusters."""
-    numbers = ("us", "tensor\ncores", "asked\nMB", "", "L2 read\nMB", "", "to SMs\nMB", "", "to SMs by\nTMA, MB", "")
+    numbers = (
+        "us",
+        "tensor\ncores",
+        "asked\nMB",
+        "",
+        "L2 read\nMB",
+        "",
+        "to SMs\nMB",
+        "",
+        "to SMs by\nTMA, MB",
+        "",
+    )
     made = empty_table(("shape", "who", "cluster", "tile"), numbers)
     without: Mapping[str, Any] = {}
     for row in results["rows"]:
@@ -424,7 +495,12 @@ def multicast_table(results: Mapping[str, Any]) -> Table:
             without = row
         same = without if without and tile_of(without["config"]) == tile_of(row["config"]) else {}
         cells = []
-        for key, factor in (("asked_bytes", 1e-6), ("l2_read_sectors", SECTOR * 1e-6), ("sm_read_bytes", 1e-6), ("sm_tma_read_bytes", 1e-6)):
+        for key, factor in (
+            ("asked_bytes", 1e-6),
+            ("l2_read_sectors", SECTOR * 1e-6),
+            ("sm_read_bytes", 1e-6),
+            ("sm_tma_read_bytes", 1e-6),
+        ):
             share = row[key] / same[key] if row[key] is not None and same.get(key) else None
             cells += [_shown(row[key], factor, ".1f"), _shown(share, 1, ".1%")]
         words = size_of(row), row["who"], row["cluster"], tile_of(row["config"])

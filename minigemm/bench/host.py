@@ -14,7 +14,7 @@ import torch
 
 from .. import api, quantize
 from ..layout import to_m_major
-from ..precompiling import precompile
+from ..plan.ahead import precompile
 from .processes import environment
 
 __all__ = ["as_text", "host_time"]
@@ -24,7 +24,10 @@ BURST = 100  # calls between two waits: short of the launch queue's length, so t
 SETS = 8
 M, N, K = 64, 128, 256  # so small that the GPU is the faster of the two
 NEW_M = range(500, 700)
-FRESH = ((64, 2112, 7168), (4096, 4096, 7168))  # the first shape of a process, and another that gets another tile
+FRESH = (
+    (64, 2112, 7168),
+    (4096, 4096, 7168),
+)  # the first shape of a process, and another that gets another tile
 PATIENCE = 600  # seconds for a fresh process
 PROCESSES = 3  # with an empty cache, and as many with what each of them left; a CPU that others share changes its speed
 
@@ -69,7 +72,9 @@ def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> d
     for seed in range(SETS):
         a = quantize.quantize(quantize.activations(M, K, seed=seed, device=device), "1x128")
         b = quantize.quantize(quantize.weights(N, K, seed=seed + 1, device=device), "128x128")
-        sets.append(((a.data, a.scale), (b.data, b.scale), torch.empty(M, N, dtype=torch.bfloat16, device=device)))
+        sets.append(
+            ((a.data, a.scale), (b.data, b.scale), torch.empty(M, N, dtype=torch.bfloat16, device=device))
+        )
     found: dict[str, Any] = {
         "m": M,
         "n": N,
@@ -116,17 +121,29 @@ def _fresh(device: torch.device) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     for _ in range(PROCESSES):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            variables = environment(MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc")  # NVRTC keeps a cache of its own
+            variables = environment(
+                MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc"
+            )  # NVRTC keeps a cache of its own
             for cold in ("_cold", ""):
                 try:
-                    answer = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
+                    answer = subprocess.run(
+                        command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE
+                    )
                     imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
                 except (OSError, subprocess.SubprocessError, ValueError) as error:
                     said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
                     return {"error": f"a fresh process failed: {said[:300]}"}
-                for name, value in ((f"first_call{cold}_s", first), (f"new_shape{cold}_s", new), ("import_s", imported)):
+                for name, value in (
+                    (f"first_call{cold}_s", first),
+                    (f"new_shape{cold}_s", new),
+                    ("import_s", imported),
+                ):
                     seconds.setdefault(name, []).append(value)
-    return {"fresh_shapes": [list(shape) for shape in FRESH], "fresh_processes": PROCESSES, **{name: median(values) for name, values in seconds.items()}}
+    return {
+        "fresh_shapes": [list(shape) for shape in FRESH],
+        "fresh_processes": PROCESSES,
+        **{name: median(values) for name, values in seconds.items()},
+    }
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -140,7 +157,11 @@ def as_text(found: dict[str, Any]) -> str:
         ("first call of a process, empty cache", found.get("first_call_cold_s"), "s"),
         ("first call of another shape, empty cache", found.get("new_shape_cold_s"), "s"),
     ]
-    of = f" ({found['calls']:,} calls of {found['m']} x {found['n']} x {found['k']})" if "calls" in found else ""
+    of = (
+        f" ({found['calls']:,} calls of {found['m']} x {found['n']} x {found['k']})"
+        if "calls" in found
+        else ""
+    )
     lines = [f"host time a call, fp8_gemm_nt{of}"]
     lines += [f"  {what:42s} {value:9.3f} {unit}" for what, value, unit in shown if value is not None]
     return "\n".join(lines + ([f"  {found['error']}"] if found.get("error") else []))

@@ -7,8 +7,9 @@ import functools
 import statistics
 from typing import Any
 
-from .. import quantize, tour
+from .. import quantize
 from ..kernels import s08_persistent, s09_multicast
+from ..machine import best_device, identity
 from ..types import Problem
 from .timing import FLUSHED, gpu_seconds
 
@@ -29,14 +30,18 @@ def multicast_gain(rounds: int = ROUNDS) -> dict[str, Any]:
     """
     import torch
 
-    device = tour.best_device()
+    device = best_device()
     if device.type != "cuda":
         raise ValueError("bench --multicast needs a Hopper GPU (compute capability 9.0), and torch sees none")
     rows = []
     for problem in PROBLEMS:
         a = quantize.quantize(quantize.activations(problem.m, problem.k, device=device), "1x128")
         b = quantize.quantize(quantize.weights(problem.n, problem.k, device=device), "128x128")
-        configs = {(cluster, number): staged(cluster, tile) for number, tile in enumerate(TILES) for cluster in CLUSTERS}
+        configs = {
+            (cluster, number): staged(cluster, tile)
+            for number, tile in enumerate(TILES)
+            for cluster in CLUSTERS
+        }
         calls = {key: functools.partial(stage.gemm, a, b, config) for key, (stage, config) in configs.items()}
         for cluster, number in calls:
             if not torch.equal(calls[cluster, number](), calls["none", number]()):
@@ -54,7 +59,7 @@ def multicast_gain(rounds: int = ROUNDS) -> dict[str, Any]:
     return {
         "what": "s08_persistent beside s09_multicast, python -m minigemm bench --multicast",
         "date": datetime.date.today().isoformat(),
-        "machine": tour.machine(device),
+        "machine": identity(device),
         "protocol": f"GPU time by torch.profiler, median of {rounds} rounds interleaved over all of a problem after 2 that warm up; {FLUSHED}; LLM-like "
         "activations and normal weights; gain: of TFLOPS over s08_persistent with the same tile, whose bits each result has",
         "rows": rows,
@@ -75,5 +80,7 @@ def multicast_as_text(results: dict[str, Any]) -> str:
     for run in results["rows"]:
         tile = f"{run['config']['BLOCK_M']}x{run['config']['BLOCK_N']}, {run['config']['STAGES']} stages"
         size = f"{run['m']}x{run['n']}x{run['k']}"
-        lines.append(f"{size:16} {tile:19} {run['cluster']:8} {run['run_s'] * 1e6:9.1f} us  {run['tflops']:7.1f} TFLOPS  {run['gain']:+7.1%}")
+        lines.append(
+            f"{size:16} {tile:19} {run['cluster']:8} {run['run_s'] * 1e6:9.1f} us  {run['tflops']:7.1f} TFLOPS  {run['gain']:+7.1%}"
+        )
     return "\n".join(lines)

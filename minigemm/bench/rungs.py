@@ -7,8 +7,9 @@ import functools
 import statistics
 from typing import Any
 
-from .. import chips, quantize, tour
+from .. import hopper, quantize
 from ..kernels import stages
+from ..machine import best_device, identity
 from ..types import Problem
 from .timing import FLUSHED, gpu_seconds
 
@@ -33,14 +34,17 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
     """TFLOPS of every stage on the Hopper GPU at hand, beside torch's cuBLASLt, at the problems of LADDER. ValueError where there is no Hopper GPU."""
     import torch
 
-    device = tour.best_device()
+    device = best_device()
     if device.type != "cuda":
         raise ValueError("bench --ladder needs a Hopper GPU (compute capability 9.0), and torch sees none")
-    machine = tour.machine(device)
-    chip = chips.of(machine["gpu"])
+    machine = identity(device)
+    chip = hopper.of(machine["gpu"])
     runs = []
     for problem in LADDER:
-        x, w = (quantize.activations(problem.m, problem.k, device=device), quantize.weights(problem.n, problem.k, device=device))
+        x, w = (
+            quantize.activations(problem.m, problem.k, device=device),
+            quantize.weights(problem.n, problem.k, device=device),
+        )
         operands = {granularity: quantize.quantize(matrix, granularity) for matrix, granularity in
                     ((x, "1x128"), (w, "128x128"))}  # fmt: skip
         per_tensor = quantize.quantize(x, "tensor"), quantize.quantize(w, "tensor")
@@ -48,14 +52,25 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
         defaults = set()
         for module in stages():
             stage = module.stage
-            a, b = per_tensor if stage.granularities[0] == "tensor" else (operands["1x128"], operands["128x128"])
-            configs = [stage.default_config(problem), *(stage.config(**fields) for fields in VARIANTS.get(stage.name, ()))]
+            a, b = (
+                per_tensor if stage.granularities[0] == "tensor" else (operands["1x128"], operands["128x128"])
+            )
+            configs = [
+                stage.default_config(problem),
+                *(stage.config(**fields) for fields in VARIANTS.get(stage.name, ())),
+            ]
             defaults.add((stage.name, configs[0]))
             for config in dict.fromkeys(configs):
                 calls[stage.name, config] = functools.partial(stage.gemm, a, b, config)
         a, b = per_tensor
         calls["torch._scaled_mm (cuBLASLt, fast accumulation)", None] = functools.partial(
-            torch._scaled_mm, a.data, b.data.T, scale_a=a.scale, scale_b=b.scale, out_dtype=torch.bfloat16, use_fast_accum=True
+            torch._scaled_mm,
+            a.data,
+            b.data.T,
+            scale_a=a.scale,
+            scale_b=b.scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
         seconds = gpu_seconds(calls, device, rounds)
         for (name, config), times in seconds.items():
@@ -80,7 +95,11 @@ def ladder_as_text(results: dict[str, Any]) -> str:
     """A table for the terminal."""
     lines = [f"{results['what']}; {results['machine']['gpu']}, {results['date']}"]
     for run in results["stages"]:
-        tile = " ".join(f"{name.lower()}={run['config'][name]}" for name in ("BLOCK_M", "BLOCK_N", "STAGES") if name in run["config"])
+        tile = " ".join(
+            f"{name.lower()}={run['config'][name]}"
+            for name in ("BLOCK_M", "BLOCK_N", "STAGES")
+            if name in run["config"]
+        )
         lines.append(f"{run['m']}x{run['n']}x{run['k']}  {run['stage']:22.22s} {tile:36s} {run['run_s'] * 1e6:9.1f} us  {run['tflops']:7.1f} TFLOPS"
                      f"  {run['floor_share']:6.1%}{'' if run['default'] else '  (not the default)'}")  # fmt: skip
     return "\n".join(lines)

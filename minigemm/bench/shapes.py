@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from ..layout import ceil_div, round_up
+from ..plan.cost import LAYOUTS
 from ..quantize import BLOCK
-from ..tuning import LAYOUTS
 
 __all__ = ["CALIBRATION", "DEFAULT", "Shape", "contiguous", "dense", "masked", "parse"]
 
@@ -107,10 +107,16 @@ def parse(text: str, layout: str | None = None) -> Shape:
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     grouped = layout in ("contiguous", "masked")
-    form = f"GROUPSxMxNxK for the layout {layout}" if grouped else "MxNxK (GROUPSxMxNxK with --layout contiguous or masked)"
+    form = (
+        f"GROUPSxMxNxK for the layout {layout}"
+        if grouped
+        else "MxNxK (GROUPSxMxNxK with --layout contiguous or masked)"
+    )
     if not re.fullmatch(r"\d+(x\d+){3}" if grouped else r"\d+(x\d+){2}", text):
         raise ValueError(f"shape: expected {form}, got {text!r}")
     sizes = [int(size) for size in text.split("x")]
     if min(sizes) < 1 or sizes[-1] % 16:
-        raise ValueError(f"shape: expected sizes of at least 1 and a K that is a multiple of 16, got {text!r}")
+        raise ValueError(
+            f"shape: expected sizes of at least 1 and a K that is a multiple of 16, got {text!r}"
+        )
     return {"contiguous": contiguous, "masked": masked}.get(layout or "", dense)(*sizes)

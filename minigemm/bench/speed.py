@@ -7,7 +7,8 @@ import platform
 import statistics
 from typing import Any
 
-from .. import emulator, jit, quantize
+from .. import emulator, quantize
+from ..compiler import jit
 from ..emulator import launching
 from ..kernels import stages
 from ..runtime import emulated
@@ -28,11 +29,18 @@ def emulator_speed() -> dict[str, Any]:
     rows = []
     for module in stages():
         stage = module.stage
-        a, b = (quantize.quantize(matrix, granularity) for matrix, granularity in zip((x, w), stage.granularities, strict=True))
+        a, b = (
+            quantize.quantize(matrix, granularity)
+            for matrix, granularity in zip((x, w), stage.granularities, strict=True)
+        )
         config = stage.default_config(problem)
         kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
         row: dict[str, Any] = {"stage": stage.name, "config": config.constants()}
-        for mode, hazards, profile in (("plain", False, False), ("hazards", True, False), ("observed", True, True)):
+        for mode, hazards, profile in (
+            ("plain", False, False),
+            ("hazards", True, False),
+            ("observed", True, True),
+        ):
             row[mode] = _measure(stage, kernel, config, problem, a, b, hazards, profile)
         rows.append(row)
     return {
@@ -45,7 +53,16 @@ def emulator_speed() -> dict[str, Any]:
     }
 
 
-def _measure(stage: Any, kernel: jit.Kernel, config: Any, problem: Problem, a: Any, b: Any, hazards: bool, profile: bool) -> dict[str, float]:
+def _measure(
+    stage: Any,
+    kernel: jit.Kernel,
+    config: Any,
+    problem: Problem,
+    a: Any,
+    b: Any,
+    hazards: bool,
+    profile: bool,
+) -> dict[str, float]:
     import torch
 
     cold, warm = launching.translation_seconds(kernel.ptx, kernel.kernel, hazards, profile, REPEATS)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import deep_gemm
+    from minigemm.compat import deep_gemm
 
 __all__ = ["deep_gemm"]
 

@@ -9,11 +9,15 @@ It imports nothing of the rest of minigemm. docs/emulator.md says how it works a
 
 from .errors import Deadlock, EmulatorError, Fault, Location, Unsupported
 from .launching import launch
-from .report import Counters, Event, Hazard, Report
-from .timeline import Rates, Timeline
-from .tma import TensorMap
+from .machine import tensor_core
+from .machine.mbarrier import MBarrier
+from .machine.tma import TensorMap, swizzle_offsets
+from .machine.wgmma import Descriptor
+from .watch.report import Counters, Event, Hazard, Report, Request
+from .watch.timeline import Rates, Timeline
 
 __all__ = [
-    "Counters", "Deadlock", "EmulatorError", "Event", "Fault", "Hazard", "Location", "Rates", "Report", "TensorMap", "Timeline", "Unsupported",
-    "launch",
+    "Counters", "Deadlock", "Descriptor", "EmulatorError", "Event", "Fault", "Hazard", "Location", "MBarrier",
+    "Rates", "Report", "Request", "TensorMap", "Timeline", "Unsupported", "launch", "swizzle_offsets",
+    "tensor_core",
 ]  # fmt: skip

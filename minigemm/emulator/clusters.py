@@ -27,7 +27,9 @@ class Cluster:
         self.stride = -(-threads // 128) * 128  # no warp and no warpgroup has threads of two CTAs
         self.warps = self.stride // 32  # from one CTA to the next
         self.rows = (ranks - 1) * self.stride + threads  # rows between two CTAs are nobody's
-        self.window = size if ranks == 1 else -(-(size + 4) // 1024) * 1024  # no word is of two CTAs, and none before a window is used
+        self.window = (
+            size if ranks == 1 else -(-(size + 4) // 1024) * 1024
+        )  # no word is of two CTAs, and none before a window is used
         self.bytes = ranks * self.window
 
     def split(self, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -88,7 +90,9 @@ class Cluster:
             return ", ".join([self.warp(w) for w in whole] + parts)
         for rank in sorted({w // self.warps for w in whole}, reverse=True):
             numbers = [w % self.warps for w in whole if w // self.warps == rank]
-            parts.insert(0, f"warp{'s' if len(numbers) > 1 else ''} {_spans(np.array(numbers))}{self.of(rank)}")
+            parts.insert(
+                0, f"warp{'s' if len(numbers) > 1 else ''} {_spans(np.array(numbers))}{self.of(rank)}"
+            )
         return ", ".join(parts)
 
 

@@ -24,7 +24,10 @@ RESULTS = ARGUMENTS + 8 * ARGUMENT_SLOTS  # 8 x i64
 RESULT_SLOTS = 8
 TOUCHED = RESULTS + 8 * RESULT_SLOTS  # i64: the stamp that the thread had at its last access to shared memory
 FENCED = TOUCHED + 8  # i64: has the thread executed a fence?
-SYNC_SEEN, SYNC_WROTE = FENCED + 8, FENCED + 16  # i64: the last flag that it read, or wrote, for which there is a record
+SYNC_SEEN, SYNC_WROTE = (
+    FENCED + 8,
+    FENCED + 16,
+)  # i64: the last flag that it read, or wrote, for which there is a record
 REGISTERS = SYNC_WROTE + 8  # saved registers, 8 bytes each; local memory follows
 
 # ---- codes besides site numbers (which start at 1)
@@ -50,23 +53,44 @@ RECORDS_LOST = 34  # bits: 1, records of hazards; 2, of flags
 GLOBAL_FLAG = 35  # how often flags in global memory were written
 CLUSTER_CTAID, CLUSTER_NCTAID, CLUSTERID, NCLUSTERID = 36, 39, 42, 45  # three each
 CTARANK, NCTARANK, EXPLICIT_CLUSTER = 48, 49, 50
-SHARED_BASE, WINDOW = 51, 52  # the CTA's first shared address; bytes from one CTA's shared memory to the next one's
+SHARED_BASE, WINDOW = (
+    51,
+    52,
+)  # the CTA's first shared address; bytes from one CTA's shared memory to the next one's
 GONE = 53  # a bit for each CTA of the cluster that has exited
 CTA_WARPS = 54  # columns from a CTA's first warp to the next one's
 BLOCK_FIELDS = 56
 
-RECORD_LIMIT, RECORD_ROOM, RECORD_WORDS = 1024, 8192, 7  # of hazards, of all; kind, site, address, thread, cell, reader column, other sites
+RECORD_LIMIT, RECORD_ROOM, RECORD_WORDS = (
+    1024,
+    8192,
+    7,
+)  # of hazards, of all; kind, site, address, thread, cell, reader column, other sites
 
 # ---- faults
-SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX, BAD_RANK, MAPA_RANK = range(1, 10)
+SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX, BAD_RANK, MAPA_RANK = (
+    range(1, 10)
+)
 
 # ---- hazard records
-LOAD_AFTER_WRITE, STORE_AFTER_WRITE, STORE_AFTER_READ, ATOMIC_AFTER_ACCESS, LOAD_UNWRITTEN, CTA_GONE, CTA_NOT_STARTED = range(1, 8)
+(
+    LOAD_AFTER_WRITE,
+    STORE_AFTER_WRITE,
+    STORE_AFTER_READ,
+    ATOMIC_AFTER_ACCESS,
+    LOAD_UNWRITTEN,
+    CTA_GONE,
+    CTA_NOT_STARTED,
+) = range(1, 8)
 FLAG_READ, FLAG_WRITTEN = 8, 9  # no hazards: what carries order from thread to thread (hazards.py)
 
 # ---- addresses
-SHARED_FIRST = 1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
-GENERIC_SHARED = 1 << 56  # a generic address in the shared window is this plus the shared address, in which the CTA's rank stands (clusters.py)
+SHARED_FIRST = (
+    1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
+)
+GENERIC_SHARED = (
+    1 << 56
+)  # a generic address in the shared window is this plus the shared address, in which the CTA's rank stands (clusters.py)
 
 # ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold lane (bits 0-5; 63: several), byte mask (bits 6-9) and kinds:
 # an ordinary read, a strong write (an atomic, or a store that other threads may look at); neither: a strong read only

@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import asynchronous, cache, host_calls, machine, native, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
-from . import profile as profiling
+from .. import store
 from .clusters import PORTABLE
 from .errors import EmulatorError
-from .lower import Program, translate
-from .ptx import Function, Module, inline_calls, parse
-from .report import Counters, Hazard, LineCount, Report, Request
-from .timeline import Rates
-from .tma import TensorMap
+from .machine import block as machine
+from .machine import copies, host_calls, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
+from .machine.tma import TensorMap
+from .ptx.parse import Function, Module, inline_calls, parse
+from .translate import native
+from .translate.lower import Program, translate
+from .watch import profile as profiling
+from .watch.report import Counters, Hazard, LineCount, Report, Request
+from .watch.timeline import Rates
 
 Dim = int | Sequence[int]
 
@@ -92,7 +95,9 @@ def launch(
     grid3, block3, cluster3 = _dim("grid", grid), _dim("block", block), _dim("cluster", cluster)
     _check_shape(grid3, block3, shared, schedule)
     _check_cluster(grid3, cluster3)
-    several = cluster3 != (1, 1, 1) or ".reqnctapercluster" in ptx  # which of two translations it will be, mostly
+    several = (
+        cluster3 != (1, 1, 1) or ".reqnctapercluster" in ptx
+    )  # which of two translations it will be, mostly
     translated = translated_kernel(ptx, kernel, hazards, profile, several)
     cluster3 = _cluster_of(translated.program.function, cluster3)
     _check_cluster(grid3, cluster3)
@@ -101,14 +106,20 @@ def launch(
     program = translated.program
     limit = 227 * 1024
     if program.dynamic_base - 1024 + shared > limit:
-        raise ValueError(f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {limit} that a CTA of a Hopper GPU can have")
+        raise ValueError(
+            f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {limit} that a CTA of a Hopper GPU can have"
+        )
     _check_directives(program.function, block3)
     memory = machine.Memory()
     parameters = _parameters(program.function, args, memory)
     memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
     symbols = _module_variables(translated.module, program, memory, variables or {})
     counts = np.zeros(max(1, len(program.blocks)), np.uint64)
-    collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests) if profile else None
+    collector = (
+        profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)
+        if profile
+        else None
+    )
     run = machine.Kernel(
         program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
         cluster3, cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives, fast,
@@ -146,10 +157,14 @@ def _check_shape(grid: tuple, block: tuple, shared: int, schedule: str | int) ->
 
 def _check_cluster(grid: tuple[int, int, int], cluster: tuple[int, int, int]) -> None:
     if math.prod(cluster) > PORTABLE:
-        raise ValueError(f"cluster: expected at most {PORTABLE} CTAs, which every GPU with clusters can run, got {cluster}")
+        raise ValueError(
+            f"cluster: expected at most {PORTABLE} CTAs, which every GPU with clusters can run, got {cluster}"
+        )
     for name, n, m in zip("xyz", grid, cluster, strict=True):
         if n % m:
-            raise ValueError(f"grid: expected a multiple of the cluster {cluster} in each dimension, got {grid}: {name} is {n}, no multiple of {m}")
+            raise ValueError(
+                f"grid: expected a multiple of the cluster {cluster} in each dimension, got {grid}: {name} is {n}, no multiple of {m}"
+            )
 
 
 def _cluster_of(function: Function, cluster: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -157,11 +172,15 @@ def _cluster_of(function: Function, cluster: tuple[int, int, int]) -> tuple[int,
     compiled = function.directives.get("reqnctapercluster", ())
     own = (*compiled, 1, 1, 1)[:3]
     if compiled and cluster not in ((1, 1, 1), own):
-        raise ValueError(f"cluster: {function.name} is compiled for clusters of {own} CTAs (__cluster_dims__), got {cluster}")
+        raise ValueError(
+            f"cluster: {function.name} is compiled for clusters of {own} CTAs (__cluster_dims__), got {cluster}"
+        )
     found = own if compiled else cluster
     bound = function.directives.get("maxclusterrank", (PORTABLE,))[0]
     if math.prod(found) > bound:
-        raise ValueError(f"cluster: {function.name} is compiled for at most {bound} CTAs a cluster, got {found}")
+        raise ValueError(
+            f"cluster: {function.name} is compiled for at most {bound} CTAs a cluster, got {found}"
+        )
     return found[0], found[1], found[2]
 
 
@@ -171,47 +190,63 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
         if name in function.directives:
             bound = int(np.prod(function.directives[name]))
             if threads > bound or (exact and threads != bound):
-                raise ValueError(f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}")
+                raise ValueError(
+                    f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}"
+                )
 
 
 # ---------------------------------------------------------------------------------------------------- translation
-
-_TRANSLATOR = (
-    "accumulators.py", "arithmetic.py", "clusters.py", "context.py", "lower.py", "native.py", "ptx.py", "program.py", "inlining.py", "runtime.ll", "shadow.py",
-    "constants.py",
-)  # fmt: skip
 
 
 @functools.cache
 def _version() -> str:
     """A change of the translator makes every stored translation stale."""
     digest = hashlib.sha256()
-    for name in _TRANSLATOR:
-        digest.update(files(__package__).joinpath(name).read_bytes())
+    here = files(__package__)
+    for room in (here.joinpath("ptx"), here.joinpath("translate")):
+        for file in sorted(room.iterdir(), key=lambda file: file.name):
+            if file.is_file():
+                digest.update(file.read_bytes())
+    for name in ("clusters.py", "context.py"):
+        digest.update(here.joinpath(name).read_bytes())
     return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=128)
-def translated_kernel(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> Translated:
+def translated_kernel(
+    ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False
+) -> Translated:
     """Parse, translate and compile one kernel; from memory or disk when it has been before. ``clusters``: for clusters of more than one CTA."""
     started = time.perf_counter()
-    key = native.cache_key("\0".join((_version(), ptx, kernel or "", str(hazards), str(profile), str(clusters))))
-    blob, found = cache.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters))
+    key = native.cache_key(
+        "\0".join((_version(), ptx, kernel or "", str(hazards), str(profile), str(clusters)))
+    )
+    blob, found = store.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters))
     module, program, code = pickle.loads(blob)
-    return Translated(module, program, native.load(code), time.perf_counter() - started, "disk" if found else "compiled")
+    return Translated(
+        module, program, native.load(code), time.perf_counter() - started, "disk" if found else "compiled"
+    )
 
 
 def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> bytes:
     """Everything that a launch needs, as it is kept: the module's variables, the program, the object code."""
     module = parse(ptx)
-    program = translate(module, inline_calls(module, _entry(module, kernel)), hazards=hazards, profile=profile, clusters=clusters)
+    program = translate(
+        module,
+        inline_calls(module, _entry(module, kernel)),
+        hazards=hazards,
+        profile=profile,
+        clusters=clusters,
+    )
     code = native.compile_ir(program.ir)
     program.ir = ""
     variables = Module(module.version, module.target, {}, module.variables, module.files)
     return pickle.dumps((variables, program, code), protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def translation_seconds(ptx: str, kernel: str, hazards: bool, profile: bool, repeats: int) -> tuple[float, list[float]]:
+def translation_seconds(
+    ptx: str, kernel: str, hazards: bool, profile: bool, repeats: int
+) -> tuple[float, list[float]]:
     """Seconds of one translation without any cache, and of loading what it gave, several times."""
     started = time.perf_counter()
     blob = _translate(ptx, kernel, hazards, profile)
@@ -227,7 +262,9 @@ def _entry(module: Module, kernel: str | None) -> str:
     entries = [name for name, f in module.functions.items() if f.entry]
     if kernel is None:
         if len(entries) != 1:
-            raise ValueError(f"kernel: the module has {len(entries)} entries ({', '.join(entries)}); name one")
+            raise ValueError(
+                f"kernel: the module has {len(entries)} entries ({', '.join(entries)}); name one"
+            )
         return entries[0]
     if kernel not in entries:
         raise ValueError(f"kernel: the module has no entry {kernel!r}; it has {', '.join(entries) or 'none'}")
@@ -239,7 +276,9 @@ def _entry(module: Module, kernel: str | None) -> str:
 
 def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory) -> np.ndarray:
     if len(args) != len(function.parameters):
-        raise ValueError(f"args: {function.name} takes {len(function.parameters)} parameters, got {len(args)} arguments")
+        raise ValueError(
+            f"args: {function.name} takes {len(function.parameters)} parameters, got {len(args)} arguments"
+        )
     size = max((p.offset + p.size for p in function.parameters), default=0)
     raw = np.zeros(size + 128, np.uint8)
     skip = -raw.ctypes.data % 64  # tensor maps are 64-byte aligned
@@ -247,7 +286,9 @@ def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory)
     for index, (parameter, value) in enumerate(zip(function.parameters, args, strict=True)):
         data = _argument(f"args[{index}]", parameter.size, parameter.kind, value, memory)
         if len(data) != parameter.size:
-            raise TypeError(f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}")
+            raise TypeError(
+                f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}"
+            )
         buffer[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(data, np.uint8)
     return buffer
 
@@ -257,7 +298,9 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
     if kind in ("f32", "f64") and isinstance(value, (bool, int, np.integer)):
         value = float(value)
     if kind[:1] in ("u", "s") and isinstance(value, (float, np.floating)):
-        raise TypeError(f"{name}: expected an integer for a parameter of type .{kind}, got the float {value!r}")
+        raise TypeError(
+            f"{name}: expected an integer for a parameter of type .{kind}, got the float {value!r}"
+        )
     if isinstance(value, torch.Tensor):
         _add_tensor(name, value, memory)
         return int(value.data_ptr()).to_bytes(8, "little")
@@ -265,7 +308,9 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
         _add_tensor(name, value.tensor, memory)
         return value.encode()
     if isinstance(value, np.ndarray) and kind:
-        raise TypeError(f"{name}: a NumPy array for a parameter of type .{kind}; pass a CPU tensor, as torch.from_numpy(array) makes one without a copy")
+        raise TypeError(
+            f"{name}: a NumPy array for a parameter of type .{kind}; pass a CPU tensor, as torch.from_numpy(array) makes one without a copy"
+        )
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tobytes()
     if isinstance(value, bytes):
@@ -282,7 +327,9 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
         return (np.float32(value) if size == 4 else np.float64(value)).tobytes()
     if value is None and size == 8:
         return bytes(8)
-    raise TypeError(f"{name}: expected a CPU tensor, a TensorMap, a number, a ctypes object or bytes, got {type(value).__name__}")
+    raise TypeError(
+        f"{name}: expected a CPU tensor, a TensorMap, a number, a ctypes object or bytes, got {type(value).__name__}"
+    )
 
 
 def _add_tensor(name: str, tensor: torch.Tensor, memory: machine.Memory) -> None:
@@ -291,7 +338,12 @@ def _add_tensor(name: str, tensor: torch.Tensor, memory: machine.Memory) -> None
     if tensor.numel():
         span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         shape = "x".join(str(n) for n in tensor.shape) or "scalar"
-        memory.add(tensor.data_ptr(), span * tensor.element_size(), True, _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor))
+        memory.add(
+            tensor.data_ptr(),
+            span * tensor.element_size(),
+            True,
+            _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor),
+        )
 
 
 @dataclass(frozen=True)
@@ -305,11 +357,17 @@ class _Owner:
         return self.text
 
 
-def _module_variables(module: Module, program: Program, memory: machine.Memory, given: Mapping[str, Any]) -> np.ndarray:
+def _module_variables(
+    module: Module, program: Program, memory: machine.Memory, given: Mapping[str, Any]
+) -> np.ndarray:
     """Memory for ``__device__`` and ``__constant__`` variables, fresh for each launch; their addresses in the program's order."""
-    every = {v.name: v for v in [*module.variables, *program.function.variables] if v.space in ("global", "const")}
+    every = {
+        v.name: v for v in [*module.variables, *program.function.variables] if v.space in ("global", "const")
+    }
     if unknown := given.keys() - every:
-        raise ValueError(f"variables: the module has {', '.join(sorted(every)) or 'none'}, got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"variables: the module has {', '.join(sorted(every)) or 'none'}, got {', '.join(sorted(unknown))}"
+        )
     wanted, queue = {}, list(program.symbols)
     while queue:  # relocations bring further variables in
         name = queue.pop()
@@ -328,7 +386,9 @@ def _module_variables(module: Module, program: Program, memory: machine.Memory, 
         if name in given:
             value = _argument(f"variables[{name!r}]", v.size, "", given[name], memory)
             if len(value) != v.size:
-                raise TypeError(f"variables[{name!r}]: the variable has {v.size} bytes, got {type(given[name]).__name__} of {len(value)}")
+                raise TypeError(
+                    f"variables[{name!r}]: the variable has {v.size} bytes, got {type(given[name]).__name__} of {len(value)}"
+                )
             data[: len(value)] = np.frombuffer(value, np.uint8)
         for offset, symbol, addend in v.relocations:
             data[offset : offset + 8].view(np.int64)[0] = wanted[symbol].ctypes.data + addend
@@ -342,7 +402,12 @@ def _module_variables(module: Module, program: Program, memory: machine.Memory, 
 def _report_registers(run: machine.Kernel) -> None:
     """What the analysis of the tensor core's registers found, where the kernel really came by."""
     code = run.program.function.code
-    executed = {first + k for (first, length), count in zip(run.program.blocks, run.counts.tolist(), strict=False) if count for k in range(length)}
+    executed = {
+        first + k
+        for (first, length), count in zip(run.program.blocks, run.counts.tolist(), strict=False)
+        if count
+        for k in range(length)
+    }
 
     def at(index: int) -> str:
         return str(code[index].location or f"PTX line {code[index].line}")
@@ -353,17 +418,29 @@ def _report_registers(run: machine.Kernel) -> None:
             continue
         location, line = code[misuse.index].location, code[misuse.index].line
         if misuse.kind == "wgmma-fence":
-            before = f"an ordinary instruction touched its registers at {at(misuse.other)}" if misuse.other >= 0 else "it is the first of the kernel"
+            before = (
+                f"an ordinary instruction touched its registers at {at(misuse.other)}"
+                if misuse.other >= 0
+                else "it is the first of the kernel"
+            )
             message = f"missing wgmma.fence: {before}, and no wgmma.fence stands between that and this WGMMA"
-            parties, fix = ("ordinary instructions", "WGMMA"), "wgmma.fence.sync.aligned before the first WGMMA of each batch"
+            parties, fix = (
+                ("ordinary instructions", "WGMMA"),
+                "wgmma.fence.sync.aligned before the first WGMMA of each batch",
+            )
         else:
             verb = "writes" if misuse.writes else "reads"
             message = (f"this {verb} an accumulator register of the WGMMA at {at(misuse.other)} while that WGMMA may still be in flight: no wgmma.wait_group "
                        "has retired it on the way here")  # fmt: skip
-            parties, fix = ("ordinary instruction", "WGMMA"), "wgmma.commit_group and wgmma.wait_group before the accumulators are used"
+            parties, fix = (
+                ("ordinary instruction", "WGMMA"),
+                "wgmma.commit_group and wgmma.wait_group before the accumulators are used",
+            )
         hazard = kept.get((misuse.kind, at(misuse.index)))
         if hazard is None:
-            kept[misuse.kind, at(misuse.index)] = Hazard(misuse.kind, message, location, line, 0, parties, fix)
+            kept[misuse.kind, at(misuse.index)] = Hazard(
+                misuse.kind, message, location, line, 0, parties, fix
+            )
         else:
             hazard.count += 1
     run.hazard_list += kept.values()
@@ -380,8 +457,12 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
             kind = instruction_class(ins.opcode, ins.modifiers)
             classes[kind] = classes.get(kind, 0) + count
         total += count * length
-    counters = Counters(dict.fromkeys(Counters.NAMES, 0) | run.traffic)  # whoever reads them as JSON finds each one
-    counters.update(instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1])))
+    counters = Counters(
+        dict.fromkeys(Counters.NAMES, 0) | run.traffic
+    )  # whoever reads them as JSON finds each one
+    counters.update(
+        instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1]))
+    )
     lines: Sequence[LineCount] = ()
     requests: Sequence[Request] = ()
     if run.profile is not None:
@@ -397,7 +478,14 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
 def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
     """The class under which an instruction is counted."""
     if opcode in ("ld", "ldu", "st", "atom", "red"):
-        space = next((m.split("::")[0] for m in modifiers if m.split("::")[0] in ("global", "shared", "local", "const", "param")), "generic")
+        space = next(
+            (
+                m.split("::")[0]
+                for m in modifiers
+                if m.split("::")[0] in ("global", "shared", "local", "const", "param")
+            ),
+            "generic",
+        )
         return f"{'atomic' if opcode in ('atom', 'red') else 'load' if opcode.startswith('ld') else 'store'} {space}"
     if opcode in ("bra", "brx", "ret", "exit", "call"):
         return "control"

@@ -16,7 +16,7 @@ def wgmma(n: int) -> str:
     registers = ", ".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+f"(d[{i}])' for i in range(count))
     a, b, accumulate = count, count + 1, count + 2
-    return f'''\
+    return f"""\
 inline void wgmma_mma_async(float (&d)[{count}], unsigned long long a, unsigned long long b, bool accumulate) {{
   asm volatile("{{\\n"
                ".reg .pred p;\\n"
@@ -26,4 +26,4 @@ inline void wgmma_mma_async(float (&d)[{count}], unsigned long long a, unsigned 
                : {operands}
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }}
-'''
+"""

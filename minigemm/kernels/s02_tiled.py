@@ -58,11 +58,17 @@ class Config(types.Config):
 def is_legal(config: Config, problem: Problem) -> Legality:
     """Whether this config can run this problem, and if not, why."""
     if config.block_k < 16 or config.block_k % 16:
-        return Legality(f"block_k must be a multiple of 16 (threads load 16 bytes at once), got {config.block_k}")
+        return Legality(
+            f"block_k must be a multiple of 16 (threads load 16 bytes at once), got {config.block_k}"
+        )
     if config.padding < 0 or config.padding % 16:
-        return Legality(f"padding must be a multiple of 16 bytes, so that rows stay aligned, got {config.padding}")
+        return Legality(
+            f"padding must be a multiple of 16 bytes, so that rows stay aligned, got {config.padding}"
+        )
     registers = config.thread_m * config.thread_n + 4 * (config.thread_m + config.thread_n) + 40
-    tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
+    tiles = check_tiles(
+        (config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers
+    )
     return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
 
 

@@ -73,7 +73,9 @@ def is_legal(config: Config, problem: Problem) -> Legality:
         if value > 256 or value % 8:
             return Legality(f"{name} must be a multiple of 8 up to 256 (the side of a TMA box), got {value}")
     registers = config.thread_m * config.thread_n + 4 * (config.thread_m + config.thread_n) + 40
-    tiles = check_tiles((config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers)
+    tiles = check_tiles(
+        (config.block_m, config.block_n), (config.thread_m, config.thread_n), config.shared_bytes, registers
+    )
     return Legality(tiles or check_grid(problem.m, problem.n, config.block_m, config.block_n))
 
 

@@ -51,7 +51,12 @@ class Config(types.Config):
 
     def constants(self) -> dict[str, int]:
         """The fields, BLOCK_K, PANEL (the columns of d that are stored at once), and SHARED_BYTES, which the kernel asserts."""
-        return {**super().constants(), "BLOCK_K": BLOCK, "PANEL": panel(self.block_n), "SHARED_BYTES": self.shared_bytes}
+        return {
+            **super().constants(),
+            "BLOCK_K": BLOCK,
+            "PANEL": panel(self.block_n),
+            "SHARED_BYTES": self.shared_bytes,
+        }
 
     def declarations(self) -> str:
         """The instruction."""
@@ -83,7 +88,9 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     tma_store = d.stride(0) * d.element_size() % 16 == 0
     width = panel(config.block_n)
     # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
-    map_d = TensorMap(d, (config.block_m, width), swizzle=2 * width if width > 8 else 0) if tma_store else map_a
+    map_d = (
+        TensorMap(d, (config.block_m, width), swizzle=2 * width if width > 8 else 0) if tma_store else map_a
+    )
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),

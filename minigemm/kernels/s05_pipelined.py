@@ -23,7 +23,16 @@ from ..layout import ceil_div, round_up
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
-from .stage import Stage, check_grid, check_registers, check_shared, check_tensor_core_tile, panel, quickest, rows
+from .stage import (
+    Stage,
+    check_grid,
+    check_registers,
+    check_shared,
+    check_tensor_core_tile,
+    panel,
+    quickest,
+    rows,
+)
 
 TITLE = "pipelined"
 IDEA = "a ring of stages, phase bits"
@@ -45,12 +54,22 @@ class Config(types.Config):
     @property
     def shared_bytes(self) -> int:
         """The tiles of a and b, that of d, and the barriers, each at a multiple of 1024 bytes."""
-        sizes = (self.stages * self.block_m * BLOCK, self.stages * self.block_n * BLOCK, self.block_m * self.block_n * 2, 8 * self.stages)
+        sizes = (
+            self.stages * self.block_m * BLOCK,
+            self.stages * self.block_n * BLOCK,
+            self.block_m * self.block_n * 2,
+            8 * self.stages,
+        )
         return sum(round_up(size, 1024) for size in sizes)
 
     def constants(self) -> dict[str, int]:
         """The fields, BLOCK_K, PANEL (the columns of d that are stored at once), and SHARED_BYTES, which the kernel asserts."""
-        return {**super().constants(), "BLOCK_K": BLOCK, "PANEL": panel(self.block_n), "SHARED_BYTES": self.shared_bytes}
+        return {
+            **super().constants(),
+            "BLOCK_K": BLOCK,
+            "PANEL": panel(self.block_n),
+            "SHARED_BYTES": self.shared_bytes,
+        }
 
     def declarations(self) -> str:
         """The instruction."""
@@ -60,7 +79,9 @@ class Config(types.Config):
 def is_legal(config: Config, problem: Problem) -> Legality:
     """Whether this config can run this problem, and if not, why."""
     if config.stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
+        return Legality(
+            f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+        )
     return Legality(
         check_tensor_core_tile(config.block_m, config.block_n, 8)
         or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
@@ -82,7 +103,9 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     tma_store = d.stride(0) * d.element_size() % 16 == 0
     width = panel(config.block_n)
     # a row pitch that no tensor map can describe: the kernel stores by threads and never looks at the third map
-    map_d = TensorMap(d, (config.block_m, width), swizzle=2 * width if width > 8 else 0) if tma_store else map_a
+    map_d = (
+        TensorMap(d, (config.block_m, width), swizzle=2 * width if width > 8 else 0) if tma_store else map_a
+    )
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),

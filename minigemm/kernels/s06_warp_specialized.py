@@ -26,11 +26,24 @@ from ..layout import ceil_div, round_up
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
-from .stage import Stage, check_grid, check_registers, check_shared, check_tensor_core_tile, panel, quickest, rows
+from .stage import (
+    Stage,
+    check_grid,
+    check_registers,
+    check_shared,
+    check_tensor_core_tile,
+    panel,
+    quickest,
+    rows,
+)
 
 TITLE = "warp-specialized"
 IDEA = "producer and consumer warpgroups, setmaxnreg"
-REGISTERS = {1: (40, 248), 2: (40, 232), 3: (32, 160)}  # of a thread of the producer and of a consumer, by the number of consumers
+REGISTERS = {
+    1: (40, 248),
+    2: (40, 232),
+    3: (32, 160),
+}  # of a thread of the producer and of a consumer, by the number of consumers
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,12 @@ class Config(types.Config):
     @property
     def shared_bytes(self) -> int:
         """The tiles of a and b, that of d, and the barriers, each at a multiple of 1024 bytes."""
-        sizes = (self.stages * self.block_m * BLOCK, self.stages * self.block_n * BLOCK, self.block_m * self.block_n * 2, 16 * self.stages)
+        sizes = (
+            self.stages * self.block_m * BLOCK,
+            self.stages * self.block_n * BLOCK,
+            self.block_m * self.block_n * 2,
+            16 * self.stages,
+        )
         return sum(round_up(size, 1024) for size in sizes)
 
     def constants(self) -> dict[str, int]:
@@ -82,7 +100,9 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     if config.consumers not in REGISTERS:
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
+        return Legality(
+            f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+        )
     tile = check_tensor_core_tile(config.block_m, config.block_n, 16, 64 * config.consumers)
     if not tile and config.rows > 128:
         tile = f"a consumer can have 64 or 128 rows, got block_m / consumers = {config.rows}"
@@ -90,7 +110,9 @@ def is_legal(config: Config, problem: Problem) -> Legality:
         tile
         or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
         or check_registers(config.accumulators + 32, config.threads, REGISTERS[config.consumers][1])
-        or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
+        or check_registers(
+            config.block_n // 2 + 28, config.threads
+        )  # what one instruction names must be there at launch
         or check_grid(problem.m, problem.n, config.block_m, config.block_n)
     )
 

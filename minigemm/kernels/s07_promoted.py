@@ -30,7 +30,11 @@ from .stage import Stage, check_grid, check_promoted, panel, quickest, rows
 
 TITLE = "promoted"
 IDEA = "FP32 promotion every 128 along K, fine-grained scales"
-REGISTERS = {1: (40, 248), 2: (40, 232), 3: (32, 160)}  # of a thread of the producer and of a consumer, by the number of consumers
+REGISTERS = {
+    1: (40, 248),
+    2: (40, 232),
+    3: (32, 160),
+}  # of a thread of the producer and of a consumer, by the number of consumers
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Config(types.Config):
     @property
     def shared_bytes(self) -> int:
         """The tiles of a and b, the scales of a, the tile of d, and the barriers, each at a multiple of 1024 bytes."""
-        a, b, sfa = (self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4))
+        a, b, sfa = (
+            self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4)
+        )
         sizes = (a, b, sfa, self.block_m * self.block_n * 2, 16 * self.stages)
         return sum(round_up(size, 1024) for size in sizes)
 
@@ -83,7 +89,9 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     if config.consumers not in REGISTERS:
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
+        return Legality(
+            f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+        )
     return Legality(
         check_promoted(config, REGISTERS[config.consumers][1])
         or check_grid(problem.m, problem.n, config.block_m, config.block_n)
@@ -92,7 +100,13 @@ def is_legal(config: Config, problem: Problem) -> Legality:
 
 def default_config(problem: Problem) -> Config:
     """What takes 132 SMs the least time, of a few: 256 x 128 outputs where there are many, 64 x 64 where there are few."""
-    choices = (Config(), Config(192, 128, 4, 3), Config(128, 128, 5), Config(64, 128, 6, 1), Config(64, 64, 8, 1))
+    choices = (
+        Config(),
+        Config(192, 128, 4, 3),
+        Config(128, 128, 5),
+        Config(64, 128, 6, 1),
+        Config(64, 64, 8, 1),
+    )
     return quickest(choices, problem)
 
 
@@ -109,7 +123,20 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     return Launch(
         grid=(ceil_div(m, config.block_m), ceil_div(n, config.block_n), 1),
         block=(config.threads, 1, 1),
-        args=(map_a, map_b, map_sfa, map_d, d, b.scale, m, n, k, c_int64(b.scale.stride(0)), c_int64(d.stride(0)), int(tma_store)),
+        args=(
+            map_a,
+            map_b,
+            map_sfa,
+            map_d,
+            d,
+            b.scale,
+            m,
+            n,
+            k,
+            c_int64(b.scale.stride(0)),
+            c_int64(d.stride(0)),
+            int(tma_store),
+        ),
         shared=config.shared_bytes,
     )
 

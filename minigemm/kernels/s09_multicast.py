@@ -24,19 +24,15 @@ from ..layout import ceil_div, round_up, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
-from .stage import (
-    Stage,
-    check_promoted,
-    check_schedule,
-    ctas,
-    panel,
-    quickest,
-    rows,
-)
+from .stage import Stage, check_promoted, check_schedule, ctas, panel, quickest, rows
 
 TITLE = "multicast"
 IDEA = "clusters of two CTAs, TMA multicast"
-REGISTERS = {1: (40, 248), 2: (40, 232), 3: (32, 160)}  # of a thread of the producer and of a consumer, by the number of consumers
+REGISTERS = {
+    1: (40, 248),
+    2: (40, 232),
+    3: (32, 160),
+}  # of a thread of the producer and of a consumer, by the number of consumers
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,9 @@ class Config(types.Config):
     @property
     def shared_bytes(self) -> int:
         """The tiles of a and b, the scales of a, the tile of d, and the barriers, each at a multiple of 1024 bytes."""
-        a, b, sfa = (self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4))
+        a, b, sfa = (
+            self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4)
+        )
         sizes = (a, b, sfa, self.block_m * self.block_n * 2, 16 * self.stages)
         return sum(round_up(size, 1024) for size in sizes)
 
@@ -105,7 +103,9 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     if config.consumers not in REGISTERS:
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
+        return Legality(
+            f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+        )
     return Legality(
         check_promoted(config, REGISTERS[config.consumers][1])
         or check_schedule(problem.m, problem.n, config.block_m, config.block_n, config.ctas, config.raster)
@@ -120,12 +120,22 @@ def check_cluster(config: Config) -> str:
             return f"{name} must be 1 or 2, got {value}"
     if config.cluster > 2:
         return "cluster_m and cluster_n must not both be 2: the CTAs of a cluster share one of a and b"
-    return f"ctas must be a multiple of a cluster's {config.cluster}, got {config.ctas}" if config.ctas % config.cluster else ""
+    return (
+        f"ctas must be a multiple of a cluster's {config.cluster}, got {config.ctas}"
+        if config.ctas % config.cluster
+        else ""
+    )
 
 
 def default_config(problem: Problem) -> Config:
     """The tile as in s08; two CTAs one below the other, or side by side where that leaves fewer of them without a tile."""
-    choices = (Config(), Config(192, 128, 4, 3), Config(128, 128, 5), Config(64, 128, 6, 1), Config(64, 64, 8, 1))
+    choices = (
+        Config(),
+        Config(192, 128, 4, 3),
+        Config(128, 128, 5),
+        Config(64, 128, 6, 1),
+        Config(64, 64, 8, 1),
+    )
     config = quickest(choices, problem)
     down, across = ceil_div(problem.m, config.block_m), ceil_div(problem.n, config.block_n)
     return replace(config, cluster_m=1, cluster_n=2) if down % 2 * across > across % 2 * down else config
@@ -145,7 +155,20 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     return Launch(
         grid=(min(ctas(config.ctas, d.device) // config.cluster, pairs), config.cluster, 1),
         block=(config.threads, 1, 1),
-        args=(map_a, map_b, map_sfa, map_d, d, b.scale, m, n, k, c_int64(b.scale.stride(0)), c_int64(d.stride(0)), int(tma_store)),
+        args=(
+            map_a,
+            map_b,
+            map_sfa,
+            map_d,
+            d,
+            b.scale,
+            m,
+            n,
+            k,
+            c_int64(b.scale.stride(0)),
+            c_int64(d.stride(0)),
+            int(tma_store),
+        ),
         shared=config.shared_bytes,
         cluster=(1, config.cluster, 1),
     )

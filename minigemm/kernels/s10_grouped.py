@@ -37,24 +37,22 @@ from pathlib import Path
 
 import torch
 
-from .. import jit, runtime, types
+from .. import runtime, types
+from ..compiler import jit
 from ..layout import ceil_div, round_up, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Problem, TensorMap
 from .instructions import wgmma
-from .stage import (
-    SIZE_LIMIT,
-    Stage,
-    check_promoted,
-    check_schedule,
-    ctas,
-    panel,
-    quickest,
-)
+from .stage import SIZE_LIMIT, Stage, check_promoted, check_schedule, ctas, panel, quickest
 
 TITLE = "grouped"
 IDEA = "dense, contiguous and masked groups under one scheduler"
-REGISTERS = {1: (64, 248), 2: (40, 232), 3: (32, 160), 4: (32, 112)}  # of a thread of the producer and of a consumer, by the number of consumers in all
+REGISTERS = {
+    1: (64, 248),
+    2: (40, 232),
+    3: (32, 160),
+    4: (32, 112),
+}  # of a thread of the producer and of a consumer, by the number of consumers in all
 DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED = range(4)  # layouts, as in scheduler.cuh
 PARTS_BYTES = 4 * (16 + 32)  # of Parts, as in scheduler.cuh
 
@@ -103,8 +101,16 @@ class Config(types.Config):
     @property
     def shared_bytes(self) -> int:
         """The tiles of a and b, the scales of a, the tile of d, and barriers, parts and sums of the splits, each at a multiple of 1024 bytes."""
-        a, b, sfa = (self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4))
-        sizes = (a, b, sfa, self.block_m * self.block_n * 2, self.stages * 16 + PARTS_BYTES + self.consumers * 16 + self._sums * 512)
+        a, b, sfa = (
+            self.stages * size for size in (self.block_m * BLOCK, self.block_n * BLOCK, self.block_m * 4)
+        )
+        sizes = (
+            a,
+            b,
+            sfa,
+            self.block_m * self.block_n * 2,
+            self.stages * 16 + PARTS_BYTES + self.consumers * 16 + self._sums * 512,
+        )
         return sum(round_up(size, 1024) for size in sizes)
 
     def constants(self) -> dict[str, int]:
@@ -127,13 +133,19 @@ def is_legal(config: Config, problem: Problem) -> Legality:
     if config.consumers not in (1, 2, 3):
         return Legality(f"consumers must be 1, 2 or 3, got {config.consumers}")
     if config.splits not in (1, 2, 4) or config.consumers * config.splits > 4:
-        return Legality(f"splits must be 1, 2 or 4, and splits * consumers at most 4, got {config.splits} with {config.consumers} consumers")
+        return Legality(
+            f"splits must be 1, 2 or 4, and splits * consumers at most 4, got {config.splits} with {config.consumers} consumers"
+        )
     if config.stages % config.splits:
-        return Legality(f"stages must be a multiple of splits = {config.splits}, so that each slot belongs to one split, got {config.stages}")
+        return Legality(
+            f"stages must be a multiple of splits = {config.splits}, so that each slot belongs to one split, got {config.stages}"
+        )
     if config.layout not in (DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED):
         return Legality(f"layout must be one of 0 to 3, DENSE to MASKED, got {config.layout}")
     if config.stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {config.stages}")
+        return Legality(
+            f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+        )
     return Legality(
         check_promoted(config, REGISTERS[config.consumers * config.splits][1])
         or check_schedule(problem.m, problem.n, config.block_m, config.block_n, config.ctas, config.raster)
@@ -142,14 +154,22 @@ def is_legal(config: Config, problem: Problem) -> Legality:
 
 def default_config(problem: Problem) -> Config:
     """What takes 132 SMs the least time, of a few: 256 x 128 outputs where there are many, 64 x 64 where there are few."""
-    choices = (Config(), Config(192, 128, 4, 3), Config(128, 128, 5), Config(64, 128, 6, 1), Config(64, 64, 8, 1))
+    choices = (
+        Config(),
+        Config(192, 128, 4, 3),
+        Config(128, 128, 5),
+        Config(64, 128, 6, 1),
+        Config(64, 64, 8, 1),
+    )
     return quickest(choices, problem)
 
 
 def grouped_config(m: int, n: int, k: int, groups: int) -> Config:
     """The same for groups of about m / groups rows each: tiles no higher than that asks for."""
     rows = ceil_div(m, max(groups, 1))
-    choices = tuple(c for c in (Config(128, 128, 5), Config(64, 128, 6, 1)) if c.block_m <= max(64, round_up(rows, 64)))
+    choices = tuple(
+        c for c in (Config(128, 128, 5), Config(64, 128, 6, 1)) if c.block_m <= max(64, round_up(rows, 64))
+    )
     return quickest(choices, Problem(m, n, k))
 
 
@@ -158,16 +178,26 @@ def launch(a: Quantized, b: Quantized, d: torch.Tensor, problem: Problem, config
     return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
 
 
-def launch_dense(a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, config: Config) -> Launch:
+def launch_dense(
+    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, config: Config
+) -> Launch:
     """d (m, n) = a (m, k) @ b (n, k).T; sfa (m, ceil(k / 128)), sfb (ceil(n / 128), ceil(k / 128)) row-major."""
     tiles = ceil_div(d.shape[0], config.block_m)
     return _launch(a, to_m_major(sfa).T, b[None], sfb[None], d, None, config, DENSE, tiles)
 
 
 def launch_contiguous(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor, config: Config, *,
-    alignment: int = BLOCK, zero_padding: bool = True,
-) -> Launch:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    config: Config,
+    *,
+    alignment: int = BLOCK,
+    zero_padding: bool = True,
+) -> Launch:
     """Rows of d (m, n) = those of a (m, k), each times the b (groups, n, k) of its group. The config's layout is CONTIGUOUS or PREFIX_SUMS.
 
     Args:
@@ -179,13 +209,23 @@ def launch_contiguous(
     """
     tiles, layout, span = ceil_div(d.shape[0], config.block_m), CONTIGUOUS, 1
     if config.layout == PREFIX_SUMS:
-        tiles, layout, span = tiles + b.shape[0] + 1, PREFIX_SUMS, alignment  # each group and the last padding may begin a tile
+        tiles, layout, span = (
+            tiles + b.shape[0] + 1,
+            PREFIX_SUMS,
+            alignment,
+        )  # each group and the last padding may begin a tile
     return _launch(a, to_m_major(sfa).T, b, sfb, d, grouped_layout, config, layout, tiles, span, zero_padding)
 
 
 def launch_masked(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, counts: torch.Tensor, config: Config,
-) -> Launch:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    counts: torch.Tensor,
+    config: Config,
+) -> Launch:
     """The first counts[g] rows of d (groups, t, n), for each group g, = those of a (groups, t, k) times b (groups, n, k).
 
     Args:
@@ -199,9 +239,16 @@ def launch_masked(
 
 
 def dense(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, config: Config | None = None, *,
-    accumulate: bool = False, source: str | os.PathLike[str] | None = None,
-) -> None:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    config: Config | None = None,
+    *,
+    accumulate: bool = False,
+    source: str | os.PathLike[str] | None = None,
+) -> None:
     """Launch what `launch_dense` describes. `accumulate`: d += the product."""
     config = config or default_config(Problem(d.shape[0], d.shape[1], a.shape[1]))
     if d.numel() and a.shape[1]:
@@ -212,24 +259,53 @@ def dense(
 
 
 def grouped_contiguous(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor, config: Config | None = None, *,
-    prefix_sums: bool = False, alignment: int = BLOCK, zero_padding: bool = True, accumulate: bool = False, source: str | os.PathLike[str] | None = None,
-) -> None:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    config: Config | None = None,
+    *,
+    prefix_sums: bool = False,
+    alignment: int = BLOCK,
+    zero_padding: bool = True,
+    accumulate: bool = False,
+    source: str | os.PathLike[str] | None = None,
+) -> None:
     """Launch what `launch_contiguous` describes. `accumulate`: d += the product, padding stays what it is. A k of zero gives zeros everywhere."""
     groups, n, k = b.shape
     config = config or grouped_config(d.shape[0], n, k, groups)
     if d.numel() and k and groups:
         config = _suited(config, d, accumulate, PREFIX_SUMS if prefix_sums else CONTIGUOUS)
-        described = launch_contiguous(a, sfa, b, sfb, d, grouped_layout, config, alignment=alignment, zero_padding=zero_padding and not accumulate)
+        described = launch_contiguous(
+            a,
+            sfa,
+            b,
+            sfb,
+            d,
+            grouped_layout,
+            config,
+            alignment=alignment,
+            zero_padding=zero_padding and not accumulate,
+        )
         _run(described, config, d.device, source)
     elif not accumulate:
         d.zero_()
 
 
 def grouped_masked(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, counts: torch.Tensor, config: Config | None = None, *,
-    accumulate: bool = False, source: str | os.PathLike[str] | None = None,
-) -> None:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    counts: torch.Tensor,
+    config: Config | None = None,
+    *,
+    accumulate: bool = False,
+    source: str | os.PathLike[str] | None = None,
+) -> None:
     """Launch what `launch_masked` describes. `accumulate`: d += the product."""
     groups, t, k = a.shape
     config = config or grouped_config(groups * t, b.shape[1], k, groups)
@@ -245,20 +321,35 @@ def _suited(config: Config, d: torch.Tensor, accumulate: bool, layout: int) -> C
     return replace(config, out_fp32=d.dtype == torch.float32, accumulate=accumulate, layout=layout)
 
 
-def _run(described: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None) -> None:
-    kernel = jit.build(stage.source if source is None else Path(source), config, name=stage.name, kernel=stage.kernel)
+def _run(
+    described: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None
+) -> None:
+    kernel = jit.build(
+        stage.source if source is None else Path(source), config, name=stage.name, kernel=stage.kernel
+    )
     machine = runtime.of(device)
     machine.launch(machine.load(kernel, described.shared, device), described)
 
 
 def _launch(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, index: torch.Tensor | None, config: Config,
-    layout: int, tiles_m: int, span: int = 1, zero_padding: bool = True,
-) -> Launch:  # fmt: skip
+    a: torch.Tensor,
+    sfa: torch.Tensor,
+    b: torch.Tensor,
+    sfb: torch.Tensor,
+    d: torch.Tensor,
+    index: torch.Tensor | None,
+    config: Config,
+    layout: int,
+    tiles_m: int,
+    span: int = 1,
+    zero_padding: bool = True,
+) -> Launch:
     """a (m, k), sfa (rows of scales, m) as TMA reads them, b (groups, n, k), d (m, n)."""
     (m, k), (groups, n, _) = a.shape, b.shape
     if max(m, groups * n, groups * ceil_div(k, BLOCK)) > SIZE_LIMIT:
-        raise ValueError(f"expected at most 2**30 rows of all groups together, got {m} of a and {groups * n} of b")
+        raise ValueError(
+            f"expected at most 2**30 rows of all groups together, got {m} of a and {groups * n} of b"
+        )
     if config.layout != layout:
         raise ValueError(f"config.layout: expected {layout}, that of the call, got {config.layout}")
     if not (legal := is_legal(config, Problem(m, n, k))):
@@ -269,7 +360,9 @@ def _launch(
     width, size, ldd = panel(config.block_n), d.element_size(), d.stride(0)
     # TMA writes whole 16 bytes, and would write more than n columns of a wider d
     aligned = (ldd * size | n * size | d.data_ptr()) % 16 == 0
-    by_tma = aligned and not config.out_fp32 and not config.accumulate  # where not, the kernel never looks at the last map
+    by_tma = (
+        aligned and not config.out_fp32 and not config.accumulate
+    )  # where not, the kernel never looks at the last map
     map_d = TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else map_a
     tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
     return Launch(
@@ -294,8 +387,12 @@ def _merged(x: torch.Tensor) -> torch.Tensor:
     """(groups, rows, columns) as (groups * rows, columns), which a tensor map can describe. ValueError where the strides do not allow it."""
     groups, count, columns = x.shape
     if groups > 1 and count > 1 and x.stride(0) != count * x.stride(1):
-        raise ValueError(f"expected groups that follow each other, {count} rows of {x.stride(1)} elements each, got strides {tuple(x.stride())}")
-    pitch = x.stride(1) if count > 1 else x.stride(0) if groups > 1 else columns  # a single row may have any stride
+        raise ValueError(
+            f"expected groups that follow each other, {count} rows of {x.stride(1)} elements each, got strides {tuple(x.stride())}"
+        )
+    pitch = (
+        x.stride(1) if count > 1 else x.stride(0) if groups > 1 else columns
+    )  # a single row may have any stride
     return x.as_strided((groups * count, columns), (pitch, 1))
 
 

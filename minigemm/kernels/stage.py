@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .. import jit, runtime
+from .. import runtime
+from ..compiler import jit
 from ..layout import ceil_div
 from ..quantize import BLOCK, Quantized
 from ..types import Config, Launch, Legality, Problem
@@ -66,9 +67,13 @@ class Stage:
         return Path(__file__).parent / f"{self.name}.cu"
 
     def gemm(
-        self, a: Quantized, b: Quantized, config: Config | None = None, source: str | os.PathLike[str] | None = None,
+        self,
+        a: Quantized,
+        b: Quantized,
+        config: Config | None = None,
+        source: str | os.PathLike[str] | None = None,
         out_dtype: torch.dtype = torch.bfloat16,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """`d = a @ b.T`, by this stage's kernel: on the Hopper GPU that holds the tensors, or on the emulator for CPU tensors.
 
         Args:
@@ -95,48 +100,73 @@ class Stage:
             return torch.zeros(problem.m, problem.n, dtype=out_dtype, device=device)
         d = torch.empty(problem.m, problem.n, dtype=out_dtype, device=device)
         launch = self.launch(a, b, d, problem, config)
-        kernel = jit.build(self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel)
+        kernel = jit.build(
+            self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel
+        )
         machine = runtime.of(device)
         machine.launch(machine.load(kernel, launch.shared, device), launch)
         return d
 
     def check(
-        self, a: Quantized, b: Quantized, config: Config | None = None, source: str | os.PathLike[str] | None = None,
+        self,
+        a: Quantized,
+        b: Quantized,
+        config: Config | None = None,
+        source: str | os.PathLike[str] | None = None,
         out_dtype: torch.dtype = torch.bfloat16,
-    ) -> Problem:  # fmt: skip
+    ) -> Problem:
         """The problem that these arguments pose. Raises TypeError or ValueError that names the argument, what was expected and what came."""
         for name, operand, granularity in zip("ab", (a, b), self.granularities, strict=True):
             check_fp8_operand(name, operand, granularity)
         if a.data.device != b.data.device:
             raise ValueError(f"b: expected the device of a, {a.data.device}, got {b.data.device}")
         if a.data.shape[1] != b.data.shape[1]:
-            raise ValueError(f"b: expected (n, {a.data.shape[1]}), as many columns as a has, got {tuple(b.data.shape)}")
+            raise ValueError(
+                f"b: expected (n, {a.data.shape[1]}), as many columns as a has, got {tuple(b.data.shape)}"
+            )
         problem = Problem(a.data.shape[0], b.data.shape[0], a.data.shape[1])
         config = self.default_config(problem) if config is None else config
         if not isinstance(config, self.config):
-            raise TypeError(f"config: expected a {self.name}.Config, got {type(config).__module__.rpartition('.')[2]}.{type(config).__name__}")
+            raise TypeError(
+                f"config: expected a {self.name}.Config, got {type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
+            )
         for field, value in vars(config).items():
             if not isinstance(value, int):
                 raise TypeError(f"config.{field}: expected an int, got {value!r}")
         if not (legal := self.is_legal(config, problem)):
             near = nearest_legal(self.is_legal, config, problem)
-            raise ValueError(f"config: {legal.reason}" + (f"; the nearest legal config is {self.name}.{near}" if near else ""))
+            raise ValueError(
+                f"config: {legal.reason}"
+                + (f"; the nearest legal config is {self.name}.{near}" if near else "")
+            )
         if not isinstance(source, (str, os.PathLike, type(None))):
             raise TypeError(f"source: expected the path of a CUDA file, got {type(source).__name__}")
         if source is not None and not Path(source).is_file():
-            raise ValueError(f"source: expected the path of a CUDA file, got {os.fspath(source)!r}, which is not a file")
+            raise ValueError(
+                f"source: expected the path of a CUDA file, got {os.fspath(source)!r}, which is not a file"
+            )
         if out_dtype not in self.out_dtypes:
-            raise TypeError(f"out_dtype: expected {' or '.join(map(str, self.out_dtypes))}, got {out_dtype!r}")
+            raise TypeError(
+                f"out_dtype: expected {' or '.join(map(str, self.out_dtypes))}, got {out_dtype!r}"
+            )
         runtime.of(a.data.device).check_device(a.data.device)
         return problem
 
 
-def nearest_legal(is_legal: Callable[[Config, Problem], Legality], config: Config, problem: Problem) -> Config | None:
+def nearest_legal(
+    is_legal: Callable[[Config, Problem], Legality], config: Config, problem: Problem
+) -> Config | None:
     """The legal config that differs from this one in the fewest fields, and in them least; None where two fields are not enough."""
     names = [field.name for field in fields(config)]
     for count in (1, 2):
         near = [
-            (sum(_distance(getattr(config, name), value) for name, value in zip(chosen, values, strict=True)), candidate)
+            (
+                sum(
+                    _distance(getattr(config, name), value)
+                    for name, value in zip(chosen, values, strict=True)
+                ),
+                candidate,
+            )
             for chosen in combinations(names, count)
             for values in product(*(_neighbours(getattr(config, name)) for name in chosen))
             if is_legal(candidate := replace(config, **dict(zip(chosen, values, strict=True))), problem)
@@ -161,7 +191,9 @@ def _distance(value: int, other: int) -> float:
 def check_fp8_operand(name: str, operand: Quantized, granularity: str) -> None:
     """Dtype, shape, strides, alignment and scale of one quantized matrix."""
     if not isinstance(operand, Quantized):
-        raise TypeError(f"{name}: expected a Quantized (from minigemm.quantize.quantize), got {type(operand).__name__}")
+        raise TypeError(
+            f"{name}: expected a Quantized (from minigemm.quantize.quantize), got {type(operand).__name__}"
+        )
     data, scale = operand.data, operand.scale
     for part, value in (("data", data), ("scale", scale)):
         if not isinstance(value, torch.Tensor):
@@ -188,9 +220,13 @@ def check_fp8_operand(name: str, operand: Quantized, granularity: str) -> None:
     if data.stride(1) != 1 and k > 1:
         raise ValueError(f"{name}.data: expected a contiguous last dimension, got strides {data.stride()}")
     if m > 1 and (data.stride(0) % 16 or data.stride(0) < k):
-        raise ValueError(f"{name}.data: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(0)}")
+        raise ValueError(
+            f"{name}.data: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(0)}"
+        )
     if data.data_ptr() % 16:
-        raise ValueError(f"{name}.data: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one")
+        raise ValueError(
+            f"{name}.data: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one"
+        )
     if max(m, k) > SIZE_LIMIT:
         raise ValueError(f"{name}.data: expected at most 2**30 rows and columns, got {tuple(data.shape)}")
 
@@ -199,13 +235,17 @@ def check_block_scale(name: str, scale: torch.Tensor, m: int, k: int, granularit
     """Shape and strides of the scales, one for each 1x128 or 128x128 block of an (m, k) matrix."""
     down, across = (m if granularity == "1x128" else ceil_div(m, BLOCK)), ceil_div(k, BLOCK)
     if tuple(scale.shape) != (down, across):
-        raise ValueError(f"{name}.scale: expected shape {(down, across)}, one scale for each {granularity} block, got {tuple(scale.shape)}")
+        raise ValueError(
+            f"{name}.scale: expected shape {(down, across)}, one scale for each {granularity} block, got {tuple(scale.shape)}"
+        )
     row, column = scale.stride()
     row_major = (across <= 1 or column == 1) and (down <= 1 or row >= across)
     m_major = (down <= 1 or row == 1) and (across <= 1 or column >= down)
     if not row_major and not (m_major and granularity == "1x128"):
         orders = "M-major or row-major" if granularity == "1x128" else "row-major"
-        raise ValueError(f"{name}.scale: expected {orders} scales that do not overlap, got strides {tuple(scale.stride())}")
+        raise ValueError(
+            f"{name}.scale: expected {orders} scales that do not overlap, got strides {tuple(scale.stride())}"
+        )
 
 
 def rows(q: Quantized) -> torch.Tensor:
@@ -221,14 +261,21 @@ def quickest(choices: Sequence[Any], problem: Problem) -> Any:
 
     def time(config: Any) -> int:
         tiles = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
-        return ceil_div(tiles, SMS) * (config.block_m * config.block_n + 32 * (config.block_m + config.block_n))
+        return ceil_div(tiles, SMS) * (
+            config.block_m * config.block_n + 32 * (config.block_m + config.block_n)
+        )
 
     return min(choices, key=time)
 
 
 def check_tiles(block: tuple[int, int], thread: tuple[int, int], shared: int, registers: int) -> str:
     """Why a tile of (block m, block n) with a register tile (thread m, thread n) cannot run; "" when it can."""
-    for value, name in ((block[0], "block_m"), (block[1], "block_n"), (thread[0], "thread_m"), (thread[1], "thread_n")):
+    for value, name in (
+        (block[0], "block_m"),
+        (block[1], "block_n"),
+        (thread[0], "thread_m"),
+        (thread[1], "thread_n"),
+    ):
         if value < 1:
             return f"{name} must be at least 1, got {value}"
     for size, part, axis in ((block[0], thread[0], "m"), (block[1], thread[1], "n")):
@@ -273,7 +320,9 @@ def check_promoted(config: Any, registers: int) -> str:
         tile
         or check_shared(config.shared_bytes, "fewer stages or smaller blocks")
         or check_registers(config.accumulators + 32, config.threads, registers)
-        or check_registers(config.block_n // 2 + 28, config.threads)  # what one instruction names must be there at launch
+        or check_registers(
+            config.block_n // 2 + 28, config.threads
+        )  # what one instruction names must be there at launch
     )
 
 
@@ -287,7 +336,11 @@ def check_registers(registers: int, threads: int, limit: int | None = None) -> s
 
 def check_shared(shared: int, advice: str) -> str:
     """Why a CTA cannot have so many bytes of shared memory; "" when it can."""
-    return f"{shared} bytes of shared memory exceed the {SHARED_LIMIT} of a CTA: take {advice}" if shared > SHARED_LIMIT else ""
+    return (
+        f"{shared} bytes of shared memory exceed the {SHARED_LIMIT} of a CTA: take {advice}"
+        if shared > SHARED_LIMIT
+        else ""
+    )
 
 
 def check_grid(m: int, n: int, block_m: int, block_n: int) -> str:
@@ -310,4 +363,6 @@ def check_schedule(m: int, n: int, block_m: int, block_n: int, ctas: int, raster
 
 def ctas(chosen: int, device: torch.device) -> int:
     """CTAs of a persistent kernel, as chosen, or one for each SM; the emulator is taken for an H100."""
-    return chosen or (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS)
+    return chosen or (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS
+    )

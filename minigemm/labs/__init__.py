@@ -12,6 +12,18 @@ from __future__ import annotations
 from .grading import Criterion, Grade, Lab, Outcome, StillToDo, check, require, solve, start
 from .pipeline import PIPELINE
 
-__all__ = ["LABS", "PIPELINE", "Criterion", "Grade", "Lab", "Outcome", "StillToDo", "check", "require", "solve", "start"]
+__all__ = [
+    "LABS",
+    "PIPELINE",
+    "Criterion",
+    "Grade",
+    "Lab",
+    "Outcome",
+    "StillToDo",
+    "check",
+    "require",
+    "solve",
+    "start",
+]
 
 LABS = {lab.name: lab for lab in (PIPELINE,)}

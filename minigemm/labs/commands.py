@@ -24,20 +24,30 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when everything was graded, whatever the points."""
-    parser = argparse.ArgumentParser(prog="python -m minigemm.labs", description="Graded labs, without a GPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigemm.labs", description="Graded labs, without a GPU."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    grading = commands.add_parser("grade", help="grade every .cu file of a folder, each one a student's submission")
+    grading = commands.add_parser(
+        "grade", help="grade every .cu file of a folder, each one a student's submission"
+    )
     grading.add_argument("folder", type=Path, metavar="FOLDER")
     grading.add_argument("--lab", choices=tuple(LABS), default="pipeline")
     grading.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    grading.add_argument("--seconds", type=float, default=Limits.seconds, help="for one submission; default %(default)g")
-    grading.add_argument("--memory", type=int, default=Limits.memory >> 20, help="MiB for one submission; default %(default)d")
+    grading.add_argument(
+        "--seconds", type=float, default=Limits.seconds, help="for one submission; default %(default)g"
+    )
+    grading.add_argument(
+        "--memory", type=int, default=Limits.memory >> 20, help="MiB for one submission; default %(default)d"
+    )
     grading.add_argument("--jobs", type=int, default=2, help="submissions at a time; default %(default)d")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         return _fail(f"expected a folder with .cu files, got {str(options.folder)!r}, which is no folder")
     if options.seconds <= 0 or options.memory <= 0 or options.jobs <= 0:
-        return _fail(f"expected positive --seconds, --memory and --jobs, got {options.seconds:g}, {options.memory} and {options.jobs}")
+        return _fail(
+            f"expected positive --seconds, --memory and --jobs, got {options.seconds:g}, {options.memory} and {options.jobs}"
+        )
     paths = submissions(options.folder)
     if not paths:
         return _fail(f"there is no .cu file in {options.folder}")
@@ -53,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         grades = grade(paths, lab, limits, options.jobs, heard)
     if options.json:
         points = {criterion.name: criterion.points for criterion in lab.criteria}
-        print(json.dumps({"lab": lab.name, "points": points, "submissions": [each.to_dict() for each in grades]}))
+        print(
+            json.dumps(
+                {"lab": lab.name, "points": points, "submissions": [each.to_dict() for each in grades]}
+            )
+        )
     else:
         _show(grades, lab)
     return 0
@@ -67,7 +81,13 @@ def _fail(message: str) -> int:
 def _show(grades: list[Grade], lab: Lab) -> None:
     """A row a submission, then what each should do next."""
     console = Console(highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=f"{lab.name}: {lab.title}", title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title=f"{lab.name}: {lab.title}",
+        title_justify="left",
+    )
     table.add_column("submission", overflow="fold")
     for criterion in lab.criteria:
         table.add_column(f"{criterion.name}\n({criterion.points})", justify="right", no_wrap=True)
@@ -75,7 +95,12 @@ def _show(grades: list[Grade], lab: Lab) -> None:
     table.add_column("time\ns", justify="right", no_wrap=True)
     for each in grades:
         points = [f"[green]{points}[/green]" if points else "[red]0[/red]" for points in each.points.values()]
-        table.add_row(escape(each.name.removesuffix(".cu")), *points, f"[bold]{each.total}[/bold]", f"{each.seconds:.1f}")
+        table.add_row(
+            escape(each.name.removesuffix(".cu")),
+            *points,
+            f"[bold]{each.total}[/bold]",
+            f"{each.seconds:.1f}",
+        )
     console.print(table)
     for each in grades:
         if each.messages:
@@ -83,7 +108,9 @@ def _show(grades: list[Grade], lab: Lab) -> None:
             for name, message in _together(each.messages):
                 if name:
                     console.print(f"  [yellow]{escape(name)}[/yellow]")
-                for line in message.splitlines():  # each indented like itself where it is too long for the terminal
+                for (
+                    line
+                ) in message.splitlines():  # each indented like itself where it is too long for the terminal
                     console.print(Padding(Text(line.lstrip()), (0, 0, 0, 4 + len(line) - len(line.lstrip()))))
 
 

@@ -36,7 +36,8 @@ __all__ = ["Limits", "grade", "refused", "submissions"]
 
 SHOWN = 4000  # characters of a message
 _READS = re.compile(  # a directive that reads a file, however it is written; only #include "ptx.cuh" may
-    r"(?:#|%:|\?\?=)(?:\s|/\*.*?\*/)*(?:include_next|import|embed|include(?!\s*\"ptx\.cuh\"\s))|__has_(?:include|embed)", re.DOTALL
+    r"(?:#|%:|\?\?=)(?:\s|/\*.*?\*/)*(?:include_next|import|embed|include(?!\s*\"ptx\.cuh\"\s))|__has_(?:include|embed)",
+    re.DOTALL,
 )
 
 
@@ -55,7 +56,13 @@ def submissions(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix == ".cu")
 
 
-def grade(paths: list[Path], lab: Lab, limits: Limits | None = None, jobs: int = 2, heard: Callable[[Grade], None] = lambda grade: None) -> list[Grade]:
+def grade(
+    paths: list[Path],
+    lab: Lab,
+    limits: Limits | None = None,
+    jobs: int = 2,
+    heard: Callable[[Grade], None] = lambda grade: None,
+) -> list[Grade]:
     """A grade for each file, in order. `heard` gets each as it comes. Raises nothing that a submission could cause."""
     limits = limits or Limits()
     context = multiprocessing.get_context("forkserver")
@@ -122,7 +129,9 @@ def _graded(path: Path, lab: Lab, limits: Limits, server: _Server) -> Grade:
         copy = Path(folder) / (re.sub(r"[^\w.-]", "_", path.stem)[:80] + ".cu")
         copy.write_text(text, encoding="utf-8")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(theirs, lab.name, copy.name, folder, limits), daemon=True)
+        process = context.Process(
+            target=_child, args=(theirs, lab.name, copy.name, folder, limits), daemon=True
+        )
         process.start()
         theirs.close()
         stopped = _collect(ours, process, outcomes, started + limits.seconds, limits)
@@ -130,7 +139,13 @@ def _graded(path: Path, lab: Lab, limits: Limits, server: _Server) -> Grade:
     return gathered(lab, path.name, outcomes, time.perf_counter() - started, left, stopped)
 
 
-def _collect(ours: Connection, process: multiprocessing.context.ForkServerProcess, outcomes: list[Outcome], end: float, limits: Limits) -> str:
+def _collect(
+    ours: Connection,
+    process: multiprocessing.context.ForkServerProcess,
+    outcomes: list[Outcome],
+    end: float,
+    limits: Limits,
+) -> str:
     """The child's outcomes into the list. Says why it stopped before its end; "" when it did not."""
     stopped = f"no answer after {limits.seconds:g} seconds, and the submission was stopped: does a loop never end, in the kernel or while it is compiled?"
     try:
@@ -139,7 +154,9 @@ def _collect(ours: Connection, process: multiprocessing.context.ForkServerProces
             if told is None:
                 stopped = ""
                 break
-            outcomes.append(Outcome(str(told["criterion"]), told["met"] is True, _plain(str(told["message"]))))
+            outcomes.append(
+                Outcome(str(told["criterion"]), told["met"] is True, _plain(str(told["message"])))
+            )
     except EOFError:  # the child is gone
         process.join(5)
         code = process.exitcode
@@ -167,7 +184,10 @@ def _end(process: multiprocessing.context.ForkServerProcess) -> None:
 
 def _plain(text: str) -> str:
     """Without control and format characters, which could steer a terminal, and not endless."""
-    text = "".join(sign if sign in "\n\t" or unicodedata.category(sign)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for sign in text[: SHOWN + 1])
+    text = "".join(
+        sign if sign in "\n\t" or unicodedata.category(sign)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for sign in text[: SHOWN + 1]
+    )
     return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 
 
@@ -190,7 +210,9 @@ def _child(answers: Connection, name: str, file: str, folder: str, limits: Limit
     for descriptor in (0, 1, 2):
         os.dup2(silent, descriptor)
     lab.prepare()  # made already, unless the server could not
-    os.environ.update(HOME=folder, TMPDIR=folder, MINIGEMM_CACHE_DIR=os.path.join(folder, "cache"), CUDA_VISIBLE_DEVICES="")
+    os.environ.update(
+        HOME=folder, TMPDIR=folder, MINIGEMM_CACHE_DIR=os.path.join(folder, "cache"), CUDA_VISIBLE_DEVICES=""
+    )
     tempfile.tempdir = None
     warnings.simplefilter("ignore")
     _limit(limits)

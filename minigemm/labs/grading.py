@@ -15,7 +15,19 @@ from ..kernels import stage_named
 from . import marks, skeleton
 from .skeleton import Task
 
-__all__ = ["Criterion", "Grade", "Lab", "Outcome", "StillToDo", "check", "gathered", "require", "solve", "start", "untouched"]
+__all__ = [
+    "Criterion",
+    "Grade",
+    "Lab",
+    "Outcome",
+    "StillToDo",
+    "check",
+    "gathered",
+    "require",
+    "solve",
+    "start",
+    "untouched",
+]
 
 SIZE_LIMIT = 256 * 1024  # bytes of a submission; the largest stage has a twentieth
 
@@ -54,12 +66,16 @@ class Lab:
     given: tuple[str, ...]
     criteria: tuple[Criterion, ...]
     judge: Callable[[Path], Iterator[Outcome]]
-    prepare: Callable[[], object] = field(default=lambda: None)  # what all submissions need and one process can make for them
+    prepare: Callable[[], object] = field(
+        default=lambda: None
+    )  # what all submissions need and one process can make for them
 
     @cached_property
     def marked(self) -> str:
         """The lab's file with its solutions between marks, from the two stages."""
-        before, after = (stage_named(name).stage.source.read_text(encoding="utf-8") for name in (self.before, self.after))
+        before, after = (
+            stage_named(name).stage.source.read_text(encoding="utf-8") for name in (self.before, self.after)
+        )
         return skeleton.marked(before, after, self.tasks, self.given)
 
     @property
@@ -127,10 +143,14 @@ def start(path: str | os.PathLike[str], lab: Lab) -> Path:
     """Writes the file that the learner starts from; a file that is there already is kept. Prints which it was."""
     path = Path(path)
     if path.exists():
-        print(f"{path} is here already, and stays as it is. To begin again, rename it and run this once more.")
+        print(
+            f"{path} is here already, and stays as it is. To begin again, rename it and run this once more."
+        )
     else:
         path.write_text(lab.student, encoding="utf-8")
-        print(f"Wrote {path}: {lab.before}, with {len(skeleton.todos(lab.student))} places marked TODO. Open it beside this notebook.")
+        print(
+            f"Wrote {path}: {lab.before}, with {len(skeleton.todos(lab.student))} places marked TODO. Open it beside this notebook."
+        )
     return path
 
 
@@ -153,7 +173,13 @@ def check(path: str | os.PathLike[str], lab: Lab) -> Grade:
     path = Path(path)
     started = time.perf_counter()
     outcomes = untouched(lab, path.read_text(encoding="utf-8")) or list(lab.judge(path))
-    return gathered(lab, path.name, outcomes, time.perf_counter() - started, skeleton.todos(path.read_text(encoding="utf-8")))
+    return gathered(
+        lab,
+        path.name,
+        outcomes,
+        time.perf_counter() - started,
+        skeleton.todos(path.read_text(encoding="utf-8")),
+    )
 
 
 def untouched(lab: Lab, text: str) -> list[Outcome]:
@@ -163,16 +189,28 @@ def untouched(lab: Lab, text: str) -> list[Outcome]:
     return [Outcome(criterion.name, False) for criterion in lab.criteria]
 
 
-def gathered(lab: Lab, name: str, outcomes: list[Outcome], seconds: float, left: list[str], stopped: str = "") -> Grade:
+def gathered(
+    lab: Lab, name: str, outcomes: list[Outcome], seconds: float, left: list[str], stopped: str = ""
+) -> Grade:
     """The grade that these outcomes make. `left` are the TODOs in the file; `stopped` says why there are no more outcomes."""
     met = {outcome.criterion: outcome.met for outcome in outcomes}
-    points = {criterion.name: criterion.points if met.get(criterion.name) else 0 for criterion in lab.criteria}
+    points = {
+        criterion.name: criterion.points if met.get(criterion.name) else 0 for criterion in lab.criteria
+    }
     messages = {outcome.criterion: outcome.message for outcome in outcomes if outcome.message}
     if stopped:
         messages.update({criterion.name: stopped for criterion in lab.criteria if criterion.name not in met})
     if left:
         messages[""] = "Still to do:\n" + "\n".join(f"  {todo}" for todo in left)
     elif outcomes and not any(points.values()) and not messages:
-        messages[""] = f"This is the file that the lab starts from; it has lost its {len(skeleton.todos(lab.student))} TODOs. Begin again with the lab's first cell."
-    return Grade(name, lab.name, points, {criterion.name: criterion.points for criterion in lab.criteria}, messages, round(seconds, 2))
-
+        messages[""] = (
+            f"This is the file that the lab starts from; it has lost its {len(skeleton.todos(lab.student))} TODOs. Begin again with the lab's first cell."
+        )
+    return Grade(
+        name,
+        lab.name,
+        points,
+        {criterion.name: criterion.points for criterion in lab.criteria},
+        messages,
+        round(seconds, 2),
+    )

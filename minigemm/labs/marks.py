@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 
 __all__ = ["code_lines", "marked", "solution", "student"]
 
-_MARK = re.compile(r"(?P<indent>\s*)(?P<sign>//|#) (?P<mark>BEGIN SOLUTION|INSTEAD|END SOLUTION)\b ?(?P<title>.*)")
+_MARK = re.compile(
+    r"(?P<indent>\s*)(?P<sign>//|#) (?P<mark>BEGIN SOLUTION|INSTEAD|END SOLUTION)\b ?(?P<title>.*)"
+)
 
 
 def student(text: str) -> str:
@@ -34,7 +36,13 @@ def marked(title: str, solution: Iterable[str], instead: Iterable[str], sign: st
     """The lines of one marked part, indented like the solution."""
     lines = list(solution)
     indent = next((line[: len(line) - len(line.lstrip())] for line in lines if line.strip()), "")
-    return [f"{indent}{sign} BEGIN SOLUTION {title}", *lines, f"{indent}{sign} INSTEAD", *instead, f"{indent}{sign} END SOLUTION"]
+    return [
+        f"{indent}{sign} BEGIN SOLUTION {title}",
+        *lines,
+        f"{indent}{sign} INSTEAD",
+        *instead,
+        f"{indent}{sign} END SOLUTION",
+    ]
 
 
 def code_lines(lines: Iterable[str], sign: str) -> int:
@@ -60,8 +68,14 @@ def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] |
         match = _MARK.fullmatch(line)
         mark = match["mark"] if match else ""
         expected = (mark == "BEGIN SOLUTION") == (begun is None)
-        if match and (not expected or (mark == "INSTEAD" and instead is not None) or (begun and begun["sign"] != match["sign"])):
-            raise ValueError(f"line {number}: {line.strip()!r} does not belong here: the marks are BEGIN SOLUTION, perhaps INSTEAD, and END SOLUTION")
+        if match and (
+            not expected
+            or (mark == "INSTEAD" and instead is not None)
+            or (begun and begun["sign"] != match["sign"])
+        ):
+            raise ValueError(
+                f"line {number}: {line.strip()!r} does not belong here: the marks are BEGIN SOLUTION, perhaps INSTEAD, and END SOLUTION"
+            )
         if mark == "BEGIN SOLUTION":
             begun, lines, instead = match, [], None
         elif mark == "INSTEAD":

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import torch
 
-from .. import emulator, jit, quantize, tour
+from .. import emulator, quantize
+from ..compiler import jit
+from ..compiler.inspection import inspect
 from ..emulator import Report
-from ..emulator.timeline import Timeline
-from ..inspection import inspect
+from ..emulator.watch.timeline import Timeline
 from ..kernels import s04_wgmma, s05_pipelined
 from ..kernels.stage import Stage
 from ..layout import ceil_div
 from ..quantize import BLOCK, Quantized
 from ..runtime import emulated
 from ..types import CompileError, Config, Problem, TensorMap
+from ..verify.judge import relative_error, tolerance
 from .grading import Criterion, Lab, Outcome
 from .skeleton import Task
 
@@ -47,21 +49,44 @@ SHOWN = 2  # hazards told in full
 
 TASKS = (
     Task("a ring: STAGES tiles of a, STAGES tiles of b, and a barrier for each slot", "a[STAGES][BLOCK_M]"),
-    Task("load into slot `stage`: its tiles, its barrier, the bytes of one slot", "int stage, const CUtensorMap& a_map"),
+    Task(
+        "load into slot `stage`: its tiles, its barrier, the bytes of one slot",
+        "int stage, const CUtensorMap& a_map",
+    ),
     Task("multiply the tiles of slot `stage`", "const Shared& shared, int stage, int row"),
     Task("initialise the barrier of every slot", "mbarrier_init(&shared.full[i]"),
     Task("ask for the first STAGES - 1 tiles, or for fewer where k has fewer", "i < STAGES - 1"),
-    Task("each step: its slot and parity; leave a group in flight; load STAGES - 1 steps ahead", "int stage = 0, before"),
+    Task(
+        "each step: its slot and parity; leave a group in flight; load STAGES - 1 steps ahead",
+        "int stage = 0, before",
+    ),
     Task("the last group of products is still in flight", "  wgmma_wait_group<0>();\n  keep_in_order(acc);"),
 )
-GIVEN = ("// s05_pipelined:", "// Shared memory holds STAGES", "s05_pipelined(", "thread 0 has initialised the barriers")
+GIVEN = (
+    "// s05_pipelined:",
+    "// Shared memory holds STAGES",
+    "s05_pipelined(",
+    "thread 0 has initialised the barriers",
+)
 
 CRITERIA = (
     Criterion("compiles", 10, "The file compiles for both configs, with the shared memory that they say."),
-    Criterion("result", 30, "The product is right in every case: whole and ragged shapes, one k-step and many, copies that land late, early or at random."),
+    Criterion(
+        "result",
+        30,
+        "The product is right in every case: whole and ragged shapes, one k-step and many, copies that land late, early or at random.",
+    ),
     Criterion("hazards", 20, "The emulator finds no hazard in any of these runs."),
-    Criterion("structure", 10, "The SASS holds UTMALDG, QGMMA and a wait that leaves one group of products in flight; loads complete on several mbarriers."),
-    Criterion("overlap", 20, f"In the cycle model a load is in flight while the tensor core works, which is busy at least {MARGIN:g} times as much as in s04."),
+    Criterion(
+        "structure",
+        10,
+        "The SASS holds UTMALDG, QGMMA and a wait that leaves one group of products in flight; loads complete on several mbarriers.",
+    ),
+    Criterion(
+        "overlap",
+        20,
+        f"In the cycle model a load is in flight while the tensor core works, which is busy at least {MARGIN:g} times as much as in s04.",
+    ),
     Criterion("bytes", 10, "TMA loads each tile once for each CTA that needs it, and no other."),
 )
 
@@ -130,10 +155,12 @@ def _expected(problem: Problem) -> tuple[torch.Tensor, float]:
     """The exact product, and the relative error below which a result is right."""
     a, b = _operands(problem)
     exact = quantize.reference(a, b)
-    return exact, tour.tolerance(s05_pipelined.stage, a, b, exact)
+    return exact, tolerance(s05_pipelined.stage, a, b, exact)
 
 
-def _run(stage: Stage, path: Path, config: Config, problem: Problem, schedule: str | int, timeline: bool = False) -> tuple[torch.Tensor, Report]:
+def _run(
+    stage: Stage, path: Path, config: Config, problem: Problem, schedule: str | int, timeline: bool = False
+) -> tuple[torch.Tensor, Report]:
     """One launch, into a d of NaN; an endless loop is named after a fraction of a second, not after minutes."""
     a, b = _operands(problem)
     d = torch.full((problem.m, problem.n), float("nan"), dtype=torch.bfloat16)
@@ -149,7 +176,9 @@ def _run(stage: Stage, path: Path, config: Config, problem: Problem, schedule: s
     return d, report
 
 
-def _try(path: Path, config: s05_pipelined.Config, problem: Problem, schedule: str | int, runs: _Runs) -> None:
+def _try(
+    path: Path, config: s05_pipelined.Config, problem: Problem, schedule: str | int, runs: _Runs
+) -> None:
     """One case into what is known of all."""
     case = f"m={problem.m}, n={problem.n}, k={problem.k}, {config.block_m}x{config.block_n} tiles, {config.stages} stages, schedule {schedule}"
     try:
@@ -159,7 +188,7 @@ def _try(path: Path, config: s05_pipelined.Config, problem: Problem, schedule: s
         return
     runs.ended += 1
     exact, tolerance = _expected(problem)
-    distance = tour.relative_error(d, exact)
+    distance = relative_error(d, exact)
     if not distance < tolerance:
         runs.wrong.append(f"{case}: the relative error is {distance:.2g}, and below {tolerance:.2g} is right")
     for hazard in report.hazards:
@@ -167,9 +196,15 @@ def _try(path: Path, config: s05_pipelined.Config, problem: Problem, schedule: s
     steps = ceil_div(problem.k, BLOCK)
     waves = config.block_m // 64
     if sum(event.kind == "wgmma issued" for event in report.events) < steps * waves * BLOCK // 32:
-        runs.hazards.setdefault("nothing", f"{case}: the tensor core has not multiplied every tile, so that there is nothing to judge")
+        runs.hazards.setdefault(
+            "nothing",
+            f"{case}: the tensor core has not multiplied every tile, so that there is nothing to judge",
+        )
     ctas = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
-    needed, loaded = ctas * steps * (config.block_m + config.block_n) * BLOCK, report.counters["tma_load_bytes"]
+    needed, loaded = (
+        ctas * steps * (config.block_m + config.block_n) * BLOCK,
+        report.counters["tma_load_bytes"],
+    )
     if loaded != needed:
         advice = "a tile is loaded twice, or one beyond k" if loaded > needed else "tiles are missing"
         runs.excess.append(f"{case}: TMA loads {loaded:,} bytes where the tiles have {needed:,}: {advice}")
@@ -206,8 +241,12 @@ def timeline_of(path: Path | None = None) -> Report:
 
 def overlap(timeline: Timeline) -> tuple[float, float]:
     """The share of the time in which the tensor core is busy, and that in which it is while a load is in flight."""
-    products = [(i.start, i.end) for i in timeline.intervals if i.agent == "tensor core" and i.state == "busy"]
-    loads = sorted((i.start, i.end) for i in timeline.intervals if i.agent == "TMA" and i.what.startswith("load"))
+    products = [
+        (i.start, i.end) for i in timeline.intervals if i.agent == "tensor core" and i.state == "busy"
+    ]
+    loads = sorted(
+        (i.start, i.end) for i in timeline.intervals if i.agent == "TMA" and i.what.startswith("load")
+    )
     both = 0.0
     for start, end in products:
         reached = start

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 
-from .. import jit
+from ..compiler import jit
 from ..types import CompileError
 from . import LABS
 

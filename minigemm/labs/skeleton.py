@@ -54,13 +54,19 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
             out += new[k:end]
     missing = [text for text in (*(task.anchor for task in tasks), *given) if found.count(text) != 1]
     if missing:
-        raise ValueError(f"the difference between the stages has {found.count(missing[0])} pieces with {missing[0]!r}, and one was expected")
+        raise ValueError(
+            f"the difference between the stages has {found.count(missing[0])} pieces with {missing[0]!r}, and one was expected"
+        )
     return "\n".join(out)
 
 
 def todos(text: str) -> list[str]:
     """The TODOs left in a file, each with its line: "line 18: TODO (roughly 3 lines): ..."."""
-    return [f"line {number}: {match[1]}" for number, line in enumerate(text.splitlines(), 1) if (match := _TODO.search(line))]
+    return [
+        f"line {number}: {match[1]}"
+        for number, line in enumerate(text.splitlines(), 1)
+        if (match := _TODO.search(line))
+    ]
 
 
 def code_of(text: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .. import jit, types
+from .. import types
+from ..compiler import jit
 
 __all__ = ["Prepared", "check_device", "launch", "load", "prepare", "tensor_map"]
 
@@ -35,7 +36,9 @@ def _driver() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise ValueError(f"cuda-bindings is needed to launch on a GPU and could not be imported ({error}): pip install cuda-bindings") from None
+        raise ValueError(
+            f"cuda-bindings is needed to launch on a GPU and could not be imported ({error}): pip install cuda-bindings"
+        ) from None
     return driver
 
 
@@ -45,7 +48,11 @@ def _check(answer: tuple, what: str) -> Any:
         _, name = _driver().cuGetErrorName(error)
         _, text = _driver().cuGetErrorString(error)
         hint = ""
-        if name in (b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", b"CUDA_ERROR_NO_BINARY_FOR_GPU", b"CUDA_ERROR_INVALID_IMAGE"):
+        if name in (
+            b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            b"CUDA_ERROR_NO_BINARY_FOR_GPU",
+            b"CUDA_ERROR_INVALID_IMAGE",
+        ):
             hint = ". The driver is older than the compiler (NVRTC): update the driver, or install nvidia-cuda-nvrtc of the driver's CUDA version"
         if name.startswith(b"CUDA_ERROR_STREAM_CAPTURE"):
             hint = ". A CUDA graph is being captured, and what is made here cannot be made meanwhile: call once before, or use minigemm.precompile"
@@ -57,7 +64,10 @@ def _check(answer: tuple, what: str) -> Any:
 def _context(index: int) -> Any:
     """The GPU's primary context, which is torch's."""
     driver = _driver()
-    return _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index), f"finding GPU {index}")), f"the context of GPU {index}")
+    return _check(
+        driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index), f"finding GPU {index}")),
+        f"the context of GPU {index}",
+    )
 
 
 class _current:
@@ -67,7 +77,9 @@ class _current:
         self._index = index
 
     def __enter__(self) -> None:
-        _check(_driver().cuCtxPushCurrent(_context(self._index)), f"entering the context of GPU {self._index}")
+        _check(
+            _driver().cuCtxPushCurrent(_context(self._index)), f"entering the context of GPU {self._index}"
+        )
 
     def __exit__(self, *exception: object) -> None:
         _check(_driver().cuCtxPopCurrent(), f"leaving the context of GPU {self._index}")
@@ -85,7 +97,10 @@ def check_device(device: torch.device) -> None:
         )
     import cuda.bindings
 
-    driver, generation = _check(_driver().cuDriverGetVersion(), "the driver's version"), cuda.bindings.__version__.partition(".")[0]
+    driver, generation = (
+        _check(_driver().cuDriverGetVersion(), "the driver's version"),
+        cuda.bindings.__version__.partition(".")[0],
+    )
     if driver < 1000 * int(generation):
         raise ValueError(
             f"device: the GPU's driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10}, and kernels would be compiled for CUDA {generation}; "
@@ -102,10 +117,15 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     driver = _driver()
     with _lock, _current(index), _capture_allows():
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
-        function = _check(driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}")
+        function = _check(
+            driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}"
+        )
         if shared > 48 * 1024:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(driver.cuFuncSetAttribute(function, attribute, shared), f"{shared} bytes of shared memory for {kernel.name}")
+            _check(
+                driver.cuFuncSetAttribute(function, attribute, shared),
+                f"{shared} bytes of shared memory for {kernel.name}",
+            )
         loaded = _loaded[kernel.key, index] = Loaded(function, index, module)
     return loaded
 
@@ -125,14 +145,30 @@ def _capture_allows() -> Iterator[None]:
 def tensor_map(description: types.TensorMap) -> Any:
     """The driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
     tensor = description.tensor
-    return _encoded(tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), description.box, description.swizzle)
+    return _encoded(
+        tensor.data_ptr(),
+        tensor.element_size(),
+        tensor.shape,
+        tensor.stride(),
+        description.box,
+        description.swizzle,
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def _encoded(address: int, size: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int) -> Any:
+def _encoded(
+    address: int,
+    size: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
+    swizzle: int,
+) -> Any:
     """The map of what lies at an address, whatever tensor it is: the same again where weights meet a new number of rows."""
     long, encode, kind, *others = _map_constants(size, box, swizzle)
-    pitches = [long(stride * size) for stride in strides[-2::-1]] or [long(16)]  # a vector has none, but the driver wants one
+    pitches = [long(stride * size) for stride in strides[-2::-1]] or [
+        long(16)
+    ]  # a vector has none, but the driver wants one
     answer = encode(kind, len(shape), address, [*map(long, reversed(shape))], pitches, *others)
     if answer[0]:
         _check(answer, f"a tensor map for shape {tuple(shape)}, box {box}, swizzle {swizzle}")
@@ -147,7 +183,11 @@ def _map_constants(size: int, box: tuple[int, ...], swizzle: int) -> tuple[Any, 
     return (
         driver.cuuint64_t,
         driver.cuTensorMapEncodeTiled,
-        {1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32}[size],
+        {
+            1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        }[size],
         [short(length) for length in box[::-1]],
         [short(1)] * len(box),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -200,7 +240,9 @@ class Prepared:
         return Prepared(self._launch, self._device, addresses, (self._kept, stored))
 
 
-def _starter(launch: Callable[..., tuple], device: int, addresses: array[int], kept: object) -> Callable[[], None]:
+def _starter(
+    launch: Callable[..., tuple], device: int, addresses: array[int], kept: object
+) -> Callable[[], None]:
     """What starts a prepared launch: a function that knows all it needs, and holds it by its default, since looking up an object's parts takes time."""
     parameters, _ = addresses.buffer_info()
     current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
@@ -208,7 +250,9 @@ def _starter(launch: Callable[..., tuple], device: int, addresses: array[int], k
     def start(kept: object = (addresses, kept)) -> None:
         if current_device() == device and not launch(current_stream(device), parameters, 0)[0]:
             return
-        with _current(device):  # another device is the current one, or this thread has no context yet; any other error comes again
+        with _current(
+            device
+        ):  # another device is the current one, or this thread has no context yet; any other error comes again
             _check(launch(current_stream(device), parameters, 0), "launch")
 
     return start
@@ -220,18 +264,32 @@ def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
         stored = [_parameter(arg) for arg in launch.args]
     what = (loaded.function, *launch.grid, *launch.block, launch.shared)
     plain = launch.cluster == (1, 1, 1)
-    start = functools.partial(_driver().cuLaunchKernel, *what) if plain else functools.partial(_launch_clusters, what, launch.cluster)
+    start = (
+        functools.partial(_driver().cuLaunchKernel, *what)
+        if plain
+        else functools.partial(_launch_clusters, what, launch.cluster)
+    )
     return Prepared(start, loaded.device, array("Q", map(_address, stored)), (loaded, stored))
 
 
-def _launch_clusters(what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int) -> tuple:
+def _launch_clusters(
+    what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int
+) -> tuple:
     """`cuLaunchKernel` for a grid of clusters. what: the function, its grid, block and bytes of shared memory."""
     driver = _driver()
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ, config.sharedMemBytes = what[1:]
+    (
+        config.gridDimX,
+        config.gridDimY,
+        config.gridDimZ,
+        config.blockDimX,
+        config.blockDimY,
+        config.blockDimZ,
+        config.sharedMemBytes,
+    ) = what[1:]
     config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
     return driver.cuLaunchKernelEx(config, what[0], parameters, extra)
 
@@ -246,9 +304,15 @@ def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
             _check((error,), f"finding the variable {name}")
             stored = _parameter(value)
             if ctypes.sizeof(stored) != size:
-                raise TypeError(f"variables[{name!r}]: the variable has {size} bytes, got {type(value).__name__} of {ctypes.sizeof(stored)}")
-            _check(driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size), f"setting the variable {name}")
-        torch.cuda.synchronize(loaded.device)  # a short copy may still be under way, and another stream would not wait for it
+                raise TypeError(
+                    f"variables[{name!r}]: the variable has {size} bytes, got {type(value).__name__} of {ctypes.sizeof(stored)}"
+                )
+            _check(
+                driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size), f"setting the variable {name}"
+            )
+        torch.cuda.synchronize(
+            loaded.device
+        )  # a short copy may still be under way, and another stream would not wait for it
 
 
 def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:

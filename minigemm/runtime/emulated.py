@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .. import emulator, jit, types
+from .. import emulator, types
+from ..compiler import jit
 
 __all__ = ["check_device", "launch", "load", "observe", "tensor_map"]
 
@@ -32,7 +33,11 @@ _warned: set[tuple[str, str]] = set()
 
 @contextmanager
 def observe(
-    schedule: str | int = "late", hazards: bool = True, requests: int = 0, timeline: bool | emulator.Rates = False, fast: bool = False
+    schedule: str | int = "late",
+    hazards: bool = True,
+    requests: int = 0,
+    timeline: bool | emulator.Rates = False,
+    fast: bool = False,
 ) -> Iterator[list[emulator.Report]]:
     """Collect the emulator's reports of every call on CPU tensors inside the `with`.
 
@@ -51,12 +56,18 @@ def observe(
     """
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
-    for name, value, kinds in (("hazards", hazards, bool), ("timeline", timeline, (bool, emulator.Rates)), ("fast", fast, bool)):
+    for name, value, kinds in (
+        ("hazards", hazards, bool),
+        ("timeline", timeline, (bool, emulator.Rates)),
+        ("fast", fast, bool),
+    ):
         if not isinstance(value, kinds):
             expected = "True, False or an emulator.Rates" if name == "timeline" else "True or False"
             raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if not isinstance(requests, int) or isinstance(requests, bool) or requests < 0:
-        raise TypeError(f"requests: expected how many to keep of each access, an integer from 0 on, got {requests!r}")
+        raise TypeError(
+            f"requests: expected how many to keep of each access, an integer from 0 on, got {requests!r}"
+        )
     observation = _Observation(schedule, hazards, requests, timeline, fast)
     token = _observing.set(observation)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..emulator.report import Report, Request
+from ..emulator.watch.report import Report, Request
 from .style import GREY, INK, PALE, RED, Picture, drawn, figure, ink_on, lane_colour
 
 __all__ = ["bank_rows", "banks", "requests_at", "sectors", "wavefronts"]
@@ -15,7 +15,9 @@ BANKS = 32
 WORD = 4  # bytes of a bank
 
 
-def requests_at(report: Report, text: str, space: str, store: bool = False, source: str = "") -> list[Request]:
+def requests_at(
+    report: Report, text: str, space: str, store: bool = False, source: str = ""
+) -> list[Request]:
     """The kept requests of a report to a space, of those lines whose place reads like `text` (such as ":40" or "" for all).
 
     With `source`, the text of the kernel's file, `text` is looked for in the lines themselves, callers included.
@@ -25,7 +27,9 @@ def requests_at(report: Report, text: str, space: str, store: bool = False, sour
     if space not in ("global", "shared"):
         raise ValueError(f'space: expected "global" or "shared", got {space!r}')
     if not report.requests:
-        raise ValueError("report: expected one that kept requests, as in minigemm.observe(requests=100), got one without")
+        raise ValueError(
+            "report: expected one that kept requests, as in minigemm.observe(requests=100), got one without"
+        )
     if source and text not in source:
         raise ValueError(f"text: the source has no line that reads {text!r}")
     lines = source.splitlines()
@@ -70,8 +74,22 @@ def sectors(request: Request, title: str = "") -> Picture:
             lanes = wanted[sector].get(x)
             axes.add_patch(_cell(x, y, lane_colour(min(lanes)) if lanes else PALE))
         every = set().union(*wanted[sector].values())
-        axes.text(SECTOR + 0.4, y + 0.5, f"lane{'s' if len(every) > 1 else ''} {_ranges(every)}", va="center", fontsize=7)
-        axes.text(-0.4, y + 0.5, f"+{(sector - touched[0]) * SECTOR:,}", va="center", ha="right", fontsize=7, color=GREY)
+        axes.text(
+            SECTOR + 0.4,
+            y + 0.5,
+            f"lane{'s' if len(every) > 1 else ''} {_ranges(every)}",
+            va="center",
+            fontsize=7,
+        )
+        axes.text(
+            -0.4,
+            y + 0.5,
+            f"+{(sector - touched[0]) * SECTOR:,}",
+            va="center",
+            ha="right",
+            fontsize=7,
+            color=GREY,
+        )
     used = sum(len(v) for v in wanted.values())
     axes.set(xlim=(-4, SECTOR + 6), ylim=(len(touched), 0))
     axes.axis("off")
@@ -128,13 +146,24 @@ def banks(request: Request, title: str = "") -> Picture:
         for bank in range(BANKS):
             _, lanes = wave.get(bank, (0, []))
             colour = lane_colour(min(lanes)) if lanes else PALE
-            axes.add_patch(_cell(bank, y, colour, RED if late and lanes else "white", 1.6 if late and lanes else 0.6))
+            axes.add_patch(
+                _cell(bank, y, colour, RED if late and lanes else "white", 1.6 if late and lanes else 0.6)
+            )
             if lanes:
                 label = f"{min(lanes)}+" if len(set(lanes)) > 1 else str(lanes[0])
-                axes.text(bank + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink_on(colour))
+                axes.text(
+                    bank + 0.5, y + 0.5, label, ha="center", va="center", fontsize=7, color=ink_on(colour)
+                )
         served = f"lanes {group * together}-{(group + 1) * together - 1}" if together < 32 else ""
         axes.text(BANKS + 0.3, y + 0.5, served, va="center", fontsize=8, color=GREY)
-        axes.text(BANKS + (3.7 if served else 0.3), y + 0.5, "conflict" if late else "", va="center", fontsize=8, color=RED)
+        axes.text(
+            BANKS + (3.7 if served else 0.3),
+            y + 0.5,
+            "conflict" if late else "",
+            va="center",
+            fontsize=8,
+            color=RED,
+        )
     right = BANKS + (6.4 if together < 32 else 3.2)
     axes.set(xlim=(-0.1, right), ylim=(len(waves), 0), yticks=[y + 0.5 for y in range(len(waves))])
     axes.set_yticklabels([f"wavefront {y}" for y in range(len(waves))], fontsize=8)
@@ -168,7 +197,9 @@ def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, 
         raise ValueError(f"k: expected 0 to {row_bytes - 1}, a byte of the row, got {k}")
     lines = [-(-rows * (row_bytes + padding) // (BANKS * WORD)) for padding in paddings]
     height = sum(0.62 + 0.21 * n for n in lines) + 0.3
-    made, panels = figure(8.4, height, len(paddings), 1, squeeze=False, height_ratios=[n + 1.5 for n in lines])
+    made, panels = figure(
+        8.4, height, len(paddings), 1, squeeze=False, height_ratios=[n + 1.5 for n in lines]
+    )
     said = []
     for axes, padding, n in zip(panels[:, 0], paddings, lines, strict=True):
         words = (row_bytes + padding) // WORD
@@ -187,7 +218,9 @@ def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, 
             if mine:
                 marked.setdefault(bank, []).append(row)
                 axes.add_patch(_cell(bank, y, "none", INK, 1.6))
-                axes.text(bank + 0.5, y + 0.5, str(row), ha="center", va="center", fontsize=8, color=ink_on(colour))
+                axes.text(
+                    bank + 0.5, y + 0.5, str(row), ha="center", va="center", fontsize=8, color=ink_on(colour)
+                )
         ways = max(len(found) for found in marked.values())
         verdict = f"{ways}-way conflict" if ways > 1 else "no conflict"
         axes.set_title(f"padding = {padding}: rows {row_bytes + padding} bytes apart, {verdict}")
@@ -195,8 +228,12 @@ def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, 
         axes.set_yticklabels([str(y * BANKS * WORD) for y in range(n)], fontsize=7)
         axes.set_ylabel("address", fontsize=8)
         _bank_axis(axes)
-        said.append(f"padding {padding}: byte {k} of {rows} rows lies in {len(marked)} bank{'s' * (len(marked) > 1)}, {verdict}")
-    panels[-1, 0].set_xlabel(f"bank (a colour is a row of the tile, its number marks the word that holds k = {k}; outlined cells are padding)")
+        said.append(
+            f"padding {padding}: byte {k} of {rows} rows lies in {len(marked)} bank{'s' * (len(marked) > 1)}, {verdict}"
+        )
+    panels[-1, 0].set_xlabel(
+        f"bank (a colour is a row of the tile, its number marks the word that holds k = {k}; outlined cells are padding)"
+    )
     return Picture(made, "; ".join(said))
 
 

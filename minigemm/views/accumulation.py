@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import quantize
-from ..emulator import tensor_core
+from ..emulator.machine import tensor_core
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, Picture, drawn, figure
 
 __all__ = ["INPUTS", "accumulation", "accumulation_errors", "running_sum"]
@@ -20,7 +20,9 @@ SHORT, FULL = "tensor core", "FP32 sums"
 _COLOURS = {"zero-mean": BLUE, "positive": RED}
 
 
-def accumulation_errors(k: int, inputs: str = "positive", promote: int = 0, seed: int = 0) -> dict[str, float]:
+def accumulation_errors(
+    k: int, inputs: str = "positive", promote: int = 0, seed: int = 0
+) -> dict[str, float]:
     """The relative error against float64 of a 64 x 16 product with FP32 output, by how its K products are added.
 
     Args:
@@ -60,7 +62,9 @@ def accumulation_errors(k: int, inputs: str = "positive", promote: int = 0, seed
 
 
 @drawn
-def accumulation(ks: Sequence[int] = KS, inputs: Sequence[str] = INPUTS, promote: int = 0, seed: int = 0) -> Picture:
+def accumulation(
+    ks: Sequence[int] = KS, inputs: Sequence[str] = INPUTS, promote: int = 0, seed: int = 0
+) -> Picture:
     """The error of a product with FP32 output against K, both axes logarithmic; `accumulation_errors` says of what.
 
     Raises ValueError when there are fewer than two K or no inputs, and as `accumulation_errors` does.
@@ -81,7 +85,13 @@ def accumulation(ks: Sequence[int] = KS, inputs: Sequence[str] = INPUTS, promote
             errors = [errors[name] for errors in found]
             smallest = min(smallest, *errors)
             axes.plot(
-                ks, errors, color=_COLOURS[kind], markersize=5, linewidth=1.6, label=f"{name}, {kind} inputs", **style
+                ks,
+                errors,
+                color=_COLOURS[kind],
+                markersize=5,
+                linewidth=1.6,
+                label=f"{name}, {kind} inputs",
+                **style,
             )
             axes.annotate(
                 f"{errors[-1]:.2g}",
@@ -97,7 +107,9 @@ def accumulation(ks: Sequence[int] = KS, inputs: Sequence[str] = INPUTS, promote
                 + ", ".join(f"{error:.2e} at K = {k:,}" for k, error in zip(ks, errors, strict=True))
             )
     axes.axhspan(2.0**-9, 1, color=PALE, alpha=0.5, linewidth=0, zorder=0)
-    axes.text(0.01, 0.985, "grey: worse than one rounding to BF16", transform=axes.transAxes, fontsize=8, va="top")
+    axes.text(
+        0.01, 0.985, "grey: worse than one rounding to BF16", transform=axes.transAxes, fontsize=8, va="top"
+    )
     axes.set(
         xscale="log",
         yscale="log",
@@ -140,7 +152,9 @@ def running_sum(a: torch.Tensor, b: torch.Tensor, row: int = 0, column: int = 0)
     axes[0].plot(ends, exact, color=GREEN, label="exact")
     axes[0].plot(ends, sums, color=RED, label="tensor core")
     axes[0].fill_between(ends, exact, sums, color=ORANGE, alpha=0.2, linewidth=0, label="lost")
-    axes[0].set(ylabel="sum so far", title=f"Element ({row}, {column}): {_number(sums[-1])} of {_number(exact[-1])}")
+    axes[0].set(
+        ylabel="sum so far", title=f"Element ({row}, {column}): {_number(sums[-1])} of {_number(exact[-1])}"
+    )
     axes[0].yaxis.set_major_formatter(lambda value, _: _number(value))
     axes[0].legend(loc="upper left", fontsize=8)
     axes[1].step(ends, units, where="pre", color=RED, label="worth of the accumulator's last bit")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..emulator import tensor_core
-from ..emulator.wgmma import WARPGROUP, matrix_of
+from ..emulator.machine import tensor_core
+from ..emulator.machine.wgmma import WARPGROUP, matrix_of
 from .style import BLUE, GREEN, GREY, INK, PALE, RED, Picture, drawn, figure, ink_on, lane_colour
 
 __all__ = ["accumulators", "alignment", "held_by"]
@@ -28,7 +28,9 @@ def held_by(thread: int, n: int) -> list[tuple[int, int]]:
     """
     _check(thread, n)
     owner, register = _owners(n)
-    places = sorted((int(register[row, column]), int(row), int(column)) for row, column in np.argwhere(owner == thread))
+    places = sorted(
+        (int(register[row, column]), int(row), int(column)) for row, column in np.argwhere(owner == thread)
+    )
     return [(row, column) for _, row, column in places]
 
 
@@ -63,10 +65,22 @@ def accumulators(n: int = 32, thread: int = 37) -> Picture:
     left.imshow(colours[owner % 32], interpolation="nearest", aspect="auto", extent=(0, n, ROWS, 0))
     for number in range(4):
         left.axhline(16 * number, color="white", linewidth=2.5)
-        left.text(-0.02 * n, 16 * number + 8, f"warp {number}", ha="right", va="center", fontsize=8.5, fontweight="bold" if number == warp else "normal")
+        left.text(
+            -0.02 * n,
+            16 * number + 8,
+            f"warp {number}",
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            fontweight="bold" if number == warp else "normal",
+        )
     for row, column in places[::2]:
         left.add_patch(Rectangle((column, row), 2, 1, fill=False, edgecolor=RED, linewidth=1.6))
-    left.add_patch(Rectangle((0, 16 * warp), shown, 16, fill=False, edgecolor=INK, linewidth=1.8, clip_on=False, zorder=5))
+    left.add_patch(
+        Rectangle(
+            (0, 16 * warp), shown, 16, fill=False, edgecolor=INK, linewidth=1.8, clip_on=False, zorder=5
+        )
+    )
     left.set(xlim=(0, n), ylim=(ROWS, 0), yticks=[], xticks=range(0, n + 1, 8), xlabel="column")
     left.set_title(f"d (64, {n}), coloured by lane")
     left.spines[:].set_visible(False)
@@ -75,23 +89,57 @@ def accumulators(n: int = 32, thread: int = 37) -> Picture:
             row = 16 * warp + i
             mine = owner[row, j] == thread
             face = lane_colour(int(owner[row, j]))
-            right.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white" if j % 2 == 0 else face, linewidth=0.6))
+            right.add_patch(
+                Rectangle(
+                    (j, i), 1, 1, facecolor=face, edgecolor="white" if j % 2 == 0 else face, linewidth=0.6
+                )
+            )
             ink = ink_on(face[:3])
-            right.text(j + 0.5, i + 0.36, f"{owner[row, j] % 32}", ha="center", va="center", fontsize=8, color=ink, fontweight="bold" if mine else "normal")
-            right.text(j + 0.5, i + 0.76, f"r{register[row, j]}", ha="center", va="center", fontsize=5.8, color=ink)
+            right.text(
+                j + 0.5,
+                i + 0.36,
+                f"{owner[row, j] % 32}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=ink,
+                fontweight="bold" if mine else "normal",
+            )
+            right.text(
+                j + 0.5, i + 0.76, f"r{register[row, j]}", ha="center", va="center", fontsize=5.8, color=ink
+            )
     for row, column in places[::2]:
         if column < shown:
-            right.add_patch(Rectangle((column + 0.05, row - 16 * warp + 0.05), 1.9, 0.9, fill=False, edgecolor=RED, linewidth=2.2))
+            right.add_patch(
+                Rectangle(
+                    (column + 0.05, row - 16 * warp + 0.05),
+                    1.9,
+                    0.9,
+                    fill=False,
+                    edgecolor=RED,
+                    linewidth=2.2,
+                )
+            )
     right.axhline(8, color="white", linewidth=2.5)
     right.axvline(8, color="white", linewidth=2.5)
-    right.set(xlim=(0, shown), ylim=(16, 0), xticks=[i + 0.5 for i in range(shown)], yticks=[i + 0.5 for i in range(16)], xlabel="column", ylabel="row")
+    right.set(
+        xlim=(0, shown),
+        ylim=(16, 0),
+        xticks=[i + 0.5 for i in range(shown)],
+        yticks=[i + 0.5 for i in range(16)],
+        xlabel="column",
+        ylabel="row",
+    )
     right.set_xticklabels([str(i) for i in range(shown)], fontsize=7.5)
     right.set_yticklabels([str(16 * warp + i) for i in range(16)], fontsize=7.5)
     right.tick_params(length=0)
     right.spines[:].set_visible(False)
     right.set_title(f"warp {warp}: lane, and below it the register; thread {thread} is lane {lane}, in red")
     first = ", ".join(f"r{i} {place}" for i, place in enumerate(places[:8]))
-    text = f"d (64, {n}) over 128 threads, {n // 2} registers each; thread {thread} (warp {warp}, lane {lane}) holds (row, column) in " + first
+    text = (
+        f"d (64, {n}) over 128 threads, {n // 2} registers each; thread {thread} (warp {warp}, lane {lane}) holds (row, column) in "
+        + first
+    )
     return Picture(made, text + (", ..." if len(places) > 8 else ""))
 
 
@@ -135,7 +183,9 @@ def alignment(a: Sequence[float], b: Sequence[float], c: float = 0.0, title: str
     counts = Counter(x * y for x, y in pairs)
     if len(counts) > 8:
         raise ValueError(f"a: expected at most 8 different products, got {len(counts)}")
-    largest = max([_exponent(x, -6) + _exponent(y, -6) for x, y in pairs] + ([_exponent(c, -126)] if c else []))
+    largest = max(
+        [_exponent(x, -6) + _exponent(y, -6) for x, y in pairs] + ([_exponent(c, -126)] if c else [])
+    )
     unit = Fraction(2) ** (largest - _KEPT + 1)
 
     def kept(x: float) -> Fraction:
@@ -143,7 +193,10 @@ def alignment(a: Sequence[float], b: Sequence[float], c: float = 0.0, title: str
         return whole if x > 0 else -whole
 
     terms = [(f"c = {c:g}", c, 1)] if c else []
-    terms += [(f"{count} x {value:g}" if count > 1 else f"{value:g}", value, count) for value, count in sorted(counts.items(), key=lambda item: -abs(item[0]))]
+    terms += [
+        (f"{count} x {value:g}" if count > 1 else f"{value:g}", value, count)
+        for value, count in sorted(counts.items(), key=lambda item: -abs(item[0]))
+    ]
     aligned = sum((kept(value) * count for _, value, count in terms), Fraction(0))
     exact = sum((Fraction(value) * count for _, value, count in terms), Fraction(0))
     start = torch.zeros(ROWS, 8)
@@ -175,7 +228,9 @@ def _lowest(x: float) -> int:
     return (numerator & -numerator).bit_length() - denominator.bit_length()
 
 
-def _draw(axes: Any, rows: list[tuple[str, Fraction, int, str]], top: int, bottom: int, largest: int, title: str) -> None:
+def _draw(
+    axes: Any, rows: list[tuple[str, Fraction, int, str]], top: int, bottom: int, largest: int, title: str
+) -> None:
     """Rows of (name, value, exponent of the lowest bit that is kept, what to say), the sum last."""
     from matplotlib.patches import Rectangle
 
@@ -191,12 +246,35 @@ def _draw(axes: Any, rows: list[tuple[str, Fraction, int, str]], top: int, botto
             face = colour if one else PALE
             axes.add_patch(Rectangle((x, y), 1, 0.9, facecolor=face, edgecolor="white", linewidth=1))
             if one or (exponent <= highest and inside):
-                axes.text(x + 0.5, y + 0.45, str(one), ha="center", va="center", fontsize=8, family="monospace", color=ink_on(face) if one else GREY)
-        axes.text(-0.3, y + 0.45, f"{name} (negative)" if value < 0 and name == "sum" else name, ha="right", va="center", fontsize=9)
+                axes.text(
+                    x + 0.5,
+                    y + 0.45,
+                    str(one),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    family="monospace",
+                    color=ink_on(face) if one else GREY,
+                )
+        axes.text(
+            -0.3,
+            y + 0.45,
+            f"{name} (negative)" if value < 0 and name == "sum" else name,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
         axes.text(count + 0.3, y + 0.45, note, ha="left", va="center", fontsize=9)
     for edge in (top - largest, top - largest + _KEPT):
         axes.plot([edge] * 2, [-0.15, len(rows) + 0.3], color=INK, linewidth=1.2, linestyle="--")
-    axes.text(top - largest + _KEPT / 2, -0.3, f"the {_KEPT} bits that are kept", ha="center", va="bottom", fontsize=8.5)
+    axes.text(
+        top - largest + _KEPT / 2,
+        -0.3,
+        f"the {_KEPT} bits that are kept",
+        ha="center",
+        va="bottom",
+        fontsize=8.5,
+    )
     axes.set(xlim=(-3.2, count + 5), ylim=(len(rows) + 0.35, -1.1), yticks=[])
     axes.set_xticks([x + 0.5 for x in range(count)])
     axes.set_xticklabels([f"$2^{{{exponent}}}$" for exponent in range(top, bottom - 1, -1)], fontsize=7)

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..emulator.report import Report
+from ..emulator.watch.report import Report
 from .style import BLUE, Html
 
 __all__ = ["compare", "recorded", "recorded_runs"]
@@ -21,7 +21,9 @@ def _counter(name: str) -> Callable[[Report], int]:
 
 
 def _sectors(store: bool) -> Callable[[Report], int]:
-    return lambda report: sum(line.sectors for line in report.lines if line.space == "global" and line.store is store)
+    return lambda report: sum(
+        line.sectors for line in report.lines if line.space == "global" and line.store is store
+    )
 
 
 _ROWS: tuple[tuple[str, Callable[[Report], int]], ...] = (
@@ -51,7 +53,9 @@ def compare(reports: Mapping[str, Report]) -> Html:
     rows = [(text, counts) for text, counts in rows if any(counts)]
     shares = [[0.0, *(count / max(counts) for count in counts)] for _, counts in rows]
     return _table(
-        ["counted", *reports], [[text, *(f"{count:,}" for count in counts)] for text, counts in rows], shares=shares
+        ["counted", *reports],
+        [[text, *(f"{count:,}" for count in counts)] for text, counts in rows],
+        shares=shares,
     )
 
 
@@ -94,10 +98,14 @@ def recorded(stage: str, folder: Path = RESULTS) -> Html:
             f"{tflops:,.1f}" if tflops else "-",
             f"{share:.1%}" if share else "-",
         ]
-        rows.append(figures + [str(run.get(key, "not recorded")) for key in ("gpu", "driver", "cuda", "date")])
+        rows.append(
+            figures + [str(run.get(key, "not recorded")) for key in ("gpu", "driver", "cuda", "date")]
+        )
     files: dict[str, dict[str, None]] = {}  # by what they say of how they were made
     for run in runs:
-        files.setdefault(run.get("protocol", "protocol not recorded"), {})[f"docs/results/{run['file']}"] = None
+        files.setdefault(run.get("protocol", "protocol not recorded"), {})[f"docs/results/{run['file']}"] = (
+            None
+        )
     notes = [f"{', '.join(names)}: {protocol}." for protocol, names in files.items()]
     head = ["m x n x k", "time", "TFLOPS", "of the roof", "GPU", "driver", "CUDA", "date"]
     return _table(head, rows, title=f"{stage}, recorded on hardware", notes=notes)
@@ -122,15 +130,20 @@ def _table(
 
     top = "".join(cell("th", i, name) for i, name in enumerate(head))
     body = "".join(
-        "<tr>" + "".join(cell("td", i, text, shares[y][i] if shares else 0.0) for i, text in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(cell("td", i, text, shares[y][i] if shares else 0.0) for i, text in enumerate(row))
+        + "</tr>"
         for y, row in enumerate(rows)
     )
-    small = "".join(f'<p style="font-size:85%;opacity:.75;max-width:60em">{escape(note)}</p>' for note in notes or [])
+    small = "".join(
+        f'<p style="font-size:85%;opacity:.75;max-width:60em">{escape(note)}</p>' for note in notes or []
+    )
     caption = f"<p><b>{escape(title)}</b></p>" if title else ""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     text = [
         "  ".join(
-            part.ljust(w) if i == 0 else part.rjust(w) for i, (part, w) in enumerate(zip(line, widths, strict=True))
+            part.ljust(w) if i == 0 else part.rjust(w)
+            for i, (part, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in [head, *rows]
     ]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..emulator.timeline import Rates
-from ..emulator.tma import swizzle_offsets
-from ..emulator.wgmma import Descriptor
+from ..emulator.machine.tma import swizzle_offsets
+from ..emulator.machine.wgmma import Descriptor
+from ..emulator.watch.timeline import Rates
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, Picture, drawn, figure, ink_on
 
 __all__ = ["descriptor", "operand_reads", "wgmma_widths"]
@@ -55,10 +55,15 @@ def descriptor(bits: int, title: str = "") -> Picture:
         colour = next((c for _, first, count, c in _FIELDS if first <= bit < first + count), None)
         one = pattern >> bit & 1
         face = PALE if colour is None else colour
-        style: dict[str, Any] = {"facecolor": face, "alpha": 1.0 if one and colour else 0.3 if colour else 1.0}
+        style: dict[str, Any] = {
+            "facecolor": face,
+            "alpha": 1.0 if one and colour else 0.3 if colour else 1.0,
+        }
         axes.add_patch(Rectangle((63 - bit, 0), 1, 1, edgecolor="white", linewidth=1, **style))
         ink = GREY if colour is None else ink_on(colour) if one else INK
-        axes.text(63.5 - bit, 0.5, str(one), ha="center", va="center", fontsize=8, family="monospace", color=ink)
+        axes.text(
+            63.5 - bit, 0.5, str(one), ha="center", va="center", fontsize=8, family="monospace", color=ink
+        )
     said = []
     for name, first, count, colour in _FIELDS:
         left, right = 64 - first - count, 64 - first
@@ -80,7 +85,11 @@ def descriptor(bits: int, title: str = "") -> Picture:
 
 @drawn
 def operand_reads(
-    descriptors: Mapping[str, int], rows: int = 8, written: int = 128, tile: int | None = None, meant: Mapping[str, int] | None = None
+    descriptors: Mapping[str, int],
+    rows: int = 8,
+    written: int = 128,
+    tile: int | None = None,
+    meant: Mapping[str, int] | None = None,
 ) -> Picture:
     """Which 16-byte chunks of shared memory the tensor core reads for the first rows of an operand: a panel for each descriptor by its name.
 
@@ -113,7 +122,13 @@ def operand_reads(
     offsets = swizzle_offsets(base, size, written)
     lies = {int(offsets[at]) - base: divmod(at, written) for at in range(0, size, CHUNK)}
     across = min(4.0, 11 / len(patterns))  # inches
-    made, every = figure(across * len(patterns), 0.95 + (0.1 if rows == 8 else 0.075) * across * rows, 1, len(patterns), squeeze=False)
+    made, every = figure(
+        across * len(patterns),
+        0.95 + (0.1 if rows == 8 else 0.075) * across * rows,
+        1,
+        len(patterns),
+        squeeze=False,
+    )
     said = []
     for axes, (name, pattern) in zip(every[0], patterns.items(), strict=True):
         found = Descriptor.decode(pattern)
@@ -135,16 +150,32 @@ def operand_reads(
                 text = text if agrees else f"{text}\nas {taken[0]}.{taken[1] // CHUNK}"
             axes.add_patch(Rectangle((x, y), CHUNK, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
             ink = ink_on(colour) if taken is not None else GREY
-            axes.text(x + CHUNK / 2, y + 0.5, text, ha="center", va="center", fontsize=6.5 if "\n" not in text else 1.55 * across, color=ink, linespacing=1.05)
+            axes.text(
+                x + CHUNK / 2,
+                y + 0.5,
+                text,
+                ha="center",
+                va="center",
+                fontsize=6.5 if "\n" not in text else 1.55 * across,
+                color=ink,
+                linespacing=1.05,
+            )
         beyond = sum(not 0 <= place < size for place in wanted)
         verdict = f"{wrong} chunks taken for others" if wrong else "every chunk is what it is taken for"
-        axes.set(xlim=(0, LINE), ylim=(rows, 0), xticks=[i + CHUNK / 2 for i in range(0, LINE, CHUNK)], yticks=[])
+        axes.set(
+            xlim=(0, LINE), ylim=(rows, 0), xticks=[i + CHUNK / 2 for i in range(0, LINE, CHUNK)], yticks=[]
+        )
         axes.set_xticklabels([str(i) for i in range(0, LINE, CHUNK)], fontsize=7)
         axes.set_title(name)
         axes.tick_params(length=0)
         axes.set_xlabel("byte of the line", fontsize=8)
-        places = "; ".join(f"row {row} at " + ", ".join(f"{int(at):#x}" for at in pair) for row, pair in enumerate(found.chunks(rows)))
-        said.append(f"{name}: {verdict}" + (f", {beyond} outside of what is shown" if beyond else "") + f"; {places}")
+        places = "; ".join(
+            f"row {row} at " + ", ".join(f"{int(at):#x}" for at in pair)
+            for row, pair in enumerate(found.chunks(rows))
+        )
+        said.append(
+            f"{name}: {verdict}" + (f", {beyond} outside of what is shown" if beyond else "") + f"; {places}"
+        )
     labels = every[0][0]
     labels.set_yticks([row + 0.5 for row in range(rows)])
     labels.set_yticklabels([f"{base + row * LINE:#x}" for row in range(rows)], fontsize=7, family="monospace")
@@ -168,14 +199,33 @@ def wgmma_widths(marked: Sequence[int] = (8, 64, 128, 256), rates: Rates | None 
     made, (left, right) = figure(10, 3.1, 1, 2)
     left.plot(every, each, color=BLUE, linewidth=2)
     right.plot(every, computing, color=GREEN, linewidth=2, label=f"products, {rates.products:,} a cycle")
-    right.plot(every, reading, color=BLUE, linewidth=2, label=f"reading both operands, {rates.shared_bandwidth} bytes a cycle")
-    right.fill_between(every, [max(pair) for pair in zip(computing, reading, strict=True)], color=GREY, alpha=0.15, label="the longer of the two")
+    right.plot(
+        every,
+        reading,
+        color=BLUE,
+        linewidth=2,
+        label=f"reading both operands, {rates.shared_bandwidth} bytes a cycle",
+    )
+    right.fill_between(
+        every,
+        [max(pair) for pair in zip(computing, reading, strict=True)],
+        color=GREY,
+        alpha=0.15,
+        label="the longer of the two",
+    )
     said = []
     for n in marked:
         value = _bytes(n) / _products(n)
         left.plot([n], [value], "o", color=BLUE)
         near = n > 224
-        left.annotate(f"n = {n}: {value:.3f}", (n, value), xytext=(-4 if near else 8, 6), textcoords="offset points", ha="right" if near else "left", fontsize=8)
+        left.annotate(
+            f"n = {n}: {value:.3f}",
+            (n, value),
+            xytext=(-4 if near else 8, 6),
+            textcoords="offset points",
+            ha="right" if near else "left",
+            fontsize=8,
+        )
         said.append(
             f"n = {n}: {_products(n):,} products, {_bytes(n):,} bytes, {value:.4f} bytes a product; {_products(n) / rates.products:g} cycles of products, "
             f"{_bytes(n) / rates.shared_bandwidth:g} of reading"

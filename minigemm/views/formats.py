@@ -20,7 +20,9 @@ def values() -> torch.Tensor:
 def cast(x: torch.Tensor) -> torch.Tensor:
     """To e4m3 as `quantize` does it, without a scale: saturating at 448, and an infinity becomes NaN."""
     x = x.detach().float()
-    return torch.where(x.isinf(), torch.full_like(x, float("nan")), x.clamp(-E4M3_MAX, E4M3_MAX)).to(torch.float8_e4m3fn)
+    return torch.where(x.isinf(), torch.full_like(x, float("nan")), x.clamp(-E4M3_MAX, E4M3_MAX)).to(
+        torch.float8_e4m3fn
+    )
 
 
 @drawn
@@ -31,15 +33,26 @@ def number_line() -> Picture:
     made, (line, rows) = figure(9.5, 5.8, 2, height_ratios=(1, 5))
     line.vlines(finite.tolist(), 0, 1, color=BLUE, linewidth=0.7)
     line.set(yticks=[], xlim=(-465, 465), xticks=(-448, -256, -128, 0, 128, 256, 448), xlabel="value")
-    line.set_title(f"All {len(finite)} finite numbers of e4m3: {finite[-1] - finite[-2]:g} apart at the ends, dense near zero")
+    line.set_title(
+        f"All {len(finite)} finite numbers of e4m3: {finite[-1] - finite[-2]:g} apart at the ends, dense near zero"
+    )
     line.spines["left"].set_visible(False)
     positive = every[:127]
     for code, value in enumerate(positive.tolist()):
         exponent, mantissa = code >> 3, code & 7
         rows.plot(mantissa, exponent, "s", color=BLUE if exponent else ORANGE, markersize=4)
-        rows.annotate(f"{value:.10g}", (mantissa, exponent), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7)
+        rows.annotate(
+            f"{value:.10g}",
+            (mantissa, exponent),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
     rows.plot(7, 15, "x", color=RED, markersize=5)
-    rows.annotate("NaN", (7, 15), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=RED)
+    rows.annotate(
+        "NaN", (7, 15), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=RED
+    )
     rows.set(
         xlabel="mantissa bits", ylabel="factor and exponent bits", yticks=range(16), xticks=range(8), xlim=(-0.3, 7.9), ylim=(-0.8, 15.8),
         title="Those without a sign, a row for each exponent. Orange: subnormal, as far apart as the row above",
@@ -87,8 +100,15 @@ def spacing() -> Picture:
     grid = values()[:127].double()
     step = grid[1:] - grid[:-1]
     made, (absolute, relative) = figure(9, 5, 2, sharex=True, height_ratios=(1, 1.25))
-    absolute.stairs(step.tolist(), [SMALLEST / 4, *grid[1:].tolist()], color=BLUE, baseline=None, linewidth=1.6)
-    absolute.set(xscale="log", yscale="log", ylabel="distance to the next", yticks=[2.0**-9, 2.0**-6, 2.0**-3, 1, 8, 32])
+    absolute.stairs(
+        step.tolist(), [SMALLEST / 4, *grid[1:].tolist()], color=BLUE, baseline=None, linewidth=1.6
+    )
+    absolute.set(
+        xscale="log",
+        yscale="log",
+        ylabel="distance to the next",
+        yticks=[2.0**-9, 2.0**-6, 2.0**-3, 1, 8, 32],
+    )
     absolute.set_yticklabels(["1/512", "1/64", "1/8", "1", "8", "32"])
     absolute.set_title("The step doubles with every power of two, and stays the same among the subnormals")
     x = torch.exp2(torch.linspace(-11, 10.5, 40001)).float()
@@ -98,12 +118,22 @@ def spacing() -> Picture:
     worst = ((cast(middle).float() - middle).abs() / middle).double()
     normal = float(worst[grid[:-1] >= SMALLEST_NORMAL].max())
     relative.fill_between(x.tolist(), 1e-4, wrong.tolist(), color=BLUE, alpha=0.35, linewidth=0)
-    relative.plot(middle.tolist(), worst.tolist(), color=BLUE, linewidth=1.6, label="worst between two neighbours")
+    relative.plot(
+        middle.tolist(), worst.tolist(), color=BLUE, linewidth=1.6, label="worst between two neighbours"
+    )
     relative.axhline(normal, color=GREY, linewidth=0.8, linestyle="--")
-    relative.set(yscale="log", ylim=(2e-3, 1.6), xlim=(2.0**-11, 2.0**10.5), ylabel="relative error", xlabel="value that is cast")
+    relative.set(
+        yscale="log",
+        ylim=(2e-3, 1.6),
+        xlim=(2.0**-11, 2.0**10.5),
+        ylabel="relative error",
+        xlabel="value that is cast",
+    )
     relative.set(yticks=[0.003, 0.01, 0.03, 0.1, 0.3, 1])
     relative.set_yticklabels(["0.3%", "1%", "3%", "10%", "30%", "100%"])
-    relative.set_title(f"So every normal number is off by at most {normal:.1%}; below and above, the error can reach 100%")
+    relative.set_title(
+        f"So every normal number is off by at most {normal:.1%}; below and above, the error can reach 100%"
+    )
     ticks = [2.0**-10, SMALLEST, SMALLEST_NORMAL, 2.0**-3, 1, 8, 64, E4M3_MAX]
     relative.set_xticks(ticks, ["$2^{-10}$", "$2^{-9}$", "$2^{-6}$", "1/8", "1", "8", "64", "448"])
     for axes in (absolute, relative):

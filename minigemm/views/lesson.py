@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..kernels import stage_named
-from ..tour import best_device
+from ..machine import best_device
 
 __all__ = ["device", "edited"]
 
@@ -43,7 +43,9 @@ def edited(stage: str | Path, old: str, new: str, occurrence: int = 1) -> Path:
     """
     path = Path(stage) if str(stage).endswith(".cu") else Path(stage_named(str(stage)).stage.source)
     if not path.is_file():
-        raise ValueError(f"stage: expected the name of a stage or a CUDA file, got {str(stage)!r}, which is not a file")
+        raise ValueError(
+            f"stage: expected the name of a stage or a CUDA file, got {str(stage)!r}, which is not a file"
+        )
     if not old:
         raise ValueError("old: expected the text that goes, got an empty one")
     parts = path.read_text(encoding="utf-8").split(old)

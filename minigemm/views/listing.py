@@ -10,8 +10,8 @@ from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
-from .. import diagnostics
-from ..inspection import Inspection, Instruction
+from ..compiler import diagnostics
+from ..compiler.inspection import Inspection, Instruction
 from ..kernels import stage_named
 from .style import BLUE, GREEN, GREY, ORANGE, Html, Picture, drawn, figure
 
@@ -94,13 +94,18 @@ def code(stage: str | Path, part: str = "", mark: str = "") -> Html:
     )
     title = f"{path.name}" + (f": {part}" if part else "")
     html = f'<div style="overflow-x:auto"><b style="font-family:monospace">{escape(title)}</b><table style="{_TABLE}">{rows}</table></div>'
-    return Html(html, "\n".join([title, *(f"{'>' if i in marked else ' '}{i + 1:3}  {lines[i]}" for i in shown)]))
+    return Html(
+        html, "\n".join([title, *(f"{'>' if i in marked else ' '}{i + 1:3}  {lines[i]}" for i in shown)])
+    )
 
 
 def diff(old: str | Path, new: str | Path, context: int = 3) -> Html:
     """What changed from one stage, or file, to another: removed lines with -, added with +, the same with their surroundings."""
     before, after = _file(old, "old"), _file(new, "new")
-    left, right = before.read_text(encoding="utf-8").splitlines(), after.read_text(encoding="utf-8").splitlines()
+    left, right = (
+        before.read_text(encoding="utf-8").splitlines(),
+        after.read_text(encoding="utf-8").splitlines(),
+    )
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     rows, text, added, removed = [], [], 0, 0
     for number, group in enumerate(matcher.get_grouped_opcodes(context)):
@@ -143,7 +148,10 @@ def lowered(inspection: Inspection, line: str) -> Html:
         and diagnostics.locate(inspection.ptx, number, inspection.path.name)[1] in wanted
     ]
     sass = [f"{each.text};" for each in inspection.instructions if each.line in wanted]
-    counts = [_tally(text.split(maxsplit=2)[text.startswith("@")].rstrip(";") for text in part) for part in (ptx, sass)]
+    counts = [
+        _tally(text.split(maxsplit=2)[text.startswith("@")].rstrip(";") for text in part)
+        for part in (ptx, sass)
+    ]
     title = (
         f"{inspection.path.name}: {source[min(wanted) - 1].strip()}"
         if len(wanted) == 1
@@ -159,7 +167,9 @@ def lowered(inspection: Inspection, line: str) -> Html:
         )
 
     pairs = list(zip_longest(ptx, sass, fillvalue=""))
-    body = cells(heads, "font-weight:bold") + cells("\n".join(f"{n:>3}  {op}" for op, n in count) for count in counts)
+    body = cells(heads, "font-weight:bold") + cells(
+        "\n".join(f"{n:>3}  {op}" for op, n in count) for count in counts
+    )
     html = (
         f'<div style="overflow-x:auto"><b style="font-family:monospace">{escape(title)}</b><table style="{_TABLE}">{body}</table>'
         f"<details><summary>every instruction, in program order</summary>"
@@ -172,7 +182,9 @@ def lowered(inspection: Inspection, line: str) -> Html:
     ]
     return Html(
         html,
-        "\n".join([title, f"{heads[0]:{width}}{heads[1]}", *told, *(f"{a:{width}}{b}".rstrip() for a, b in pairs)]),
+        "\n".join(
+            [title, f"{heads[0]:{width}}{heads[1]}", *told, *(f"{a:{width}}{b}".rstrip() for a, b in pairs)]
+        ),
     )
 
 
@@ -198,7 +210,9 @@ def loop_mix(inspection: Inspection) -> Picture:
     """What one pass of the inner loop issues: its SASS instructions by opcode, coloured by what they are for."""
     body = loop(inspection)
     roles = {
-        role: Counter(each.opcode for each in body if _ROLE_OF.get(each.opcode, "address and control") == role)
+        role: Counter(
+            each.opcode for each in body if _ROLE_OF.get(each.opcode, "address and control") == role
+        )
         for role in _ROLES
     }
     bars = [(opcode, n, role) for role, found in roles.items() for opcode, n in found.most_common()]
@@ -216,7 +230,9 @@ def loop_mix(inspection: Inspection) -> Picture:
     for y, (_, n, _) in enumerate(bars):
         axes.text(n + 0.3, y, str(n), va="center", fontsize=8)
     axes.set(
-        yticks=range(len(bars)), ylim=(len(bars) - 0.4, -0.6), xlabel="instructions a thread in one pass of the loop"
+        yticks=range(len(bars)),
+        ylim=(len(bars) - 0.4, -0.6),
+        xlabel="instructions a thread in one pass of the loop",
     )
     axes.set_yticklabels([opcode for opcode, _, _ in bars], family="monospace", fontsize=8)
     axes.tick_params(axis="y", length=0)
@@ -224,7 +240,8 @@ def loop_mix(inspection: Inspection) -> Picture:
     said = f"{inspection.kernel.name}: {len(body)} instructions a pass, {_ffma(body)} of them FFMA"
     axes.set_title(said)
     return Picture(
-        made, said + "; " + ", ".join(f"{role} {sum(found.values())}" for role, found in roles.items() if found)
+        made,
+        said + "; " + ", ".join(f"{role} {sum(found.values())}" for role, found in roles.items() if found),
     )
 
 

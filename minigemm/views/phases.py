@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..emulator.report import Event, Report
+from ..emulator.watch.report import Event, Report
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, SKY, Picture, drawn, figure
 
 __all__ = ["Copy", "copies", "phases"]
 
-_LOAD = re.compile(r"box at \((?P<at>[^)]*)\) -> shared (?P<to>0x[0-9a-f]+), (?P<bytes>\d+) bytes on mbarrier (?P<barrier>\d+)")
+_LOAD = re.compile(
+    r"box at \((?P<at>[^)]*)\) -> shared (?P<to>0x[0-9a-f]+), (?P<bytes>\d+) bytes on mbarrier (?P<barrier>\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,16 @@ def copies(report: Report) -> list[Copy]:
         if match:
             landed = landings.get(event.detail)
             at = tuple(int(part) for part in match["at"].split(",") if part.strip())
-            found.append(Copy(at, int(match["to"], 16), int(match["bytes"]), int(match["barrier"]), event, landed.pop(0) if landed else None))
+            found.append(
+                Copy(
+                    at,
+                    int(match["to"], 16),
+                    int(match["bytes"]),
+                    int(match["barrier"]),
+                    event,
+                    landed.pop(0) if landed else None,
+                )
+            )
     return found
 
 
@@ -61,7 +72,11 @@ def _history(report: Report, barrier: int) -> list[_Phase]:
     found = [_Phase(report.events[0].step, None, [])]
     for event in report.events:
         now = found[-1]
-        if event.kind == "tma load landed" and (match := _LOAD.match(event.detail)) and int(match["barrier"]) == barrier:
+        if (
+            event.kind == "tma load landed"
+            and (match := _LOAD.match(event.detail))
+            and int(match["barrier"]) == barrier
+        ):
             now.landed.append((event.step, now.bytes + int(match["bytes"])))
         elif event.kind == "phase" and event.agent == f"mbarrier {barrier}":
             now.end = event.step
@@ -81,16 +96,25 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
     """
     loads = copies(report)
     if not loads:
-        raise ValueError("report: expected one of a kernel whose CTA 0 loads by TMA, got one without such events")
+        raise ValueError(
+            "report: expected one of a kernel whose CTA 0 loads by TMA, got one without such events"
+        )
     barriers = sorted({load.barrier for load in loads})
     if len(barriers) > 1:
-        raise ValueError(f"report: expected loads that complete on one mbarrier, got {len(barriers)} mbarriers")
+        raise ValueError(
+            f"report: expected loads that complete on one mbarrier, got {len(barriers)} mbarriers"
+        )
     history = _history(report, barriers[0])
     targets = sorted({load.to for load in loads})
     order = sorted({event.step for event in report.events})
     place = {step: x for x, step in enumerate(order)}
     called = {to: (names or {}).get(to, f"shared {to:#x}") for to in targets}
-    rows = ["thread 0 asks", *(f"TMA copies to {called[to]}" for to in targets), "mbarrier: bytes landed", "all threads meet"]
+    rows = [
+        "thread 0 asks",
+        *(f"TMA copies to {called[to]}" for to in targets),
+        "mbarrier: bytes landed",
+        "all threads meet",
+    ]
     bar, meet = len(rows) - 2, len(rows) - 1
     made, axes = figure(10, 1.3 + 0.56 * len(rows))
 
@@ -99,10 +123,21 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
         x = place[load.issued.step]
         axes.plot([x], [0], "o", color=BLUE, markersize=7)
         if load.at != last:  # a box for a and one for b begin at the same place often: say it once
-            axes.annotate(f"({', '.join(map(str, load.at))})", (x, 0), xytext=(-4, 8), textcoords="offset points", ha="left", fontsize=7)
+            axes.annotate(
+                f"({', '.join(map(str, load.at))})",
+                (x, 0),
+                xytext=(-4, 8),
+                textcoords="offset points",
+                ha="left",
+                fontsize=7,
+            )
         last = load.at
         end = place[load.landed.step] if load.landed else len(order) - 0.5
-        style = {"facecolor": BLUE, "alpha": 0.8} if load.landed else {"facecolor": PALE, "edgecolor": BLUE, "linestyle": "--"}
+        style = (
+            {"facecolor": BLUE, "alpha": 0.8}
+            if load.landed
+            else {"facecolor": PALE, "edgecolor": BLUE, "linestyle": "--"}
+        )
         _box(axes, x, 1 + targets.index(load.to), max(end - x, 0.16), 0.36, **style)
 
     most = max(max(phase.bytes for phase in history), 1)
@@ -114,7 +149,9 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
             x0 = min(place[step], end - 0.16)
             x1 = place[phase.landed[i + 1][0]] if i + 1 < len(phase.landed) else end
             height = 0.76 * total / most
-            axes.add_patch(_rectangle(x0, bar + 0.38 - height, max(x1 - x0, 0.16), height, facecolor=colour, alpha=0.9))
+            axes.add_patch(
+                _rectangle(x0, bar + 0.38 - height, max(x1 - x0, 0.16), height, facecolor=colour, alpha=0.9)
+            )
         if phase.end is not None:
             axes.plot([end] * 2, [bar - 0.44, bar + 0.44], color=INK, linewidth=2)
         last_line = f"{phase.bytes:,} B" if phase.end is not None else "open"
@@ -128,7 +165,12 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
             axes.plot([x], [0], "D", color=PURPLE, markersize=7)
             axes.annotate("store", (x, 0), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7)
 
-    axes.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.6), xlim=(-0.5, len(order) - 0.4), xticks=range(len(order)))
+    axes.set(
+        yticks=range(len(rows)),
+        ylim=(len(rows) - 0.5, -0.6),
+        xlim=(-0.5, len(order) - 0.4),
+        xticks=range(len(order)),
+    )
     axes.set_yticklabels(rows)
     axes.set_xticklabels([str(step) for step in order], fontsize=7)
     axes.set_xlabel("step of the scheduler: an order, not a time")
@@ -137,8 +179,13 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
     landed = sum(load.landed is not None for load in loads)
     complete = [phase for phase in history if phase.end is not None]
     axes.set_title(title or f"{len(loads)} loads by TMA, {len(complete)} phases completed")
-    each = "; ".join(f"phase {i} (parity {i % 2}) completed at step {phase.end} with {phase.bytes:,} bytes" for i, phase in enumerate(complete))
-    text = f"{len(loads)} loads, {landed} landed, {len(complete)} phases completed" + (f": {each}" if each else "")
+    each = "; ".join(
+        f"phase {i} (parity {i % 2}) completed at step {phase.end} with {phase.bytes:,} bytes"
+        for i, phase in enumerate(complete)
+    )
+    text = f"{len(loads)} loads, {landed} landed, {len(complete)} phases completed" + (
+        f": {each}" if each else ""
+    )
     if history[-1].bytes:
         text += f"; phase {len(complete)} is still open with {history[-1].bytes:,} bytes"
     return Picture(made, text)

@@ -13,7 +13,11 @@ from .style import BLUE, GREY, INK, ORANGE, RED, SERIES, SKY, Picture, drawn, fi
 
 __all__ = ["channel_errors", "error_bars", "landing", "outlier_sweep", "relative_error", "scale_sweep"]
 
-_NAMES = {"tensor": "one scale a tensor", "1x128": "a scale for each 1x128", "128x128": "a scale for each 128x128"}
+_NAMES = {
+    "tensor": "one scale a tensor",
+    "1x128": "a scale for each 1x128",
+    "128x128": "a scale for each 128x128",
+}
 _INT8_MAX = 127
 OUTLIER = 8.0  # a channel is called one when its rms is that many times the median channel's
 
@@ -33,12 +37,28 @@ def channel_errors(x: torch.Tensor) -> Picture:
     rms = x.square().mean(0).sqrt()
     loud, where = rms > OUTLIER * rms.median(), torch.arange(x.shape[1])
     made, (size, *panels) = figure(9, 6, 1 + len(GRANULARITIES), sharex=True, height_ratios=(1.3, 1, 1, 1))
-    size.vlines(range(x.shape[1]), float(rms[rms > 0].min()) / 2 if (rms > 0).any() else 0.1, rms.tolist(), color=GREY, linewidth=0.8)
-    size.plot(where[loud].tolist(), rms[loud].tolist(), "o", color=ORANGE, markersize=4, label=f"{int(loud.sum())} outlier channels of {x.shape[1]}")
+    size.vlines(
+        range(x.shape[1]),
+        float(rms[rms > 0].min()) / 2 if (rms > 0).any() else 0.1,
+        rms.tolist(),
+        color=GREY,
+        linewidth=0.8,
+    )
+    size.plot(
+        where[loud].tolist(),
+        rms[loud].tolist(),
+        "o",
+        color=ORANGE,
+        markersize=4,
+        label=f"{int(loud.sum())} outlier channels of {x.shape[1]}",
+    )
     size.set(yscale="log", ylabel="rms", title="How large each channel is")
     if loud.any():
         size.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
-    errors = {granularity: (dequantize(quantize(x, granularity)) - x).norm(dim=0) / x.norm(dim=0) for granularity in GRANULARITIES}
+    errors = {
+        granularity: (dequantize(quantize(x, granularity)) - x).norm(dim=0) / x.norm(dim=0)
+        for granularity in GRANULARITIES
+    }
     top = max(float(error[~error.isnan()].max()) for error in errors.values() if (~error.isnan()).any())
     said = []
     for axes, (granularity, error) in zip(panels, errors.items(), strict=True):
@@ -47,12 +67,17 @@ def channel_errors(x: torch.Tensor) -> Picture:
         axes.plot(where[loud].tolist(), error[loud].tolist(), "o", color=ORANGE, markersize=4)
         axes.set(ylim=(0, 1.12 * top), ylabel="error")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_title(f"{_NAMES[granularity]}: {usual:.1%} in the median ordinary channel", fontweight="normal")
+        axes.set_title(
+            f"{_NAMES[granularity]}: {usual:.1%} in the median ordinary channel", fontweight="normal"
+        )
         said.append(f"{granularity} {usual:.2%} (all channels together {relative_error(x, granularity):.2%})")
     panels[-1].set(xlabel="channel", xlim=(-0.005 * x.shape[1] - 1, 1.005 * x.shape[1]))
     if x.shape[1] >= 256:
         panels[-1].set_xticks(range(0, x.shape[1] + 1, max(1, x.shape[1] // 1024) * BLOCK))
-    return Picture(made, f"{int(loud.sum())} outlier channels of {x.shape[1]}; relative error of the median ordinary channel: {', '.join(said)}")
+    return Picture(
+        made,
+        f"{int(loud.sum())} outlier channels of {x.shape[1]}; relative error of the median ordinary channel: {', '.join(said)}",
+    )
 
 
 @drawn
@@ -74,15 +99,25 @@ def landing(x: torch.Tensor) -> Picture:
         axes.bar(range(lowest, highest + 1), share.tolist(), width=0.9, color=colours, align="edge")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set(ylabel="elements")
-        axes.set_title(f"{_NAMES[granularity]}: {subnormal:.1%} become subnormal, {zero:.1%} become zero", fontweight="normal")
+        axes.set_title(
+            f"{_NAMES[granularity]}: {subnormal:.1%} become subnormal, {zero:.1%} become zero",
+            fontweight="normal",
+        )
         said.append(f"{granularity} {subnormal:.1%} subnormal, {zero:.1%} zero")
-    panels[-1].set(xlabel="|x / scale|: blue has its 4 significant bits, orange fewer (subnormal), red none (zero)", xlim=(lowest, highest + 1))
-    panels[-1].set_xticks(range(lowest, highest + 1, 2), [f"$2^{{{e}}}$" for e in range(lowest, highest + 1, 2)])
+    panels[-1].set(
+        xlabel="|x / scale|: blue has its 4 significant bits, orange fewer (subnormal), red none (zero)",
+        xlim=(lowest, highest + 1),
+    )
+    panels[-1].set_xticks(
+        range(lowest, highest + 1, 2), [f"$2^{{{e}}}$" for e in range(lowest, highest + 1, 2)]
+    )
     return Picture(made, f"elements by granularity: {'; '.join(said)}")
 
 
 @drawn
-def scale_sweep(x: torch.Tensor, multiples: Sequence[float] = tuple(2.0**e for e in range(-6, 21))) -> Picture:
+def scale_sweep(
+    x: torch.Tensor, multiples: Sequence[float] = tuple(2.0**e for e in range(-6, 21))
+) -> Picture:
     """The error of the cast when the one scale of a tensor is chosen otherwise than amax / 448, with INT8 beside it.
 
     `multiples`: of amax / 448 (of amax / 127 for INT8).
@@ -108,7 +143,10 @@ def scale_sweep(x: torch.Tensor, multiples: Sequence[float] = tuple(2.0**e for e
     _percent(axes)
     axes.set_xscale("log", base=2)
     axes.minorticks_off()
-    axes.set(ylabel="relative error", xlabel="scale, in multiples of amax / largest number (below 1, the largest elements are clipped)")
+    axes.set(
+        ylabel="relative error",
+        xlabel="scale, in multiples of amax / largest number (below 1, the largest elements are clipped)",
+    )
     axes.set_title("e4m3 forgives a scale that is too large; an integer format does not")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     worse = [max(pair) for pair in zip(lines["median"], lines["all"], strict=True)]
@@ -123,18 +161,28 @@ def scale_sweep(x: torch.Tensor, multiples: Sequence[float] = tuple(2.0**e for e
 
 
 @drawn
-def outlier_sweep(x: torch.Tensor, channels: torch.Tensor, factors: Sequence[float] = (1, 10, 100, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)) -> Picture:
+def outlier_sweep(
+    x: torch.Tensor,
+    channels: torch.Tensor,
+    factors: Sequence[float] = (1, 10, 100, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
+) -> Picture:
     """Enlarge some channels (indices) more and more: what happens to all the others, for each granularity."""
     x = _matrix(x)
     channels = torch.as_tensor(channels)
-    if channels.dim() != 1 or channels.is_floating_point() or not all(0 <= int(c) < x.shape[1] for c in channels):
+    if (
+        channels.dim() != 1
+        or channels.is_floating_point()
+        or not all(0 <= int(c) < x.shape[1] for c in channels)
+    ):
         raise ValueError(f"channels: expected indices of columns below {x.shape[1]}, got {channels.tolist()}")
     if not factors or not all(0 < factor < float("inf") for factor in factors):
         raise ValueError(f"factors: expected positive numbers, got {factors!r}")
     rest = torch.ones(x.shape[1], dtype=torch.bool)
     rest[channels] = False
     if not rest.any():
-        raise ValueError("channels: expected some of the columns, got all of them, which leaves no others to look at")
+        raise ValueError(
+            "channels: expected some of the columns, got all of them, which leaves no others to look at"
+        )
     made, axes = figure(8, 3.6)
     said = []
     for granularity, colour, mark in zip(GRANULARITIES, SERIES, "o^s", strict=False):
@@ -146,12 +194,20 @@ def outlier_sweep(x: torch.Tensor, channels: torch.Tensor, factors: Sequence[flo
         axes.plot(factors, errors, mark + "-", color=colour, label=_NAMES[granularity], markersize=4.5)
         said.append(f"{granularity} {errors[-1]:.1%}")
     _percent(axes)
-    axes.set(xscale="log", xlabel="how many times larger the outlier channels are made", ylabel="error of the others")
+    axes.set(
+        xscale="log",
+        xlabel="how many times larger the outlier channels are made",
+        ylabel="error of the others",
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axes.minorticks_off()
-    axes.set_title(f"{len(channels)} outlier channels of {x.shape[1]}: what the other {int(rest.sum())} pay for them")
+    axes.set_title(
+        f"{len(channels)} outlier channels of {x.shape[1]}: what the other {int(rest.sum())} pay for them"
+    )
     axes.legend(loc="upper left")
-    return Picture(made, f"error of the other channels with outliers {factors[-1]:g} times larger: {', '.join(said)}")
+    return Picture(
+        made, f"error of the other channels with outliers {factors[-1]:g} times larger: {', '.join(said)}"
+    )
 
 
 @drawn
@@ -161,15 +217,27 @@ def error_bars(errors: Mapping[str, float]) -> Picture:
         raise ValueError(f"errors: expected positive numbers by name, got {dict(errors)!r}")
     made, axes = figure(8, 0.9 + 0.42 * len(errors))
     names, sizes = list(errors), list(errors.values())
-    axes.barh(range(len(names)), sizes, color=[SERIES[i % len(SERIES)] for i in range(len(names))], height=0.6)
+    axes.barh(
+        range(len(names)), sizes, color=[SERIES[i % len(SERIES)] for i in range(len(names))], height=0.6
+    )
     for row, size in enumerate(sizes):
-        axes.annotate(f"{size:.2%}" if size >= 1e-4 else f"{size:.1e}", (size, row), xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set(xscale="log", xlabel="relative error", yticks=range(len(names)), xlim=(min(sizes) / 6, max(sizes) * 4))
+        axes.annotate(
+            f"{size:.2%}" if size >= 1e-4 else f"{size:.1e}",
+            (size, row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set(
+        xscale="log", xlabel="relative error", yticks=range(len(names)), xlim=(min(sizes) / 6, max(sizes) * 4)
+    )
     axes.set_yticklabels(names)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    return Picture(made, "relative errors: " + ", ".join(f"{name} {size:.3g}" for name, size in errors.items()))
+    return Picture(
+        made, "relative errors: " + ", ".join(f"{name} {size:.3g}" for name, size in errors.items())
+    )
 
 
 def _percent(axes: Any) -> None:
@@ -181,7 +249,9 @@ def _percent(axes: Any) -> None:
 def _matrix(x: torch.Tensor) -> torch.Tensor:
     """x as float32 on the CPU; ValueError when there is nothing to draw."""
     if not isinstance(x, torch.Tensor) or x.dim() != 2 or not x.numel():
-        raise ValueError(f"x: expected a matrix (rows, channels), got {f'shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__}")
+        raise ValueError(
+            f"x: expected a matrix (rows, channels), got {f'shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__}"
+        )
     x = x.detach().float().cpu()
     if not x.isfinite().all() or not x.any():
         raise ValueError("x: expected finite numbers that are not all zero")

@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from ..emulator import Rates
-from ..emulator.report import Event, Report
+from ..emulator.watch.report import Event, Report
 from ..kernels.stage import SHARED_LIMIT
 from ..quantize import BLOCK
 from .phases import Copy, copies
@@ -20,7 +20,13 @@ from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, Pictu
 
 __all__ = ["Film", "Moment", "Slot", "moments", "ring", "ring_budget", "ring_film"]
 
-FREE, FILLING, FULL, READ, BOTH = "free", "TMA fills it", "full", "WGMMA in flight reads it", "filled and read at once"
+FREE, FILLING, FULL, READ, BOTH = (
+    "free",
+    "TMA fills it",
+    "full",
+    "WGMMA in flight reads it",
+    "filled and read at once",
+)
 _COLOURS = {FREE: PALE, FILLING: SKY, FULL: ORANGE, READ: GREEN, BOTH: RED}
 _WAVE, _DEPTH = 64, 32  # rows and columns of one WGMMA
 
@@ -172,7 +178,8 @@ def moments(report: Report, products: int = 0) -> list[Moment]:
             elif address in ring.empties:
                 slot = ring.empties.index(address)
                 say(
-                    event, f"slot {slot} is handed back: its empty barrier completes phase {phase} (parity {phase % 2})"
+                    event,
+                    f"slot {slot} is handed back: its empty barrier completes phase {phase} (parity {phase % 2})",
                 )
         elif event.kind == "wgmma issued":
             tile = min(ring.issues[event.agent] // ring.products, len(ring.slot_of) - 1)
@@ -217,15 +224,22 @@ def ring(report: Report, title: str = "", products: int = 0) -> Picture:
         _bar(axes, film, number)
     for x, moment in enumerate(film):
         if moment.meet:
-            axes.plot([x] * 2, [-0.62, count - 0.36], color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5)
+            axes.plot(
+                [x] * 2, [-0.62, count - 0.36], color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5
+            )
     axes.set(
-        yticks=range(count), ylim=(count - 0.32, -0.72), xlim=(-0.3, len(film) + 0.2), xticks=range(0, len(film), 5)
+        yticks=range(count),
+        ylim=(count - 0.32, -0.72),
+        xlim=(-0.3, len(film) + 0.2),
+        xticks=range(0, len(film), 5),
     )
     axes.set_yticklabels([f"slot {number}" for number in range(count)])
     axes.set_xlabel("what happened, in order: not a time")
     axes.set_title(title or _summary(film), pad=22)
     _legend(axes, film)
-    return Picture(made, "\n".join([_summary(film), *(_slot_in_words(film, number) for number in range(count))]))
+    return Picture(
+        made, "\n".join([_summary(film), *(_slot_in_words(film, number) for number in range(count))])
+    )
 
 
 def _bar(axes: Any, film: Sequence[Moment], number: int) -> None:
@@ -235,7 +249,9 @@ def _bar(axes: Any, film: Sequence[Moment], number: int) -> None:
     for (state, tiles), start, end in _runs([(m.slots[number].state, m.slots[number].tiles) for m in film]):
         colour = _COLOURS[state]
         axes.add_patch(
-            Rectangle((start, number - 0.42), end - start, 0.5, facecolor=colour, edgecolor="white", linewidth=0.8)
+            Rectangle(
+                (start, number - 0.42), end - start, 0.5, facecolor=colour, edgecolor="white", linewidth=0.8
+            )
         )
         if tiles and end - start >= 0.8 * len(tiles):
             axes.text(
@@ -255,7 +271,12 @@ def _bar(axes: Any, film: Sequence[Moment], number: int) -> None:
             face, ink = (INK, "white") if phase % 2 else ("white", INK)
             axes.add_patch(
                 Rectangle(
-                    (start, middle - height / 2), end - start, height, facecolor=face, edgecolor=INK, linewidth=0.6
+                    (start, middle - height / 2),
+                    end - start,
+                    height,
+                    facecolor=face,
+                    edgecolor=INK,
+                    linewidth=0.6,
                 )
             )
             label = (
@@ -284,7 +305,9 @@ def _legend(axes: Any, film: Sequence[Moment]) -> None:
     from matplotlib.patches import Patch
 
     seen = {slot.state for moment in film for slot in moment.slots}
-    handles: list[Any] = [Patch(color=colour, label=state) for state, colour in _COLOURS.items() if state in seen]
+    handles: list[Any] = [
+        Patch(color=colour, label=state) for state, colour in _COLOURS.items() if state in seen
+    ]
     handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (2, 2)), label="threads meet"))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), fontsize=8, handlelength=1.2, columnspacing=1.4,
                 borderaxespad=0.1)  # fmt: skip
@@ -300,7 +323,9 @@ def _summary(film: Sequence[Moment]) -> str:
         for before, now in zip(first.slots, second.slots, strict=True)
     )
     clashes = f"; {clash} time{'' if clash == 1 else 's'} a slot is {BOTH}" if clash else ""
-    return f"{_many(len(tiles), 'tile')} through {_many(count, 'slot')}, at most {at_once} read at once{clashes}"
+    return (
+        f"{_many(len(tiles), 'tile')} through {_many(count, 'slot')}, at most {at_once} read at once{clashes}"
+    )
 
 
 def _slot_in_words(film: Sequence[Moment], number: int) -> str:
@@ -332,7 +357,9 @@ class Film:
     @property
     def text(self) -> str:
         """The strip in words, then every moment."""
-        return "\n".join([self.strip.text, *(f"{i:>3}  {moment.what}" for i, moment in enumerate(self.moments))])
+        return "\n".join(
+            [self.strip.text, *(f"{i:>3}  {moment.what}" for i, moment in enumerate(self.moments))]
+        )
 
     def __repr__(self) -> str:
         return self.strip.text
@@ -354,9 +381,16 @@ class Film:
         if not hasattr(widgets, "Stack"):
             return None
         first = widgets.HTML(self.frames[0])
-        looks = {"layout": first.layout, "style": first.style}  # one for all frames: less for a notebook to keep
-        frames = widgets.Stack([first, *(widgets.HTML(frame, **looks) for frame in self.frames[1:])], selected_index=0)
-        slider = widgets.IntSlider(0, 0, len(self.frames) - 1, description="moment", layout={"width": "620px"})
+        looks = {
+            "layout": first.layout,
+            "style": first.style,
+        }  # one for all frames: less for a notebook to keep
+        frames = widgets.Stack(
+            [first, *(widgets.HTML(frame, **looks) for frame in self.frames[1:])], selected_index=0
+        )
+        slider = widgets.IntSlider(
+            0, 0, len(self.frames) - 1, description="moment", layout={"width": "620px"}
+        )
         play = widgets.Play(value=0, min=0, max=len(self.frames) - 1, interval=700)
         widgets.jslink((slider, "value"), (frames, "selected_index"))
         widgets.jslink((play, "value"), (slider, "value"))
@@ -370,7 +404,9 @@ def ring_film(report: Report, title: str = "", products: int = 0) -> Film:
     Arguments and errors are those of `moments`.
     """
     film = moments(report, products)
-    return Film(ring(report, title, products), film, [_frame(number, moment) for number, moment in enumerate(film)])
+    return Film(
+        ring(report, title, products), film, [_frame(number, moment) for number, moment in enumerate(film)]
+    )
 
 
 def _frame(number: int, moment: Moment) -> str:
@@ -407,7 +443,9 @@ def _named(tiles: Sequence[int]) -> str:
 def _sector(number: int, count: int, middle: float, outer: float = 100, inner: float = 52) -> str:
     """The path of one of `count` sectors of a ring."""
     if count == 1:
-        return " ".join(f"M115 {middle - r:.1f} A{r} {r} 0 1 1 114.9 {middle - r:.1f} Z" for r in (outer, inner))
+        return " ".join(
+            f"M115 {middle - r:.1f} A{r} {r} 0 1 1 114.9 {middle - r:.1f} Z" for r in (outer, inner)
+        )
     angles = [2 * math.pi * (number + i) / count for i in (0, 1)]
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (
         (115 + r * math.sin(angle), middle - r * math.cos(angle))
@@ -459,7 +497,9 @@ def ring_budget(configs: Sequence[Any], rates: Rates | None = None) -> Picture:
         raise ValueError("configs: expected at least one, got none")
     for config in configs:
         if not hasattr(config, "stages"):
-            raise ValueError(f"configs: expected those of a stage with a ring, which have `stages`, got {config!r}")
+            raise ValueError(
+                f"configs: expected those of a stage with a ring, which have `stages`, got {config!r}"
+            )
     from matplotlib.patches import Rectangle
 
     kib = 1024

@@ -46,10 +46,14 @@ def registers(consumers: int = 2, producer: int = 40, consumer: int = 232, neede
             size = count * WARPGROUP
             role = "producer" if number == 0 else f"consumer {number - 1}" if consumers > 1 else "consumer"
             colour = CONSUMER if number else PRODUCER
-            axes.add_patch(_rectangle(at, y - 0.36, size, 0.72, facecolor=colour, edgecolor="white", linewidth=1.5))
+            axes.add_patch(
+                _rectangle(at, y - 0.36, size, 0.72, facecolor=colour, edgecolor="white", linewidth=1.5)
+            )
             if number and needed:
                 sums = min(needed, count) * WARPGROUP
-                axes.add_patch(_rectangle(at, y + 0.26, sums, 0.1, facecolor=GREEN, edgecolor="white", linewidth=0.5))
+                axes.add_patch(
+                    _rectangle(at, y + 0.26, sums, 0.1, facecolor=GREEN, edgecolor="white", linewidth=0.5)
+                )
             label = f"{role}\n128 x {count}" if count >= 64 else str(count)
             axes.text(at + size / 2, y, label, ha="center", va="center", fontsize=8, color=ink_on(colour))
             at += size
@@ -62,9 +66,19 @@ def registers(consumers: int = 2, producer: int = 40, consumer: int = 232, neede
         said.append(f"{name}: " + " + ".join(f"128 x {count}" for count in counts) + f" = {at:,}, {verdict}")
     axes.axvline(pool, color=RED, linewidth=1.5)
     axes.text(
-        pool, -0.46, f"the CTA's pool: {pool:,} of the SM's {FILE:,} ", color=RED, fontsize=8, ha="right", va="bottom"
+        pool,
+        -0.46,
+        f"the CTA's pool: {pool:,} of the SM's {FILE:,} ",
+        color=RED,
+        fontsize=8,
+        ha="right",
+        va="bottom",
     )
-    axes.set(ylim=(1.5, -0.72), yticks=[0, 1], xlim=(0, max(pool, sum(rows["after setmaxnreg"]) * WARPGROUP) * 1.01))
+    axes.set(
+        ylim=(1.5, -0.72),
+        yticks=[0, 1],
+        xlim=(0, max(pool, sum(rows["after setmaxnreg"]) * WARPGROUP) * 1.01),
+    )
     axes.set_yticklabels(rows)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -117,7 +131,9 @@ def _rectangle(x: float, y: float, width: float, height: float, **style: Any) ->
     return Rectangle((x, y), width, height, **style)
 
 
-def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str, bend: float = 0.0) -> None:
+def _arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str, bend: float = 0.0
+) -> None:
     from matplotlib.patches import FancyArrowPatch
 
     style = f"arc3,rad={bend}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..chips import H100, H200, Chip
+from ..hopper import H100, H200, Chip
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, SERIES, Picture, drawn, figure
 
 __all__ = ["H100", "H200", "Chip", "gemm_intensity", "product", "roofline"]
@@ -31,7 +31,9 @@ def product(m: int, n: int, k: int) -> Picture:
 
     gap = 0.05 * max(k + n, k + m)
     wide = 5.2
-    made, axes = figure(wide, min(8.0, max(1.6, (wide - 0.2) * (k + gap + m) / (k + gap + n)) + 0.9))  # the labels' inches
+    made, axes = figure(
+        wide, min(8.0, max(1.6, (wide - 0.2) * (k + gap + m) / (k + gap + n)) + 0.9)
+    )  # the labels' inches
     row, column = m // 3, 3 * n // 5
     parts = (("a", -gap - k, 0, k, m), ("b.T", 0, -gap - k, n, k), ("d", 0, 0, n, m))
     for _, x, y, width, height in parts:
@@ -69,24 +71,62 @@ def roofline(points: Mapping[str, float] | None = None, chip: Chip = H200) -> Pi
         if not 0 < intensity < math.inf:
             raise ValueError(f"points: expected positive operations a byte, got {intensity!r} for {name!r}")
     made, axes = figure(8.5, 4.4)
-    low, high, floor = min(0.5, *points.values(), 1) / 2, max(8192.0, 2 * max(points.values(), default=0)), 0.5
+    low, high, floor = (
+        min(0.5, *points.values(), 1) / 2,
+        max(8192.0, 2 * max(points.values(), default=0)),
+        0.5,
+    )
     ridge = chip.fp8 / chip.bandwidth
     axes.axvspan(low, ridge, color=PALE, linewidth=0, alpha=0.55, zorder=0)
-    axes.plot([low, ridge, high], [chip.allowed(x) / 1e12 for x in (low, ridge, high)], color=BLUE, linewidth=2)
-    axes.hlines(chip.fp32 / 1e12, chip.fp32 / chip.bandwidth, high, color=ORANGE, linewidth=1.5, linestyle="--")
+    axes.plot(
+        [low, ridge, high], [chip.allowed(x) / 1e12 for x in (low, ridge, high)], color=BLUE, linewidth=2
+    )
+    axes.hlines(
+        chip.fp32 / 1e12, chip.fp32 / chip.bandwidth, high, color=ORANGE, linewidth=1.5, linestyle="--"
+    )
     for rate, name in ((chip.fp8, "FP8 tensor cores"), (chip.fp32, "FP32 on the ordinary cores")):
-        axes.text(high, rate / 1e12 * 1.15, f"{name}: {rate / 1e12:,.0f} TFLOPS", ha="right", va="bottom", color=INK, fontsize=8)
-    axes.text(ridge / 30, 0.6 * chip.bandwidth / 1e12 * ridge / 30, f"device memory: {chip.bandwidth / 1e12:g} TB/s", va="top", fontsize=8)
-    axes.text(ridge / 1.1, floor * 1.25, f"memory-bound, up to the ridge at {ridge:.0f}", color=GREY, fontsize=8, ha="right")
+        axes.text(
+            high,
+            rate / 1e12 * 1.15,
+            f"{name}: {rate / 1e12:,.0f} TFLOPS",
+            ha="right",
+            va="bottom",
+            color=INK,
+            fontsize=8,
+        )
+    axes.text(
+        ridge / 30,
+        0.6 * chip.bandwidth / 1e12 * ridge / 30,
+        f"device memory: {chip.bandwidth / 1e12:g} TB/s",
+        va="top",
+        fontsize=8,
+    )
+    axes.text(
+        ridge / 1.1,
+        floor * 1.25,
+        f"memory-bound, up to the ridge at {ridge:.0f}",
+        color=GREY,
+        fontsize=8,
+        ha="right",
+    )
     axes.text(ridge * 1.1, floor * 1.25, "compute-bound", color=GREY, fontsize=8)
     said = [f"{chip.name}: ridge at {ridge:.0f} operations a byte"]
-    for (name, intensity), colour, mark in zip(points.items(), (SERIES * 3)[2:], "osD^vPXo" * 2, strict=False):
+    for (name, intensity), colour, mark in zip(
+        points.items(), (SERIES * 3)[2:], "osD^vPXo" * 2, strict=False
+    ):
         allowed = chip.allowed(intensity) / 1e12
         label = f"{name}: {_short(intensity)} operations a byte, at most {_short(allowed)} TFLOPS"
         axes.vlines(intensity, floor, allowed, color=colour, linewidth=0.8, linestyle=":")
         axes.plot(intensity, allowed, mark, color=colour, markersize=7, label=label, zorder=3)
         said.append(label)
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte from device memory", ylabel="TFLOPS allowed", xlim=(low, high), ylim=(floor, 6000))
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations a byte from device memory",
+        ylabel="TFLOPS allowed",
+        xlim=(low, high),
+        ylim=(floor, 6000),
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_title(f"What the datasheet of the {chip.name} allows")

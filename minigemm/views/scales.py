@@ -36,18 +36,26 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
         raise ValueError("scales: expected at least one tensor by name, got none")
     for name, scale in scales.items():
         if scale.dim() != 2 or not scale.numel():
-            raise ValueError(f"scales: expected matrices (m, blocks of k), got shape {tuple(scale.shape)} for {name!r}")
+            raise ValueError(
+                f"scales: expected matrices (m, blocks of k), got shape {tuple(scale.shape)} for {name!r}"
+            )
         if not 0 <= rows[0] < rows[1] <= scale.shape[0]:
             raise ValueError(f"rows: expected some of the {scale.shape[0]} rows of {name!r}, got {rows}")
         if not 0 <= block < scale.shape[1]:
             raise ValueError(f"block: expected one of the {scale.shape[1]} columns of {name!r}, got {block}")
     needed = rows[1] - rows[0]
     sizes = [
-        1 + sum((size - 1) * stride for size, stride in zip(s.shape, s.stride(), strict=True)) for s in scales.values()
+        1 + sum((size - 1) * stride for size, stride in zip(s.shape, s.stride(), strict=True))
+        for s in scales.values()
     ]
     lines = [ceil_div(size, _LINE) for size in sizes]
     made, panels = figure(
-        9.5, 1.0 + sum(0.27 * count + 0.42 for count in lines), len(scales), 1, squeeze=False, height_ratios=lines
+        9.5,
+        1.0 + sum(0.27 * count + 0.42 for count in lines),
+        len(scales),
+        1,
+        squeeze=False,
+        height_ratios=lines,
     )
     made.get_layout_engine().set(h_pad=0.08)
     said = []
@@ -60,7 +68,11 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
         wanted = sorted(i * scale.stride(0) + block * scale.stride(1) for i in range(*rows))
         runs = 1 + sum(after != before + 1 for before, after in pairwise(wanted))
         _memory(axes, owner, set(wanted), count)
-        way = f"{needed * 4} bytes in one piece" if runs == 1 else f"{runs} pieces of {needed * 4 // runs} bytes"
+        way = (
+            f"{needed * 4} bytes in one piece"
+            if runs == 1
+            else f"{runs} pieces of {needed * 4 // runs} bytes"
+        )
         axes.set_title(f"{name}, strides {tuple(scale.stride())}: the tile's {needed} scales are {way}")
         said.append(
             f"{name}: strides {tuple(scale.stride())}, the {needed} scales of rows {rows[0]} to {rows[1] - 1} "
@@ -69,7 +81,10 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
     panels[-1, 0].set_xlabel("place of a float in its 128 bytes; a cell names the row of a that it is for")
     _legend(
         made,
-        [(_BLOCKS[j % 4], f"block {j} of k") for j in range(min(4, max(s.shape[1] for s in scales.values())))],
+        [
+            (_BLOCKS[j % 4], f"block {j} of k")
+            for j in range(min(4, max(s.shape[1] for s in scales.values())))
+        ],
         "framed: needed; white: padding",
     )
     return Picture(made, "\n".join(said))
@@ -96,7 +111,9 @@ def _memory(axes: Any, owner: Mapping[int, tuple[int, int]], wanted: set[int], l
         )
         if found:
             dark = ink_on(colour) if address in wanted else INK
-            axes.text(place + 0.5, line + 0.52, str(found[0]), ha="center", va="center", fontsize=6.5, color=dark)
+            axes.text(
+                place + 0.5, line + 0.52, str(found[0]), ha="center", va="center", fontsize=6.5, color=dark
+            )
     for address in wanted:
         line, place = divmod(address, _LINE)
         axes.add_patch(Rectangle((place, line), 1, 1, fill=False, edgecolor=INK, linewidth=1.1, zorder=3))
@@ -131,7 +148,9 @@ def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
     blocks = ceil_div(n, BLOCK)
     for block in range(blocks):
         width = min(BLOCK, n - block * BLOCK)
-        axes.add_patch(Rectangle((block * BLOCK, 0.1), width, 0.62, facecolor=_BLOCKS[block % 4], edgecolor="white"))
+        axes.add_patch(
+            Rectangle((block * BLOCK, 0.1), width, 0.62, facecolor=_BLOCKS[block % 4], edgecolor="white")
+        )
         if width > n / 40:
             axes.text(
                 block * BLOCK + width / 2,
@@ -153,7 +172,12 @@ def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
                 left, right = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
                 axes.add_patch(
                     Rectangle(
-                        (left, row + 0.14), right - left, 0.6, facecolor=_BLOCKS[block % 4], alpha=0.45, linewidth=0
+                        (left, row + 0.14),
+                        right - left,
+                        0.6,
+                        facecolor=_BLOCKS[block % 4],
+                        alpha=0.45,
+                        linewidth=0,
                     )
                 )
             many = scales[-1] > 2
@@ -267,7 +291,11 @@ def scale_map(
         colour = _BLOCKS[block % 4]
         top.add_patch(Rectangle((start, 0), end - start, 1, facecolor=colour, edgecolor="white"))
         value = f"{float(b.scale[block, step]):.2e}"
-        label = f"sfb[{block}, {step}] = {value}" if end - start > 0.35 * columns else f"[{block}, {step}]\n{value}"
+        label = (
+            f"sfb[{block}, {step}] = {value}"
+            if end - start > 0.35 * columns
+            else f"[{block}, {step}]\n{value}"
+        )
         top.text((start + end) / 2, 0.5, label, ha="center", va="center", fontsize=8, color=ink_on(colour))
         if block > live[0]:
             body.axvline(start, color="white", linewidth=1.6, linestyle="--")
@@ -282,15 +310,20 @@ def scale_map(
     borders = "".join(f"; columns from {block * BLOCK} on have sfb[{block}]" for block in live[1:])
     spread = f"factors from {float(factor.min().exp2()):.3g} to {float(factor.max().exp2()):.3g}"
     return Picture(
-        made, f"tile {tile[0]},{tile[1]} at step {step}: {rows} x {columns} elements, {need}{borders}; {spread}"
+        made,
+        f"tile {tile[0]},{tile[1]} at step {step}: {rows} x {columns} elements, {need}{borders}; {spread}",
     )
 
 
 @drawn
 def error_curves(
-    x: Sequence[float], errors: Mapping[str, Sequence[float]], xlabel: str, title: str = "", percent: bool = False,
+    x: Sequence[float],
+    errors: Mapping[str, Sequence[float]],
+    xlabel: str,
+    title: str = "",
+    percent: bool = False,
     base: int = 10,
-) -> Picture:  # fmt: skip
+) -> Picture:
     """Relative errors against what causes them, a line by name, both axes logarithmic (`base`: of the axis of x).
 
     The last number of each line stands at its end. Raises ValueError when there are fewer than two x, no lines, a line
@@ -302,7 +335,9 @@ def error_curves(
         raise ValueError("errors: expected at least one line by name, got none")
     for name, line in errors.items():
         if len(line) != len(x) or not all(0 < error < float("inf") for error in line):
-            raise ValueError(f"errors: expected {len(x)} positive numbers a line, got {tuple(line)} for {name!r}")
+            raise ValueError(
+                f"errors: expected {len(x)} positive numbers a line, got {tuple(line)} for {name!r}"
+            )
 
     def said(error: float) -> str:
         return f"{error:.3g}" if not percent else f"{error:.1%}"
@@ -311,7 +346,9 @@ def error_curves(
     made.get_layout_engine().set(h_pad=0.08)
     for i, (name, line) in enumerate(errors.items()):
         colour = SERIES[i % len(SERIES)]
-        axes.plot(x, line, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=5, linewidth=1.6, label=name)
+        axes.plot(
+            x, line, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=5, linewidth=1.6, label=name
+        )
     _ends(axes, x[-1], [(line[-1], said(line[-1])) for line in errors.values()])
     axes.set(yscale="log", xlabel=xlabel, ylabel="relative error", title=title)
     axes.set_xscale("log", base=base)
@@ -339,7 +376,9 @@ def _ends(axes: Any, x: float, ends: list[tuple[float, str]]) -> None:
     last = 0.0
     for value, text in sorted(dict.fromkeys(ends)):
         place = max(value, 1.35 * last)
-        axes.annotate(text, (x, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        axes.annotate(
+            text, (x, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+        )
         last = place
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..emulator.report import Report
-from ..emulator.timeline import Interval, Timeline
+from ..emulator.watch.report import Report
+from ..emulator.watch.timeline import Interval, Timeline
 from ..layout import ceil_div
-from ..probes.scheduling import tile_order
 from ..types import Config
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, SERIES, SKY, Picture, drawn, figure
+from .walks import tile_order
 
 __all__ = ["in_turn", "raster", "raster_traffic", "tail", "waves"]
 
@@ -25,14 +25,20 @@ def in_turn(run: Report, times: int) -> Report:
     The next begins when the last has ended; what starting a CTA costs is not in it. Raises ValueError for a report without a timeline.
     """
     if run.timeline is None:
-        raise ValueError("run: expected a report of minigemm.observe(timeline=True), got one without a timeline")
+        raise ValueError(
+            "run: expected a report of minigemm.observe(timeline=True), got one without a timeline"
+        )
     if times < 1:
         raise ValueError(f"times: expected at least 1, got {times}")
     line, length = run.timeline, run.timeline.end
     intervals = [
-        Interval(i.agent, i.start + number * length, i.end + number * length, i.state, i.what, i.line) for number in range(times) for i in line.intervals
+        Interval(i.agent, i.start + number * length, i.end + number * length, i.state, i.what, i.line)
+        for number in range(times)
+        for i in line.intervals
     ]
-    return replace(run, timeline=Timeline(line.unit, line.source, list(line.agents), intervals, dict(line.rates)))
+    return replace(
+        run, timeline=Timeline(line.unit, line.source, list(line.agents), intervals, dict(line.rates))
+    )
 
 
 @drawn
@@ -52,7 +58,13 @@ def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132
         count, rounds = sum(map(len, walk)), max(map(len, walk))
         for wave in range(rounds):
             working = [sm for sm, tiles in enumerate(walk) if wave < len(tiles)]
-            axes.broken_barh([(wave * cycles[name], cycles[name])], (0, len(working)), facecolor=_WAVES[wave % len(_WAVES)], edgecolor="white", linewidth=1.2)
+            axes.broken_barh(
+                [(wave * cycles[name], cycles[name])],
+                (0, len(working)),
+                facecolor=_WAVES[wave % len(_WAVES)],
+                edgecolor="white",
+                linewidth=1.2,
+            )
             label = f"{len(working)}" if rounds <= 12 else ""
             at_top = len(working) < 0.25 * ctas
             axes.text((wave + 0.5) * cycles[name], len(working) + 3 if at_top else len(working) / 2, label, ha="center",
@@ -64,7 +76,9 @@ def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132
         axes.axvline(rounds * cycles[name], color=INK, linewidth=0.8)
         said.append(heading)
     panels[len(walks) // 2, 0].set_ylabel("SMs")
-    panels[-1, 0].set_xlabel("cycles of the tensor core, for the products alone; a number says how many SMs have a tile in that wave")
+    panels[-1, 0].set_xlabel(
+        "cycles of the tensor core, for the products alone; a number says how many SMs have a tile in that wave"
+    )
     panels[-1, 0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return Picture(made, "\n".join(said))
 
@@ -83,11 +97,21 @@ def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = 1
     for number, (name, config) in enumerate(configs.items()):
         constants = config.constants()
         across = ceil_div(n, constants["BLOCK_N"])
-        shares = [m * n / (ceil_div(ceil_div(m, constants["BLOCK_M"]) * across, ctas) * ctas * _area(config)) for m in ms]
+        shares = [
+            m * n / (ceil_div(ceil_div(m, constants["BLOCK_M"]) * across, ctas) * ctas * _area(config))
+            for m in ms
+        ]
         axes.plot(ms, shares, color=SERIES[number % len(SERIES)], linewidth=1.5, label=name)
         low = min(range(len(ms)), key=lambda i: shares[i])
-        said.append(f"{name}: from {shares[low]:.0%} at m = {ms[low]} to {max(shares):.0%}, on average {sum(shares) / len(shares):.0%}")
-    axes.set(xlim=(min(ms), max(ms)), ylim=(0, 1), xlabel="rows of d, m", title=f"How much of {ctas} SMs computes elements of d, n = {n:,}")
+        said.append(
+            f"{name}: from {shares[low]:.0%} at m = {ms[low]} to {max(shares):.0%}, on average {sum(shares) / len(shares):.0%}"
+        )
+    axes.set(
+        xlim=(min(ms), max(ms)),
+        ylim=(0, 1),
+        xlabel="rows of d, m",
+        title=f"How much of {ctas} SMs computes elements of d, n = {n:,}",
+    )
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(color=GREY, alpha=0.2)
@@ -97,8 +121,14 @@ def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = 1
 
 @drawn
 def raster(
-    m: int, n: int, k: int, configs: Mapping[str, Config], wave: int = 0, ctas: int = 132, scheduler: str | os.PathLike[str] | None = None,
-) -> Picture:  # fmt: skip
+    m: int,
+    n: int,
+    k: int,
+    configs: Mapping[str, Config],
+    wave: int = 0,
+    ctas: int = 132,
+    scheduler: str | os.PathLike[str] | None = None,
+) -> Picture:
     """The tiles of one wave on d, and the rows of a (left) and of b (above) that it reads, a panel for each config; from the scheduler's own walk.
 
     Args:
@@ -114,10 +144,18 @@ def raster(
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
-    grids = {name: (ceil_div(m, c.constants()["BLOCK_M"]), ceil_div(n, c.constants()["BLOCK_N"])) for name, c in configs.items()}
+    grids = {
+        name: (ceil_div(m, c.constants()["BLOCK_M"]), ceil_div(n, c.constants()["BLOCK_N"]))
+        for name, c in configs.items()
+    }
     height = {name: min(3.2, max(0.55, 8.2 * down / across)) for name, (down, across) in grids.items()}
     made, panels = figure(
-        9.5, 0.4 + sum(height.values()) + 0.5 * len(configs), len(configs), 1, squeeze=False, height_ratios=[h + 0.2 for h in height.values()]
+        9.5,
+        0.4 + sum(height.values()) + 0.5 * len(configs),
+        len(configs),
+        1,
+        squeeze=False,
+        height_ratios=[h + 0.2 for h in height.values()],
     )
     said = []
     for axes, (name, config) in zip(panels[:, 0], configs.items(), strict=True):
@@ -128,7 +166,9 @@ def raster(
         image = [[to_rgb(PALE)] * across for _ in range(down)]
         for tiles in walk:
             for number, (i, j) in enumerate(tiles):
-                image[i][j] = to_rgb(GREEN) if number == wave else (0.78, 0.78, 0.78) if number < wave else to_rgb(PALE)
+                image[i][j] = (
+                    to_rgb(GREEN) if number == wave else (0.78, 0.78, 0.78) if number < wave else to_rgb(PALE)
+                )
         axes.imshow(image, interpolation="nearest", aspect="auto", extent=(0, across, down, 0))
         side, top = 0.012 * across, 0.1 * down if down < 40 else 0.04 * down
         for i in {i for i, _ in at_once}:
@@ -146,7 +186,10 @@ def raster(
         for spine in axes.spines.values():
             spine.set_visible(False)
         said.append(f"{heading}; the CTAs ask L2 for {asked / 1e6:.1f} MB")
-    panels[-1, 0].set_xlabel(f"d: {down} x {across} tiles. Green: this wave; grey: before it. Blue: its rows of a; orange: its rows of b", fontsize=9)
+    panels[-1, 0].set_xlabel(
+        f"d: {down} x {across} tiles. Green: this wave; grey: before it. Blue: its rows of a; orange: its rows of b",
+        fontsize=9,
+    )
     return Picture(made, "\n".join(said))
 
 
@@ -173,11 +216,19 @@ def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int]
         name = f"groups of {'rows' if of_rows else 'columns'} of tiles"
         axes.plot(widths, means, color=colour, marker=mark, markersize=5, linewidth=1.5, label=name)
         best = min(range(len(widths)), key=lambda i: means[i])
-        said.append(f"{name}: " + ", ".join(f"{mean:.1f} MB at {width}" for width, mean in zip(widths, means, strict=True)) + f"; least at {widths[best]}")
+        said.append(
+            f"{name}: "
+            + ", ".join(f"{mean:.1f} MB at {width}" for width, mean in zip(widths, means, strict=True))
+            + f"; least at {widths[best]}"
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(widths), [str(width) for width in widths])
     axes.minorticks_off()
-    axes.set(xlabel="width of a group: raster", ylabel="MB a wave", title=f"Different bytes that a wave needs; its {ctas} CTAs ask for {asked:.0f} MB")
+    axes.set(
+        xlabel="width of a group: raster",
+        ylabel="MB a wave",
+        title=f"Different bytes that a wave needs; its {ctas} CTAs ask for {asked:.0f} MB",
+    )
     axes.set_ylim(bottom=0)
     axes.grid(color=GREY, alpha=0.2)
     axes.legend(fontsize=8)

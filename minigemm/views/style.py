@@ -13,7 +13,24 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, ParamSpec
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "LANES", "ORANGE", "PALE", "PURPLE", "RED", "SERIES", "SKY", "Html", "Picture", "drawn", "figure", "lane_colour"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LANES",
+    "ORANGE",
+    "PALE",
+    "PURPLE",
+    "RED",
+    "SERIES",
+    "SKY",
+    "Html",
+    "Picture",
+    "drawn",
+    "figure",
+    "lane_colour",
+]
 
 # Okabe and Ito, "Color Universal Design" (2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

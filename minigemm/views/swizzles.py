@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..emulator.tma import TensorMap, swizzle_offsets
+from ..emulator.machine.tma import TensorMap, swizzle_offsets
 from .style import BLUE, GREY, INK, ORANGE, PALE, RED, SERIES, Picture, drawn, figure, ink_on
 
 __all__ = ["bank_groups", "box", "swizzles"]
@@ -29,7 +29,9 @@ def bank_groups(span: int, swizzled: bool = True, rows: int = 8, chunk: int = 0)
 
 
 @drawn
-def swizzles(cases: Sequence[tuple[int, bool]] = ((128, False), (32, True), (64, True), (128, True)), chunk: int = 0) -> Picture:
+def swizzles(
+    cases: Sequence[tuple[int, bool]] = ((128, False), (32, True), (64, True), (128, True)), chunk: int = 0
+) -> Picture:
     """Eight lines of shared memory for each case (bytes a row, swizzled); a cell says row.chunk, and one chunk of rows 0 to 7 is framed.
 
     A reader of one column of a tile wants the framed cells: those in one column of the picture share their banks, and come one after the other.
@@ -49,11 +51,25 @@ def swizzles(cases: Sequence[tuple[int, bool]] = ((128, False), (32, True), (64,
             y, x = divmod(int(offsets[start]), LINE)
             x, logical = x // CHUNK, logical // CHUNK
             framed = logical == chunk and row < 8
-            axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[logical], edgecolor="white", alpha=1.0 if framed else 0.32, linewidth=0.8))
+            axes.add_patch(
+                Rectangle(
+                    (x, y),
+                    1,
+                    1,
+                    facecolor=_COLOURS[logical],
+                    edgecolor="white",
+                    alpha=1.0 if framed else 0.32,
+                    linewidth=0.8,
+                )
+            )
             colour = ink_on(_COLOURS[logical]) if framed else INK
-            axes.text(x + 0.5, y + 0.5, f"{row}.{logical}", ha="center", va="center", fontsize=6.5, color=colour)
+            axes.text(
+                x + 0.5, y + 0.5, f"{row}.{logical}", ha="center", va="center", fontsize=6.5, color=colour
+            )
             if framed:
-                axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, edgecolor=RED, linewidth=1.6))
+                axes.add_patch(
+                    Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, edgecolor=RED, linewidth=1.6)
+                )
         groups = bank_groups(span, swizzled, 8, chunk)
         ways = max(groups.count(group) for group in groups)
         name = f"{span}-byte swizzle" if swizzled else f"no swizzle, rows of {span}"
@@ -89,18 +105,45 @@ def box(tensor_map: TensorMap, at: tuple[int, int], title: str = "") -> Picture:
     width, height = max(x + wide, columns) - min(x, 0), max(y + high, rows) - min(y, 0)
     made, axes = figure(8, min(5.0, max(2.0, 6.6 * height / width + 0.9)))
     axes.add_patch(Rectangle((0, 0), columns, rows, facecolor=PALE, edgecolor=GREY))
-    axes.add_patch(Rectangle((x, y), wide, high, facecolor=ORANGE, alpha=0.35, hatch="...", edgecolor=ORANGE, linewidth=0))
+    axes.add_patch(
+        Rectangle(
+            (x, y), wide, high, facecolor=ORANGE, alpha=0.35, hatch="...", edgecolor=ORANGE, linewidth=0
+        )
+    )
     if inside:
-        axes.add_patch(Rectangle((max(x, 0), max(y, 0)), inside_x, inside_y, facecolor=BLUE, edgecolor="none"))
+        axes.add_patch(
+            Rectangle((max(x, 0), max(y, 0)), inside_x, inside_y, facecolor=BLUE, edgecolor="none")
+        )
         thin = inside_y < 0.1 * height
         middle = max(y, 0) + (0 if thin else inside_y / 2)
-        axes.text(max(x, 0) + inside_x / 2, middle, "copied", ha="center", va="bottom" if thin else "center", fontsize=8, color=BLUE if thin else "white")
+        axes.text(
+            max(x, 0) + inside_x / 2,
+            middle,
+            "copied",
+            ha="center",
+            va="bottom" if thin else "center",
+            fontsize=8,
+            color=BLUE if thin else "white",
+        )
     if filled:
         over_x, over_y = wide - inside_x, high - inside_y
-        corner = (x + wide - over_x / 2, y + high / 2) if over_x * high >= over_y * wide else (x + wide / 2, y + high - over_y / 2)
-        axes.text(*corner, f"filled with {'zeros' if descriptor.fill == 'zero' else 'NaN'}", ha="center", va="center", fontsize=8)
+        corner = (
+            (x + wide - over_x / 2, y + high / 2)
+            if over_x * high >= over_y * wide
+            else (x + wide / 2, y + high - over_y / 2)
+        )
+        axes.text(
+            *corner,
+            f"filled with {'zeros' if descriptor.fill == 'zero' else 'NaN'}",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
     axes.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=INK, linewidth=1.4))
-    axes.set(xlim=(min(x, 0) - 0.01 * width, max(x + wide, columns) + 0.01 * width), ylim=(max(y + high, rows) * 1.02, min(y, 0) - 0.02 * height))
+    axes.set(
+        xlim=(min(x, 0) - 0.01 * width, max(x + wide, columns) + 0.01 * width),
+        ylim=(max(y + high, rows) * 1.02, min(y, 0) - 0.02 * height),
+    )
     axes.set(xlabel="column (coordinate 0, innermost)", ylabel="row (coordinate 1)", aspect="equal")
     axes.set_xticks(sorted({0, x, columns, x + wide}))
     axes.set_yticks(sorted({0, y, rows, y + high}))
@@ -110,5 +153,8 @@ def box(tensor_map: TensorMap, at: tuple[int, int], title: str = "") -> Picture:
         f"box of {high} x {wide} at row {y}, column {x} of ({rows}, {columns}): {inside:,} elements inside, {filled:,} filled; "
         f"{descriptor.box_bytes:,} bytes on the mbarrier"
     )
-    axes.set_title(title or f"box at ({x}, {y}): {inside:,} elements copied, {filled:,} filled, {descriptor.box_bytes:,} bytes counted")
+    axes.set_title(
+        title
+        or f"box at ({x}, {y}): {inside:,} elements copied, {filled:,} filled, {descriptor.box_bytes:,} bytes counted"
+    )
     return Picture(made, text)

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from ..emulator.report import Report, Request
+from ..emulator.watch.report import Report, Request
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, Picture, drawn, figure, lane_colour
 
 __all__ = ["footprint", "mismatches", "per_product", "tiles"]
 
 
 @drawn
-def tiles(m: int, n: int, k: int, block_m: int, block_n: int, block_k: int, cta: tuple[int, int] = (0, 0)) -> Picture:
+def tiles(
+    m: int, n: int, k: int, block_m: int, block_n: int, block_k: int, cta: tuple[int, int] = (0, 0)
+) -> Picture:
     """d over a grid of CTAs, with what one of them reads: rows of a to the left, rows of b (columns of b.T) above.
 
     Raises ValueError for a size below 1 or a CTA outside the grid.
@@ -40,7 +42,11 @@ def tiles(m: int, n: int, k: int, block_m: int, block_n: int, block_k: int, cta:
     box(0, 0, n, m, facecolor=PALE, edgecolor=GREY, linewidth=1.2)
     for step in range(steps):
         width = min(block_k, k - step * block_k)
-        style = {"alpha": 0.85 if step == 0 else 0.35, "edgecolor": "white", "linewidth": 0.8 if steps <= 16 else 0.3}
+        style = {
+            "alpha": 0.85 if step == 0 else 0.35,
+            "edgecolor": "white",
+            "linewidth": 0.8 if steps <= 16 else 0.3,
+        }
         left, high = row * block_m, column * block_n
         box(-gap - k + step * block_k, left, width, min(block_m, m - left), facecolor=BLUE, **style)
         box(high, -gap - k + step * block_k, min(block_n, n - high), width, facecolor=ORANGE, **style)
@@ -52,19 +58,32 @@ def tiles(m: int, n: int, k: int, block_m: int, block_n: int, block_k: int, cta:
             line = {"linewidth": 0.25} if many else {"linewidth": 0.8, "linestyle": "-" if mine else "--"}
             box(j * block_n, i * block_m, block_n, block_m, edgecolor=GREY, **face, **line)
             if not many:
-                axes.text((j + 0.5) * block_n, (i + 0.5) * block_m, f"{i},{j}", ha="center", va="center", fontsize=8)
+                axes.text(
+                    (j + 0.5) * block_n, (i + 0.5) * block_m, f"{i},{j}", ha="center", va="center", fontsize=8
+                )
     bottom = max(m, down * block_m)
-    names = ((-gap - k / 2, m, f"a ({m}, {k})"), (n / 2, -gap - k, f"b.T ({k}, {n})"), (n / 2, bottom, f"d ({m}, {n})"))
+    names = (
+        (-gap - k / 2, m, f"a ({m}, {k})"),
+        (n / 2, -gap - k, f"b.T ({k}, {n})"),
+        (n / 2, bottom, f"d ({m}, {n})"),
+    )
     for x, y, name in names:
         away = 4 if name.startswith("b") else -4
         axes.annotate(
-            name, (x, y), xytext=(0, away), textcoords="offset points", ha="center", va="bottom" if away > 0 else "top"
+            name,
+            (x, y),
+            xytext=(0, away),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if away > 0 else "top",
         )
     shared = f"each byte of a goes to {across} CTA{'s' * (across > 1)},\neach byte of b to {down}"
     if k > 0.4 * (n + k) and k > 0.3 * (m + k):
         axes.text(-gap - k / 2, -gap - k / 2, shared, ha="center", va="center", fontsize=9)
     height = 0.06 * (m + k)
-    axes.set(xlim=(-gap - k - margin, max(n, across * block_n) + margin), ylim=(bottom + height, -gap - k - height))
+    axes.set(
+        xlim=(-gap - k - margin, max(n, across * block_n) + margin), ylim=(bottom + height, -gap - k - height)
+    )
     axes.set(aspect="equal")
     axes.axis("off")
     text = (
@@ -103,7 +122,9 @@ def footprint(requests: Sequence[Request], tensor: torch.Tensor, title: str, by:
     each = owner[touched].unique().tolist()
     image = torch.ones(rows, columns, 3) * 0.93
     colours = {}
-    for place, index in enumerate(each):  # lanes keep the colour that they have everywhere, warps share the scale out
+    for place, index in enumerate(
+        each
+    ):  # lanes keep the colour that they have everywhere, warps share the scale out
         colours[index] = lane_colour(index if by == "lane" else round(31 * place / max(1, len(each) - 1)))
         image[owner == index] = torch.tensor(colours[index][:3], dtype=image.dtype)
     made, axes = figure(7, min(5.0, max(2.2, 6.0 * rows / columns + 0.6)))
@@ -178,10 +199,14 @@ def per_product(reports: Mapping[str, Report], products: int) -> Picture:
     loaded = [report.counters["shared_load_bytes"] / products for report in reports.values()]
     left.barh(range(len(reports)), loaded, color=BLUE, height=0.66)
     mixes = [report.counters["instructions_by_class"] for report in reports.values()]
-    others = {"other": [sum(n for name, n in mix.items() if name not in _CLASSES) / products for mix in mixes]}
+    others = {
+        "other": [sum(n for name, n in mix.items() if name not in _CLASSES) / products for mix in mixes]
+    }
     shares = {name: [mix.get(name, 0) / products for mix in mixes] for name in _CLASSES} | others
     for name, counts in shares.items():
-        right.barh(range(len(reports)), counts, left=ends, color=_CLASSES.get(name, GREY), height=0.66, label=name)
+        right.barh(
+            range(len(reports)), counts, left=ends, color=_CLASSES.get(name, GREY), height=0.66, label=name
+        )
         ends = [end + count for end, count in zip(ends, counts, strict=True)]
     for y, (name, bytes_, end) in enumerate(zip(reports, loaded, ends, strict=True)):
         left.text(bytes_ + 0.012 * max(loaded), y, f"{bytes_:.3g}", va="center", fontsize=8)

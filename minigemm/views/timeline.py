@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..emulator.report import Report
-from ..emulator.timeline import Interval, Timeline
+from ..emulator.watch.report import Report
+from ..emulator.watch.timeline import Interval, Timeline
 from .counts import RESULTS
 from .style import BLUE, GREEN, GREY, INK, PURPLE, RED, SKY, Html, Picture, drawn, figure
 
@@ -115,7 +115,8 @@ def timeline(
     if not 0 <= start < last:
         raise ValueError(f"end: expected more than start, which is 0 or more, got {start} to {last}")
     panels = {
-        name: _rows(line, {**_names(runs[name]), **(names or {})}, rows, start, last) for name, line in lines.items()
+        name: _rows(line, {**_names(runs[name]), **(names or {})}, rows, start, last)
+        for name, line in lines.items()
     }
     heights = [sum(_height(row) for row in found) for found in panels.values()]
     made, axes = figure(
@@ -181,7 +182,10 @@ def _unit(lines: Sequence[Timeline]) -> str:
     """What the axis says: the unit, and who gave the figures."""
     if lines[0].source == "model":
         return f"{lines[0].unit}, of a model: not a measurement"
-    by = {", ".join(str(line.about[key]) for key in ("gpu", "date") if line.about.get(key)): None for line in lines}
+    by = {
+        ", ".join(str(line.about[key]) for key in ("gpu", "date") if line.about.get(key)): None
+        for line in lines
+    }
     on = "; ".join(name for name in by if name)
     return f"{lines[0].unit}, measured" + (f" on {on}" if on else "")
 
@@ -193,7 +197,9 @@ def _line(run: Report | Timeline) -> Timeline:
     found = run.timeline if isinstance(run, Report) else run
     if not isinstance(found, Timeline):
         got = "a report without a timeline" if isinstance(run, Report) else type(run).__name__
-        raise ValueError(f"run: expected a report of minigemm.observe(timeline=True) or a Timeline, got {got}")
+        raise ValueError(
+            f"run: expected a report of minigemm.observe(timeline=True) or a Timeline, got {got}"
+        )
     if not found.intervals:
         raise ValueError("run: expected a timeline with intervals, got an empty one")
     return found
@@ -203,7 +209,9 @@ def _names(run: Report | Timeline) -> dict[str, str]:
     """What a report's events, or a trace, tell of the mbarriers: those that TMA's loads complete on, and the others."""
     if isinstance(run, Timeline):
         traced = set(run.about["filled"]) if "filled" in run.about else None
-        waited = {i.what for i in run.intervals if _BARRIER.fullmatch(i.what)} if traced is not None else set()
+        waited = (
+            {i.what for i in run.intervals if _BARRIER.fullmatch(i.what)} if traced is not None else set()
+        )
         return {what: TILE if what in (traced or ()) else SLOT for what in waited}
     if run.timeline is None:
         return {}
@@ -238,7 +246,9 @@ def _rows(line: Timeline, names: Mapping[str, str], rows: str, start: float, end
                 _Segment(a, b, i.state, _word(i.what, names) if i.state == "waiting" else _work(i))
             )
     if not any(by_agent.values()):
-        raise ValueError(f"start: nothing happens from {start:g} to {end:g}, the timeline ends at {line.end:,.0f}")
+        raise ValueError(
+            f"start: nothing happens from {start:g} to {end:g}, the timeline ends at {line.end:,.0f}"
+        )
     warps = [agent for agent in by_agent if _WARP.fullmatch(agent)]
     found = []
     if rows == "warps":
@@ -378,7 +388,13 @@ def _draw(axes: Any, rows: list[_Row], colours: Mapping[tuple[str, str], str], l
             else "idle"
         )
         axes.text(
-            1.008, top + height / 2, said, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=INK
+            1.008,
+            top + height / 2,
+            said,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=INK,
         )
         axes.axhline(top + height, color=GREY, linewidth=0.4, alpha=0.4)
         top += height

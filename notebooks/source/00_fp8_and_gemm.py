@@ -22,7 +22,6 @@
 
 # %%
 import torch
-
 from minigemm import quantize, views
 from minigemm.kernels import s01_naive, stages
 

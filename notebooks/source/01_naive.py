@@ -21,10 +21,9 @@
 # **Where it lives:** `minigemm/kernels/s01_naive.cu` (the kernel), `minigemm/kernels/s01_naive.py` (its launch).
 
 # %%
+import minigemm
 import torch
 from IPython.display import display
-
-import minigemm
 from minigemm import quantize, views
 from minigemm.kernels import s01_naive
 

@@ -21,10 +21,9 @@
 # %%
 import textwrap
 
+import minigemm
 import torch
 from IPython.display import display
-
-import minigemm
 from minigemm import quantize, views
 from minigemm.kernels import s01_naive, s02_tiled
 

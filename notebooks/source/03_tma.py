@@ -19,9 +19,8 @@
 # `minigemm/kernels/ptx.cuh`, the PTX instructions.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import emulator, quantize, views
 from minigemm.kernels import s02_tiled, s03_tma
 from minigemm.types import Problem
@@ -128,7 +127,7 @@ print(f"relative error {error:.2e}, hazards: {len(seen[0].hazards)}")
 # itself. Here is one to play with:
 
 # %%
-from minigemm.emulator.mbarrier import MBarrier
+from minigemm.emulator import MBarrier
 
 barrier = MBarrier(1)  # mbarrier.init: one arrival a phase
 steps = {
@@ -193,7 +192,7 @@ views.swizzles(chunk=0)
 # byte instead. Both ways, and the emulator's TMA, byte by byte:
 
 # %%
-from minigemm.emulator.tma import swizzle_offsets
+from minigemm.emulator import swizzle_offsets
 
 
 def by_row(span, row, byte):  # as in the kernel

@@ -19,12 +19,10 @@
 # `minigemm/kernels/instructions.py`, the one instruction; `minigemm/emulator/tensor_core.py`, its arithmetic.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import emulator, quantize, views
-from minigemm.emulator import tensor_core
-from minigemm.emulator.wgmma import Descriptor
+from minigemm.emulator import Descriptor, tensor_core
 from minigemm.kernels import s03_tma, s04_wgmma
 
 device = views.device()

@@ -18,9 +18,8 @@
 # **Where it lives:** `minigemm/kernels/s05_pipelined.cu`, the kernel; `minigemm/kernels/s05_pipelined.py`, its launch.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import emulator, quantize, views
 from minigemm.kernels import s04_wgmma, s05_pipelined
 

@@ -20,9 +20,8 @@
 # `minigemm/kernels/s06_warp_specialized.py`, its launch; `minigemm/emulator/tensor_core.py`, the arithmetic.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import emulator, quantize, views
 from minigemm.emulator import tensor_core
 from minigemm.kernels import s05_pipelined, s06_warp_specialized
@@ -95,7 +94,7 @@ views.handshake(config.constants())
 # a fresh barrier:
 
 # %%
-from minigemm.emulator.mbarrier import MBarrier
+from minigemm.emulator import MBarrier
 
 empty = MBarrier(8)
 passing = [parity for parity in (0, 1) if empty.test_wait_parity(parity)]
@@ -230,7 +229,7 @@ for name, stage, tile in (
 # without the swizzle.
 
 # %%
-from minigemm.emulator.report import Request
+from minigemm.emulator import Request
 from minigemm.views.accesses import wavefronts
 
 

@@ -21,9 +21,8 @@
 # `minigemm/layout.py`, how scales lie; `minigemm/quantize.py`, how they are made.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import emulator, layout, quantize, views
 from minigemm.emulator import tensor_core
 from minigemm.kernels import s06_warp_specialized, s07_promoted

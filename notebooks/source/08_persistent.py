@@ -20,9 +20,8 @@
 # the tiles; `minigemm/kernels/s08_persistent.py`, its launch.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import quantize, views
 from minigemm.kernels import s07_promoted, s08_persistent
 
@@ -189,7 +188,7 @@ views.tail(2112, {name: blocks[name] for name in ("256 x 128", "192 x 128", "128
 
 # %% [markdown]
 # No tile is the best for all m. `default_config` counts the waves of a few tiles, with a rough price for bytes. The
-# library's own choice, in `minigemm/tuning.py`, knows more tiles and more prices.
+# library's own choice, in `minigemm/plan/cost.py`, knows more tiles and more prices.
 
 # %%
 for m in (64, 512, 2048, 4096, 8192):

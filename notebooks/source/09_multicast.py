@@ -19,9 +19,8 @@
 # **Where it lives:** `minigemm/kernels/s09_multicast.cu`, the kernel; `minigemm/kernels/s09_multicast.py`, its launch.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import quantize, views
 from minigemm.kernels import s08_persistent, s09_multicast
 

@@ -22,9 +22,8 @@
 # %%
 from dataclasses import replace
 
-import torch
-
 import minigemm
+import torch
 from minigemm import quantize, views
 from minigemm.kernels import s10_grouped
 from minigemm.layout import ceil_div
@@ -181,9 +180,9 @@ print("hazards:", len(seen[0].hazards))
 # above, and 2 columns of tiles:
 
 # %%
-from minigemm.probes import scheduling
+from minigemm.views import walks
 
-walk = scheduling.group_search(
+walk = walks.group_search(
     s10_grouped.MASKED, counts.tolist(), experts * t, 2 * inner, config, experts, span=t, ctas=4, cta=0
 )
 for search in walk:
@@ -200,7 +199,7 @@ views.search(walk[2], experts)
 
 # %%
 many = views.route(600, 40, top_k, imbalance=1.0, seed=3)
-late = scheduling.group_search(s10_grouped.MASKED, many.counts, 40 * 256, 256, config, 40, span=256, ctas=60)
+late = walks.group_search(s10_grouped.MASKED, many.counts, 40 * 256, 256, config, 40, span=256, ctas=60)
 views.search(late[1], 40)
 
 # %% [markdown]

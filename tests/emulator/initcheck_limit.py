@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from minigemm import jit
+from minigemm.compiler import jit
 from minigemm.runtime import cuda
 from minigemm.types import Config, Launch, TensorMap
-
-from .nvrtc import KERNELS
+from tests.emulator.nvrtc import KERNELS
 
 device = torch.device("cuda", 0)
 d = torch.empty(1, 128, dtype=torch.uint8, device=device)

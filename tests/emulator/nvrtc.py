@@ -17,7 +17,13 @@ def ptx(source: str, name: str = "kernel.cu", *options: str) -> str:
         return answer[1:]
 
     (program,) = check(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
-    flags = [b"--gpu-architecture=compute_90a", b"--std=c++17", b"-lineinfo", b"-default-device", b"-fmad=false"]
+    flags = [
+        b"--gpu-architecture=compute_90a",
+        b"--std=c++17",
+        b"-lineinfo",
+        b"-default-device",
+        b"-fmad=false",
+    ]
     flags += [option.encode() for option in options]
     (result,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from minigemm import emulator
-
-from .nvrtc import kernel, line_of, ptx
+from tests.emulator.nvrtc import kernel, line_of, ptx
 
 SCHEDULES = ("late", "early", 1, 2)
 SHAPES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 1, 1), (2, 2, 2), (8, 1, 1)]
@@ -48,12 +47,25 @@ def source(body: str, attributes: str = "") -> str:
 
 
 def launch(
-    body: str, cluster: object = 2, block: int = 32, grid: object = None, o: torch.Tensor | None = None, x: torch.Tensor | None = None, **options
+    body: str,
+    cluster: object = 2,
+    block: int = 32,
+    grid: object = None,
+    o: torch.Tensor | None = None,
+    x: torch.Tensor | None = None,
+    **options,
 ) -> tuple[emulator.Report, torch.Tensor]:
     attributes = options.pop("attributes", "")
     o = torch.zeros(1024, dtype=torch.int32) if o is None else o
     x = torch.arange(1024, dtype=torch.int32) if x is None else x
-    report = emulator.launch(ptx(source(body, attributes)), cluster if grid is None else grid, block, [o, x], cluster=cluster, **options)
+    report = emulator.launch(
+        ptx(source(body, attributes)),
+        cluster if grid is None else grid,
+        block,
+        [o, x],
+        cluster=cluster,
+        **options,
+    )
     return report, o
 
 
@@ -86,7 +98,18 @@ def test_special_registers(cluster, schedule):
         inside = [i % n for i, n in zip(index, cluster, strict=True)]
         rank = inside[0] + cluster[0] * (inside[1] + cluster[1] * inside[2])
         outside = [i // n for i, n in zip(index, cluster, strict=True)]
-        assert row == [*inside, *cluster, rank, math.prod(cluster), *outside, 2, 3, 2, cluster != (1, 1, 1), 0]
+        assert row == [
+            *inside,
+            *cluster,
+            rank,
+            math.prod(cluster),
+            *outside,
+            2,
+            3,
+            2,
+            cluster != (1, 1, 1),
+            0,
+        ]
 
 
 @pytest.mark.parametrize("given", [(1, 1, 1), (2, 2, 1)])
@@ -117,7 +140,10 @@ def test_launches_that_cannot_be(name):
 
 
 def test_more_warps_than_the_race_detector_follows():
-    with pytest.raises(ValueError, match="hazards: the race detector follows at most 240 .* 8 CTAs of 1024 threads have 256. Launch with hazards=False"):
+    with pytest.raises(
+        ValueError,
+        match="hazards: the race detector follows at most 240 .* 8 CTAs of 1024 threads have 256. Launch with hazards=False",
+    ):
         launch("o[0] = t;", 8, 1024)
     launch("sync(); o[0] = t;", 8, 1024, hazards=False)
 
@@ -237,7 +263,9 @@ def test_a_kernel_that_knows_nothing_of_clusters():
         d, copy = torch.full((128, 128), float("nan")), torch.zeros_like(image)
         report = emulator.launch(kernel("tiled_sum"), (2, 2), 256, [a, b, d, 128, 64], cluster=cluster)
         assert torch.equal(d, a @ b.T) and not report.hazards
-        hazards = emulator.launch(kernel("tiled_sum", racy), (2, 2), 256, [a, b, d, 128, 64], cluster=cluster).hazards
+        hazards = emulator.launch(
+            kernel("tiled_sum", racy), (2, 2), 256, [a, b, d, 128, 64], cluster=cluster
+        ).hazards
         assert {h.kind for h in hazards} == {"race"} and all("__syncthreads()" in h.fix for h in hazards)
         maps = [emulator.TensorMap(each, (64, 128), 128) for each in (image, copy)]
         report = emulator.launch(kernel("tma_copy"), (4, 2), 96, [*maps, 5], cluster=cluster)
@@ -267,7 +295,12 @@ def test_arrive_and_wait_apart(schedule):
     o[96 * rank() + t] = sum;
     """, 2, 96, schedule=schedule)  # fmt: skip
     assert not report.hazards
-    assert o[:64].eq(15 + 21).all() and o[64:96].eq(15).all() and o[96:160].eq(15 + 21).all() and o[160:192].eq(0).all()
+    assert (
+        o[:64].eq(15 + 21).all()
+        and o[64:96].eq(15).all()
+        and o[96:160].eq(15 + 21).all()
+        and o[160:192].eq(0).all()
+    )
 
 
 STUCK = "if (rank() == 1 && t < 32) { __shared__ u64 b; if (t == 0) init(&b, 1); __syncwarp(); wait(&b, 0); } sync();"
@@ -278,27 +311,40 @@ def test_a_deadlock_names_warps_with_their_rank(schedule):
     with pytest.raises(emulator.Deadlock) as error:
         launch(STUCK, 2, 96, schedule=schedule)
     text = str(error.value)
-    assert "deadlock in the cluster of CTAs (0, 0, 0) to (1, 0, 0): no thread can go on, 192 of 192 have not finished" in text
+    assert (
+        "deadlock in the cluster of CTAs (0, 0, 0) to (1, 0, 0): no thread can go on, 192 of 192 have not finished"
+        in text
+    )
     assert "warps 0-2 of CTA rank 0, warps 1-2 of CTA rank 1 at kernel.cu" in text
     assert "the cluster barrier, 160 of 192 threads have arrived; missing: warp 0 of CTA rank 1" in text
-    assert "  warp 0 of CTA rank 1 at kernel.cu" in text and "of CTA rank 1, parity 0; it is in phase 0" in text
+    assert (
+        "  warp 0 of CTA rank 1 at kernel.cu" in text and "of CTA rank 1, parity 0; it is in phase 0" in text
+    )
 
 
 def test_a_wait_without_an_arrival():
-    with pytest.raises(emulator.Deadlock, match=r"0 of 64 threads have arrived \(they have not arrived themselves.*missing: warp 0 of CTA rank 0, warp 0 of CTA"):
+    with pytest.raises(
+        emulator.Deadlock,
+        match=r"0 of 64 threads have arrived \(they have not arrived themselves.*missing: warp 0 of CTA rank 0, warp 0 of CTA",
+    ):
         launch("await();")
 
 
 def test_two_arrivals_without_a_wait():
     hazards = found("arrive(); arrive(); await();")
-    assert [h.kind for h in hazards] == ["cluster-barrier"] and "arrives at the cluster barrier again, and has not waited" in hazards[0].message
+    assert [h.kind for h in hazards] == [
+        "cluster-barrier"
+    ] and "arrives at the cluster barrier again, and has not waited" in hazards[0].message
     assert not found("arrive(); await(); arrive(); await();")
 
 
 def test_a_cluster_barrier_in_divergent_code():
     body = 'if (t & 1) asm volatile("barrier.cluster.arrive.aligned;"); else asm volatile("barrier.cluster.arrive.aligned; //"); await();'
     (hazard,) = found(body, cluster=2)
-    assert hazard.kind == "barrier-divergence" and "arrived at the cluster barrier from different instructions" in hazard.message
+    assert (
+        hazard.kind == "barrier-divergence"
+        and "arrived at the cluster barrier from different instructions" in hazard.message
+    )
     assert not found(body.replace(".aligned", ""), cluster=2)
 
 
@@ -306,7 +352,9 @@ def test_a_cluster_barrier_in_divergent_code():
 def test_a_relaxed_arrival_publishes_what_a_fence_covers(schedule):
     body = "__shared__ int s; if (t == 0) s = rank(); FENCE sync0(); if (t == 0) o[rank()] = load(mapa(&s, rank() ^ 1)); sync();"
     body = body.replace("sync0()", "relaxed(); await()")
-    fenced, bare = (body.replace("FENCE", f) for f in ('asm volatile("fence.acq_rel.cluster;" ::: "memory");', ""))
+    fenced, bare = (
+        body.replace("FENCE", f) for f in ('asm volatile("fence.acq_rel.cluster;" ::: "memory");', "")
+    )
     report, o = launch(fenced, schedule=schedule)
     assert o[:2].tolist() == [1, 0] and not report.hazards
     assert [h.kind for h in found(bare, schedule=schedule)] == ["race"]
@@ -374,8 +422,14 @@ def test_too_many_arrivals_from_another_cta():
     sync();
     """
     (hazard,) = found(body.replace("ARRIVE", "\nsignal(mapa(&b, 0));"))
-    assert hazard.kind == "mbarrier" and "with none pending: all 1 arrival of the phase came" in hazard.message
-    assert hazard.parties[0] == "thread 0 of CTA rank 1" and "of CTA rank 0" in hazard.parties[1] and hazard.location.outermost.line == LINES + 9
+    assert (
+        hazard.kind == "mbarrier" and "with none pending: all 1 arrival of the phase came" in hazard.message
+    )
+    assert (
+        hazard.parties[0] == "thread 0 of CTA rank 1"
+        and "of CTA rank 0" in hazard.parties[1]
+        and hazard.location.outermost.line == LINES + 9
+    )
     assert not found(body.replace("ARRIVE", ""))
 
 
@@ -389,19 +443,36 @@ REMOTE = {
 @pytest.mark.parametrize("name", REMOTE)
 def test_what_reaches_only_the_own_cta(name):
     code, instruction = REMOTE[name]
-    with pytest.raises(emulator.Fault, match="is in CTA rank 1, and this instruction reaches only the shared memory of its own CTA") as error:
-        launch(f"__shared__ u64 b; if (t == 0) {{ init(&b, 1); fence_init(); }} sync(); if (t == 0 && rank() == 0) {code}\n sync();")
-    assert instruction in str(error.value) and "thread 0 of CTA (0, 0, 0), rank 0 of its cluster" in str(error.value)
+    with pytest.raises(
+        emulator.Fault,
+        match="is in CTA rank 1, and this instruction reaches only the shared memory of its own CTA",
+    ) as error:
+        launch(
+            f"__shared__ u64 b; if (t == 0) {{ init(&b, 1); fence_init(); }} sync(); if (t == 0 && rank() == 0) {code}\n sync();"
+        )
+    assert instruction in str(error.value) and "thread 0 of CTA (0, 0, 0), rank 0 of its cluster" in str(
+        error.value
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- multicast and copies between CTAs
 
 
 def multicast(
-    ranks: int, *edits: tuple[str, str], products: bool = False, schedule: str | int = "late", clusters: int = 2, steps: int = 5, **options
+    ranks: int,
+    *edits: tuple[str, str],
+    products: bool = False,
+    schedule: str | int = "late",
+    clusters: int = 2,
+    steps: int = 5,
+    **options,
 ) -> tuple[emulator.Report, bool]:
     generator = torch.Generator().manual_seed(1)
-    values = torch.randint(-2, 3, (clusters * steps * 64, 128), generator=generator).float().to(torch.float8_e4m3fn)
+    values = (
+        torch.randint(-2, 3, (clusters * steps * 64, 128), generator=generator)
+        .float()
+        .to(torch.float8_e4m3fn)
+    )
     data = values.view(torch.uint8)
     out = torch.zeros(clusters, ranks, 64 if products else 2, 8 if products else 64, dtype=torch.int32)
     edits = (*edits, ("#define PRODUCTS 0", "#define PRODUCTS 1")) if products else edits
@@ -432,13 +503,22 @@ def test_a_ring_filled_by_multicast(ranks, products, schedule):
 def test_multicast_under_the_cycle_model():
     report, right = multicast(2, products=True, timeline=True)
     assert right and not report.hazards and report.timeline
-    assert {i.agent for i in report.timeline.intervals} == {f"warp {w}" for w in range(5)} | {"tensor core", "TMA"}
+    assert {i.agent for i in report.timeline.intervals} == {f"warp {w}" for w in range(5)} | {
+        "tensor core",
+        "TMA",
+    }
 
 
 def test_the_report_tells_the_cluster_and_what_a_multicast_delivered():
     one, two = (multicast(ranks)[0] for ranks in (1, 2))
-    assert two.cluster == (2, 1, 1) and "grid 4, cluster 2, block 160" in str(two) and "loads 80.0 KiB, stores 0 B, 160.0 KiB delivered" in str(two)
-    assert one.cluster == (1, 1, 1) and "cluster" not in str(one).split("\n")[0] and "delivered" not in str(one)
+    assert (
+        two.cluster == (2, 1, 1)
+        and "grid 4, cluster 2, block 160" in str(two)
+        and "loads 80.0 KiB, stores 0 B, 160.0 KiB delivered" in str(two)
+    )
+    assert (
+        one.cluster == (1, 1, 1) and "cluster" not in str(one).split("\n")[0] and "delivered" not in str(one)
+    )
 
 
 COPIES = """
@@ -472,12 +552,21 @@ ISSUES = {
 @pytest.mark.parametrize("cluster", [2, 4])
 def test_copies_to_another_cta(cluster, how, schedule):
     issue, size, expected = ISSUES[how]
-    body = COPIES.replace("EXPECT", f"expect(&b, {size});").replace("ISSUE", issue).replace("WAIT", "wait(&b, 0);")
+    body = (
+        COPIES.replace("EXPECT", f"expect(&b, {size});")
+        .replace("ISSUE", issue)
+        .replace("WAIT", "wait(&b, 0);")
+    )
     report, o = launch(body, cluster, schedule=schedule)
-    assert [row.tolist() for row in o.view(-1, 64)[:cluster]] == [expected((rank - 1) % cluster) for rank in range(cluster)]
+    assert [row.tolist() for row in o.view(-1, 64)[:cluster]] == [
+        expected((rank - 1) % cluster) for rank in range(cluster)
+    ]
     assert not report.hazards
     read = 0 if "shared::cta.mbarrier" in issue or "st.async" in issue else size * cluster
-    assert (report.counters["tma_load_bytes"], report.counters["tma_delivered_bytes"]) == (read, size * cluster)
+    assert (report.counters["tma_load_bytes"], report.counters["tma_delivered_bytes"]) == (
+        read,
+        size * cluster,
+    )
 
 
 @pytest.mark.parametrize("hint", [False, True], ids=["", "cache hint"])
@@ -490,29 +579,51 @@ def test_a_bulk_multicast_goes_to_the_ctas_of_its_mask(mask, receivers, hint):
     report, o = launch(body.replace("WAIT", f"if ({mask} >> rank() & 1) wait(&b, 0);"), 4)
     for rank in range(4):
         assert o[64 * rank : 64 * rank + 64].tolist() == (list(range(64)) if rank in receivers else [-1] * 64)
-    assert not report.hazards and report.counters["tma_load_bytes"] == 256 and report.counters["tma_delivered_bytes"] == 256 * len(receivers)
+    assert (
+        not report.hazards
+        and report.counters["tma_load_bytes"] == 256
+        and report.counters["tma_delivered_bytes"] == 256 * len(receivers)
+    )
 
 
 def test_the_source_of_a_copy_between_ctas_stays_until_it_is_read():
     """Its own CTA learns that the copy is over only from the other one."""
-    body = COPIES.replace("EXPECT", "expect(&b, 128);").replace("ISSUE", BETWEEN).replace("WAIT", "LATER wait(&b, 0);")
+    body = (
+        COPIES.replace("EXPECT", "expect(&b, 128);")
+        .replace("ISSUE", BETWEEN)
+        .replace("WAIT", "LATER wait(&b, 0);")
+    )
     hazards = found(body.replace("LATER", "s[t] = 5;"))
-    assert "tma-store-overwritten" in {h.kind for h in hazards} and any("the bulk copies of thread 0 of CTA rank" in h.message for h in hazards)
+    assert "tma-store-overwritten" in {h.kind for h in hazards} and any(
+        "the bulk copies of thread 0 of CTA rank" in h.message for h in hazards
+    )
     assert not found(body.replace("LATER", "").replace("sync();  // the end", "sync(); s[t] = 5;"))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_cta_exits_while_a_copy_reads_its_shared_memory(schedule):
-    body = COPIES.replace("EXPECT", "if (rank()) expect(&b, 128);").replace("ISSUE", "\nif (!rank()) " + BETWEEN).replace("WAIT", "if (rank()) wait(&b, 0);")
+    body = (
+        COPIES.replace("EXPECT", "if (rank()) expect(&b, 128);")
+        .replace("ISSUE", "\nif (!rank()) " + BETWEEN)
+        .replace("WAIT", "if (rank()) wait(&b, 0);")
+    )
     line = source(body)[: source(body).index(BETWEEN)].count("\n") + 1
     hazards = found(body.replace("sync();  // the end", ""), schedule=schedule)
-    assert [h.kind for h in hazards] == ["cta-exited"] and hazards[0].location.line - line in (0, 1)  # it has two
-    assert "CTA rank 0 exits while the bulk copies of thread 0 of CTA rank 0 may still read its shared memory" in hazards[0].message
+    assert [h.kind for h in hazards] == ["cta-exited"] and hazards[0].location.line - line in (
+        0,
+        1,
+    )  # it has two
+    assert (
+        "CTA rank 0 exits while the bulk copies of thread 0 of CTA rank 0 may still read its shared memory"
+        in hazards[0].message
+    )
     assert not found(body, schedule=schedule)
 
 
 def test_griddepcontrol_does_nothing():
-    report, o = launch('asm volatile("griddepcontrol.launch_dependents;"); asm volatile("griddepcontrol.wait;" ::: "memory"); o[32 * rank() + t] = t;')
+    report, o = launch(
+        'asm volatile("griddepcontrol.launch_dependents;"); asm volatile("griddepcontrol.wait;" ::: "memory"); o[32 * rank() + t] = t;'
+    )
     assert o[:64].tolist() == list(range(32)) * 2 and not report.hazards
 
 
@@ -544,9 +655,18 @@ BUGS = {
     ),
 }  # fmt: skip
 HANGS = {
-    "expects too many": ([("kConsumers * ranks", "kConsumers * ranks + 1")], "8 of 9 arrivals came. 1 arrival missing"),
-    "copies to itself": ([("(1 << ranks) - 1", "1 << rank")], "4096 of 8192 expected bytes landed. 4096 bytes never landed"),
-    "the other has left": ([(START, START.replace("  if (warp", "  if (rank == 1) return;\n  if (warp"))], "exited|CTA rank 1 exits"),
+    "expects too many": (
+        [("kConsumers * ranks", "kConsumers * ranks + 1")],
+        "8 of 9 arrivals came. 1 arrival missing",
+    ),
+    "copies to itself": (
+        [("(1 << ranks) - 1", "1 << rank")],
+        "4096 of 8192 expected bytes landed. 4096 bytes never landed",
+    ),
+    "the other has left": (
+        [(START, START.replace("  if (warp", "  if (rank == 1) return;\n  if (warp"))],
+        "exited|CTA rank 1 exits",
+    ),
 }
 FAULTS = {
     "a mask of nobody": ([("(1 << ranks) - 1", "0")], "a multicast with the mask 0 names no CTA", "load(tile[s]"),
@@ -572,7 +692,7 @@ def findings(*edits: tuple[str, str], **options) -> list[tuple[str, str, int]]:
 
 def edited_line(text: str, *edits: tuple[str, str]) -> int:
     """The line of a text after edits that may move it."""
-    from .nvrtc import edited
+    from tests.emulator.nvrtc import edited
 
     whole = edited("multicast", *edits)
     return whole[: whole.index(text)].count("\n") + 1
@@ -609,7 +729,10 @@ def test_a_multicast_ring_that_faults(name):
 
 RACES = {
     "read before it is written": (ring(each=""), "reads"),
-    "written while it is read": (ring().replace("[step & 1]", "[0]").replace("[(step & 1) ^ 1]", "[0]"), "writes"),
+    "written while it is read": (
+        ring().replace("[step & 1]", "[0]").replace("[(step & 1) ^ 1]", "[0]"),
+        "writes",
+    ),
     "__syncthreads() is not enough": (ring(each="__syncthreads();"), "reads"),
     "a relaxed arrival is none": (ring(each="relaxed(); await();"), "reads"),
 }
@@ -621,7 +744,10 @@ def test_races_between_ctas(name, schedule):
     body, verb = RACES[name]
     hazards = [h for h in found(body, cluster=4, block=64, schedule=schedule) if h.kind == "race"]
     assert hazards, "nothing was found"
-    assert all(h.message.startswith("data race on shared memory: thread ") and h.location.outermost.line > LINES for h in hazards)
+    assert all(
+        h.message.startswith("data race on shared memory: thread ") and h.location.outermost.line > LINES
+        for h in hazards
+    )
     assert any(f"{verb} address" in h.message for h in hazards) and "of CTA rank" in hazards[0].message
     assert any("cluster barrier between" in h.fix for h in hazards)
 
@@ -629,11 +755,17 @@ def test_races_between_ctas(name, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_shared_memory_that_no_cta_wrote(schedule):
     body = "__shared__ int s[32]; if (WHO) s[t] = t; sync(); o[32 * rank() + t] = load(mapa(s, rank() ^ 1) + 4 * t); sync();"
-    with pytest.raises(emulator.Fault, match=r"read of shared address 0x\w+ of CTA rank 1, which was never written .* of CTA \(0, 0, 0\), rank 0"):
+    with pytest.raises(
+        emulator.Fault,
+        match=r"read of shared address 0x\w+ of CTA rank 1, which was never written .* of CTA \(0, 0, 0\), rank 0",
+    ):
         launch(body.replace("WHO", "rank() == 0"), schedule=schedule)
     report, o = launch(body.replace("WHO", "true"), schedule=schedule)
     assert o[:64].tolist() == list(range(32)) * 2 and not report.hazards
-    report, o = launch("__shared__ int s[32]; sync(); store(mapa(&s[t], rank() ^ 1), t); sync(); o[32 * rank() + t] = s[t];", schedule=schedule)
+    report, o = launch(
+        "__shared__ int s[32]; sync(); store(mapa(&s[t], rank() ^ 1), t); sync(); o[32 * rank() + t] = s[t];",
+        schedule=schedule,
+    )
     assert o[:64].tolist() == list(range(32)) * 2 and not report.hazards
 
 
@@ -652,9 +784,14 @@ def test_a_cta_exits_while_another_uses_its_shared_memory(name, late, schedule):
     body = f"__shared__ int s[32]; s[t] = 0; sync();\nif (rank() == 0) {{ {wait} {EXITS[name]} }}\n"
     hazards = found(body, schedule=schedule)
     assert [h.kind for h in hazards] == ["cta-exited"] and hazards[0].location.outermost.line == LINES + 3
-    assert "CTA rank 1 exits while warp 0 of CTA rank 0 may still" in hazards[0].message or "of CTA rank 1, and that CTA has exited" in hazards[0].message
+    assert (
+        "CTA rank 1 exits while warp 0 of CTA rank 0 may still" in hazards[0].message
+        or "of CTA rank 1, and that CTA has exited" in hazards[0].message
+    )
     assert "end the kernel with a cluster barrier" in hazards[0].fix
-    assert [h.kind for h in found(body + "arrive();", schedule=schedule)] == ["cta-exited"]  # to arrive is not to wait
+    assert [h.kind for h in found(body + "arrive();", schedule=schedule)] == [
+        "cta-exited"
+    ]  # to arrive is not to wait
     assert not found(body + "sync();", schedule=schedule)
     assert not found(body + "relaxed(); await();", schedule=schedule)
 
@@ -676,19 +813,32 @@ def test_a_cta_exits_before_a_copy_lands(schedule):
     issue = 'if (rank() == 0) asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], 256, [%2], %3;"'
     issue += ' :: "r"(sa(d)), "l"(x), "r"(sa(&b)), "h"((unsigned short)3) : "memory");'
     body = COPIES.replace("EXPECT", "expect(&b, 256);").replace("ISSUE", issue)
-    leaves = body.replace("WAIT", "if (rank() == 1) return; wait(&b, 0);").replace("    sync();  // the end\n", "")
+    leaves = body.replace("WAIT", "if (rank() == 1) return; wait(&b, 0);").replace(
+        "    sync();  // the end\n", ""
+    )
     hazards = found(leaves, schedule=schedule)
-    assert {h.kind for h in hazards} <= {"cta-exited", "mbarrier-bytes", "tma-not-complete"} and "cta-exited" in {h.kind for h in hazards}
-    words = ("nobody in it has waited for a copy that thread 0 of CTA rank 0 issued", "starts a copy to shared address")
+    assert {h.kind for h in hazards} <= {
+        "cta-exited",
+        "mbarrier-bytes",
+        "tma-not-complete",
+    } and "cta-exited" in {h.kind for h in hazards}
+    words = (
+        "nobody in it has waited for a copy that thread 0 of CTA rank 0 issued",
+        "starts a copy to shared address",
+    )
     assert any(w in h.message for h in hazards for w in words)
     assert not found(body.replace("WAIT", "wait(&b, 0);"), schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_cta_that_may_not_have_begun(schedule):
-    body = "__shared__ int s[32]; START store(mapa(&s[t], rank() ^ 1), t);\nsync(); o[32 * rank() + t] = s[t];"
+    body = (
+        "__shared__ int s[32]; START store(mapa(&s[t], rank() ^ 1), t);\nsync(); o[32 * rank() + t] = s[t];"
+    )
     hazards = found(body.replace("START", ""), schedule=schedule)
-    assert [h.kind for h in hazards] == ["cta-not-started"] and "begin the kernel with a cluster barrier" in hazards[0].fix
+    assert [h.kind for h in hazards] == [
+        "cta-not-started"
+    ] and "begin the kernel with a cluster barrier" in hazards[0].fix
     assert not found(body.replace("START", "sync();"), schedule=schedule)
     assert not found(body.replace("START", "relaxed(); await();"), schedule=schedule)
 
@@ -708,7 +858,10 @@ def test_wild_accesses(name):
     code, words = WILD[name]
     with pytest.raises(emulator.Fault, match=words) as error:
         launch(f"__shared__ int s[32]; s[t] = 0; sync();\nif (rank() == 0 && t == 3) {code}\nsync();")
-    assert error.value.location.outermost.line == LINES + 3 and "thread (3, 0, 0) of CTA (0, 0, 0), rank 0 of its cluster" in str(error.value)
+    assert (
+        error.value.location.outermost.line == LINES + 3
+        and "thread (3, 0, 0) of CTA (0, 0, 0), rank 0 of its cluster" in str(error.value)
+    )
 
 
 def test_nothing_is_looked_for_without_hazards():
@@ -717,7 +870,10 @@ def test_nothing_is_looked_for_without_hazards():
 
 
 def test_both_ctas_count_their_accesses():
-    report, _ = launch("__shared__ int s[32]; s[t] = t; sync(); o[32 * rank() + t] = load(mapa(&s[t], rank() ^ 1)); sync();", keep_requests=4)
+    report, _ = launch(
+        "__shared__ int s[32]; s[t] = t; sync(); o[32 * rank() + t] = load(mapa(&s[t], rank() ^ 1)); sync();",
+        keep_requests=4,
+    )
     assert report.counters["shared_store_bytes"] == report.counters["shared_load_bytes"] == 2 * 128
     assert report.counters["bank_conflicts"] == 0
     kept = [r for r in report.requests if r.space == "shared" and r.store]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemm.emulator import collectives
 from minigemm.emulator.errors import Unsupported
+from minigemm.emulator.machine import collectives
 
 WARPS = 3
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -30,7 +30,9 @@ def scalar_shuffle(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
     bval, cval, mask = b & 31, c & 31, (c >> 8) & 31
     max_lane = (lane & mask) | (cval & ~mask & 31)
     min_lane = lane & mask
-    j = {"up": lane - bval, "down": lane + bval, "bfly": lane ^ bval, "idx": min_lane | (bval & ~mask & 31)}[mode]
+    j = {"up": lane - bval, "down": lane + bval, "bfly": lane ^ bval, "idx": min_lane | (bval & ~mask & 31)}[
+        mode
+    ]
     in_range = j >= max_lane if mode == "up" else j <= max_lane
     return (j, True) if in_range else (lane, False)
 
@@ -75,7 +77,9 @@ def test_votes(rng: np.random.Generator) -> None:
         assert collectives.vote("all", predicate, present)[warp] == all(votes)
         assert collectives.vote("any", predicate, present)[warp] == any(votes)
         assert collectives.vote("uni", predicate, present)[warp] == (len(set(votes)) == 1)
-        assert collectives.ballot(predicate, present)[warp] == mask_of([i for i in lanes if predicate[warp, i]])
+        assert collectives.ballot(predicate, present)[warp] == mask_of(
+            [i for i in lanes if predicate[warp, i]]
+        )
         assert collectives.activemask(present)[warp] == mask_of(lanes)
         assert collectives.elect(present)[warp] == lanes[0]
 
@@ -83,15 +87,17 @@ def test_votes(rng: np.random.Generator) -> None:
 @given(seeds, st.sampled_from([np.uint32, np.int64]))
 def test_matches(rng: np.random.Generator, dtype: type) -> None:
     present = some_lanes(rng)
-    value = (rng.integers(0, rng.choice([1, 3, 40]), (WARPS, 32)) * (2**31 if dtype is np.uint32 else 2**40)).astype(
-        dtype
-    )
+    value = (
+        rng.integers(0, rng.choice([1, 3, 40]), (WARPS, 32)) * (2**31 if dtype is np.uint32 else 2**40)
+    ).astype(dtype)
     each = collectives.match_any(value, present)
     mask, alike = collectives.match_all(value, present)
     for warp in range(WARPS):
         lanes = [lane for lane in range(32) if present[warp, lane]]
         for lane in range(32):
-            same = [other for other in lanes if value[warp, other] == value[warp, lane]] if lane in lanes else []
+            same = (
+                [other for other in lanes if value[warp, other] == value[warp, lane]] if lane in lanes else []
+            )
             assert each[warp, lane] == mask_of(same)
         whole = len({int(value[warp, lane]) for lane in lanes}) == 1
         assert alike[warp] == whole and mask[warp] == (mask_of(lanes) if whole else 0)
@@ -150,7 +156,9 @@ def test_mask_misuse() -> None:
     assert collectives.mask_misuse("shfl.sync.idx.b32", tiles, lanes) == ""
     assert collectives.mask_misuse("shfl.sync.idx.b32", tiles, ~lanes) == ""
     outside = collectives.mask_misuse("vote.sync.any.pred", np.full(32, 0xFFFF), lanes)
-    assert outside.startswith("lane 16 executes vote.sync.any.pred with membermask 0x0000ffff, which does not name it")
+    assert outside.startswith(
+        "lane 16 executes vote.sync.any.pred with membermask 0x0000ffff, which does not name it"
+    )
     mixed = collectives.mask_misuse("bar.warp.sync", np.where(np.arange(32) < 8, 0xFF, 0xFFFFFFFF), lanes)
     assert "lane 8 executes bar.warp.sync with membermask 0xffffffff, which names lane 0" in mixed
 

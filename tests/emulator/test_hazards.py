@@ -6,22 +6,27 @@ import pytest
 import torch
 
 from minigemm import emulator
-
-from .nvrtc import kernel, line_of
+from tests.emulator.nvrtc import kernel, line_of
 
 SCHEDULES = ("late", "early", 1, 2, 3)
 
 
-def run_copy(*edits: tuple[str, str], schedule: str | int = "late", threads: int = 128, width: int = 592) -> tuple[emulator.Report, bool]:
+def run_copy(
+    *edits: tuple[str, str], schedule: str | int = "late", threads: int = 128, width: int = 592
+) -> tuple[emulator.Report, bool]:
     generator = torch.Generator().manual_seed(7)
     a = torch.randint(0, 256, (100, width), dtype=torch.uint8, generator=generator)
     d = torch.zeros_like(a)
     maps = [emulator.TensorMap(t, (64, 128), 128) for t in (a, d)]
-    report = emulator.launch(kernel("tma_copy", *edits), 2, threads, [*maps, -(-width // 128)], schedule=schedule)
+    report = emulator.launch(
+        kernel("tma_copy", *edits), 2, threads, [*maps, -(-width // 128)], schedule=schedule
+    )
     return report, torch.equal(d, a ^ 1)
 
 
-def run_sum(*edits: tuple[str, str], schedule: str | int = "late", k: int = 64) -> tuple[emulator.Report, bool]:
+def run_sum(
+    *edits: tuple[str, str], schedule: str | int = "late", k: int = 64
+) -> tuple[emulator.Report, bool]:
     generator = torch.Generator().manual_seed(7)
     a, b = (torch.randint(-8, 8, (128, k), generator=generator).float() for _ in range(2))
     d = torch.full((128, 128), float("nan"))
@@ -84,7 +89,9 @@ def findings(run, *edits, **options) -> list[tuple[str, str, int]]:
 def test_copy_bugs(name, threads, schedule):
     edits, kind, words, line = COPY_BUGS[name]
     found = findings(run_copy, *edits, schedule=schedule, threads=threads)
-    if name == "no barrier after init" and found[0][0] == "Fault":  # a later warp met the barrier before it was there
+    if (
+        name == "no barrier after init" and found[0][0] == "Fault"
+    ):  # a later warp met the barrier before it was there
         assert "nobody executed mbarrier.init" in found[0][1]
         return
     assert kind in [f[0] for f in found], found
@@ -127,7 +134,10 @@ def test_wrong_barrier_count():
 
 
 def test_barrier_in_divergent_code():
-    edit = ("__syncthreads();  // the tile is there", 'if (t & 1) asm volatile("bar.sync 0;"); else asm volatile("bar.sync 0; //");')
+    edit = (
+        "__syncthreads();  // the tile is there",
+        'if (t & 1) asm volatile("bar.sync 0;"); else asm volatile("bar.sync 0; //");',
+    )
     found = findings(run_sum, edit)
     assert any("divergent" in message for _, message, _ in found), found
 
@@ -136,9 +146,18 @@ def test_warps_at_different_barriers():
     """Two __syncthreads() that warps of one CTA take for one; to barrier.sync each may come from where it likes, and so to a barrier of some of them."""
     apart = "if (t < 64) {{ {0} }} else {{ sum[0][0] += 0 * t; {0} }}\n"
     there = "__syncthreads();  // the tile is there"
-    (message,) = [message for kind, message, _ in findings(run_sum, (there, apart.format("\n__syncthreads();\n"))) if kind == "barrier-divergence"]
+    (message,) = [
+        message
+        for kind, message, _ in findings(run_sum, (there, apart.format("\n__syncthreads();\n")))
+        if kind == "barrier-divergence"
+    ]
     assert "warps arrived at barrier 0 from different instructions (tiled_sum.cu:" in message
-    assert [kind for kind, _, _ in findings(run_sum, (there, apart.format('\nasm volatile("bar.sync 1, 256;" ::: "memory");\n')))] == ["barrier-divergence"]
+    assert [
+        kind
+        for kind, _, _ in findings(
+            run_sum, (there, apart.format('\nasm volatile("bar.sync 1, 256;" ::: "memory");\n'))
+        )
+    ] == ["barrier-divergence"]
     some = """__syncthreads();
     if (t < 64) {
       asm volatile("bar.sync 1, 128;" ::: "memory");
@@ -152,7 +171,10 @@ def test_warps_at_different_barriers():
 
 
 def test_race_within_a_warp():
-    edit = ("  float sum[4][4] = {};", "  float sum[4][4] = {}; __shared__ int w[256]; w[threadIdx.x] = threadIdx.x; sum[0][0] = w[threadIdx.x ^ 1] > 999;")
+    edit = (
+        "  float sum[4][4] = {};",
+        "  float sum[4][4] = {}; __shared__ int w[256]; w[threadIdx.x] = threadIdx.x; sum[0][0] = w[threadIdx.x ^ 1] > 999;",
+    )
     found = findings(run_sum, edit)
     assert any("__syncwarp" in h.fix for h in run_sum(edit)[0].hazards), found
     fixed = (edit[0], edit[1].replace("= threadIdx.x; sum", "= threadIdx.x; __syncwarp(); sum"))
@@ -161,7 +183,9 @@ def test_race_within_a_warp():
 
 
 def test_same_value_by_everybody_is_no_race():
-    report, right = run_sum(("  float sum[4][4] = {};", "  float sum[4][4] = {}; __shared__ int flag; flag = 1;"))
+    report, right = run_sum(
+        ("  float sum[4][4] = {};", "  float sum[4][4] = {}; __shared__ int flag; flag = 1;")
+    )
     assert right and not report.hazards
 
 
@@ -192,10 +216,22 @@ def test_shared_out_of_bounds():
 
 def test_never_written():
     with pytest.raises(emulator.Fault, match="never written"):
-        run_sum(("  float sum[4][4] = {};", "  __shared__ volatile float ghost[4]; float sum[4][4] = {}; if (ghost[1] > 7) return;"))
+        run_sum(
+            (
+                "  float sum[4][4] = {};",
+                "  __shared__ volatile float ghost[4]; float sum[4][4] = {}; if (ghost[1] > 7) return;",
+            )
+        )
 
 
-@pytest.mark.parametrize("loop", ["while (true) {}", "volatile float* v = d; while (*v != 3.0f) {}", "volatile int i = 0; while (i == 0) {}"])
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "while (true) {}",
+        "volatile float* v = d; while (*v != 3.0f) {}",
+        "volatile int i = 0; while (i == 0) {}",
+    ],
+)
 def test_endless_loops_end(loop):
     with pytest.raises(emulator.EmulatorError, match="spin|no end"):
         run_sum(("  float sum[4][4] = {};", f"  float sum[4][4] = {{}}; {loop}"))

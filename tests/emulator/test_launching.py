@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from minigemm import emulator
-
-from .nvrtc import ptx
+from tests.emulator.nvrtc import ptx
 
 ONE = 'extern "C" __global__ void k(int* o) { %s }'
 
@@ -72,7 +71,9 @@ def test_numbers_for_a_float_parameter(kind, dtype, value):
     ("int", 3.0), ("unsigned", 3.5), ("long long", 3.0), ("short", 1.0), ("int", np.float32(3)), ("long long", np.float64(3)),
 ])  # fmt: skip
 def test_a_float_for_an_integer_parameter(kind, value):
-    with pytest.raises(TypeError, match=r"args\[1\]: expected an integer for a parameter of type \.[us]\d+, got the float"):
+    with pytest.raises(
+        TypeError, match=r"args\[1\]: expected an integer for a parameter of type \.[us]\d+, got the float"
+    ):
         launch(f'extern "C" __global__ void k(int* o, {kind} x) {{ o[0] = x; }}', zeros(), value)
 
 
@@ -87,8 +88,16 @@ def test_structures_are_bytes():
         _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_float))
 
     o = zeros()
-    for value in (Pair(5, 2.0), bytes(Pair(5, 2.0)), np.array([(5, 2.0)], [("x", np.int32), ("y", np.float32)])):
-        launch('struct P { int x; float y; }; extern "C" __global__ void k(int* o, P p) { o[0] += p.x; o[1] += (int)p.y; }', o, value)
+    for value in (
+        Pair(5, 2.0),
+        bytes(Pair(5, 2.0)),
+        np.array([(5, 2.0)], [("x", np.int32), ("y", np.float32)]),
+    ):
+        launch(
+            'struct P { int x; float y; }; extern "C" __global__ void k(int* o, P p) { o[0] += p.x; o[1] += (int)p.y; }',
+            o,
+            value,
+        )
     assert o.tolist()[:2] == [15, 6]
 
 
@@ -135,7 +144,11 @@ NAN = {
 @pytest.mark.parametrize("source, to", NAN)
 @pytest.mark.parametrize("mode", ["rzi", "rni"])
 def test_nan_to_integer(source, to, mode):
-    bits, kind, name = int(to[1:]), {"f32": "float", "f64": "double"}[source], {"f32": "f", "f64": "d"}[source]
+    bits, kind, name = (
+        int(to[1:]),
+        {"f32": "float", "f64": "double"}[source],
+        {"f32": "f", "f64": "d"}[source],
+    )
     wide = {16: "unsigned short", 32: "unsigned", 64: "unsigned long long"}[bits]
     body = f'{wide} r; asm volatile("cvt.{mode}.{to}.{source} %0, %1;" : "={ {16: "h", 32: "r", 64: "l"}[bits] }"(r) : "{name}"(x)); o[0] = r;'
     o = torch.zeros(1, dtype=torch.int64)

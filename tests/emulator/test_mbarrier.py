@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemm.emulator.mbarrier import COUNT_MAX, BarrierMisuse, MBarrier, never_initialised
+from minigemm.emulator.machine.mbarrier import COUNT_MAX, BarrierMisuse, MBarrier, never_initialised
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Model:
 
 
 @given(
-    st.integers(1, 5), st.lists(st.tuples(st.sampled_from("aedcx"), st.integers(1, 3), st.integers(0, 64)), max_size=60)
+    st.integers(1, 5),
+    st.lists(st.tuples(st.sampled_from("aedcx"), st.integers(1, 3), st.integers(0, 64)), max_size=60),
 )
 def test_follows_the_model(count: int, operations: list[tuple[str, int, int]]) -> None:
     barrier, model = MBarrier(count), Model(count, count)
@@ -120,9 +121,21 @@ MISUSES: dict[str, tuple[MBarrier, Callable[[MBarrier], object], str]] = {
         "Spread the copies",
     ),
     "too many bytes unannounced": (after(1), lambda b: b.complete_tx(COUNT_MAX + 1), "are unannounced"),
-    "used after inval": (after(1, lambda b: b.invalidate()), lambda b: b.arrive(), "arrive after mbarrier.inval"),
-    "waited for after inval": (after(1, lambda b: b.invalidate()), lambda b: b.test_wait_parity(0), "after mbarrier"),
-    "invalidated twice": (after(1, lambda b: b.invalidate()), lambda b: b.invalidate(), "inval after mbarrier.inval"),
+    "used after inval": (
+        after(1, lambda b: b.invalidate()),
+        lambda b: b.arrive(),
+        "arrive after mbarrier.inval",
+    ),
+    "waited for after inval": (
+        after(1, lambda b: b.invalidate()),
+        lambda b: b.test_wait_parity(0),
+        "after mbarrier",
+    ),
+    "invalidated twice": (
+        after(1, lambda b: b.invalidate()),
+        lambda b: b.invalidate(),
+        "inval after mbarrier.inval",
+    ),
     "initialised twice": (after(1), lambda b: b.reinitialise(1), "init on a live mbarrier"),
     "parity that counts": (after(1), lambda b: b.test_wait_parity(2), "phase \\^= 1"),
     "count of zero": (after(1), lambda b: MBarrier(0), "init with a count of 0"),
@@ -140,7 +153,9 @@ def test_misuse_names_its_cause_and_changes_nothing(name: str) -> None:
 
 
 def test_never_initialised_names_the_operation() -> None:
-    assert never_initialised("mbarrier.arrive").message.startswith("mbarrier.arrive on memory that holds no mbarrier")
+    assert never_initialised("mbarrier.arrive").message.startswith(
+        "mbarrier.arrive on memory that holds no mbarrier"
+    )
 
 
 DIAGNOSES: dict[str, tuple[MBarrier, str, str]] = {
@@ -156,12 +171,22 @@ DIAGNOSES: dict[str, tuple[MBarrier, str, str]] = {
         "4096 bytes never landed: expect_tx announces more",
     ),
     "too many bytes": (
-        after(1, lambda b: b.arrive_expect_tx(4096), lambda b: b.complete_tx(4096), lambda b: b.complete_tx(1)),
+        after(
+            1, lambda b: b.arrive_expect_tx(4096), lambda b: b.complete_tx(4096), lambda b: b.complete_tx(1)
+        ),
         "phase 1 (parity 1): 0 of 1 arrival came, 1 of 0 expected bytes landed",
         "1 byte landed unannounced",
     ),
-    "later phase": (after(1, lambda b: b.arrive()), "phase 1 (parity 1): 0 of 1 arrival came", "parity is inverted"),
-    "invalidated": (after(1, lambda b: b.invalidate()), "invalidated by mbarrier.inval", "after the last wait"),
+    "later phase": (
+        after(1, lambda b: b.arrive()),
+        "phase 1 (parity 1): 0 of 1 arrival came",
+        "parity is inverted",
+    ),
+    "invalidated": (
+        after(1, lambda b: b.invalidate()),
+        "invalidated by mbarrier.inval",
+        "after the last wait",
+    ),
 }
 
 
@@ -174,7 +199,9 @@ def test_describe_and_diagnose(name: str) -> None:
 
 def test_leftover_bytes_are_told_at_the_end() -> None:
     assert after(1).leftover() == ""
-    assert after(2, lambda b: b.arrive()).leftover() == ""  # consumers that release a buffer nobody fills again
+    assert (
+        after(2, lambda b: b.arrive()).leftover() == ""
+    )  # consumers that release a buffer nobody fills again
     unannounced = after(1, lambda b: b.arrive(), lambda b: b.complete_tx(4096))
     assert "An expect_tx is missing or too small" in unannounced.leftover()
     assert "never landed" in after(2, lambda b: b.arrive_expect_tx(16)).leftover()

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from minigemm import emulator
-
-from .nvrtc import ptx
+from tests.emulator.nvrtc import ptx
 
 SCHEDULES = ("late", "early", 1, 2, 3)
 ASM = r"""
@@ -38,7 +37,14 @@ __device__ __forceinline__ void copy16(void* to, const void* from) {
 LINES = ASM.count("\n")
 
 
-def launch(body: str, block: int, *args: torch.Tensor, schedule: str | int = "late", parameters: str = "int* o", grid: int = 1) -> emulator.Report:
+def launch(
+    body: str,
+    block: int,
+    *args: torch.Tensor,
+    schedule: str | int = "late",
+    parameters: str = "int* o",
+    grid: int = 1,
+) -> emulator.Report:
     source = f'{ASM}extern "C" __global__ void k({parameters}) {{ const int t = threadIdx.x;\n{body}\n}}'
     return emulator.launch(ptx(source), grid, block, args, schedule=schedule)
 
@@ -143,7 +149,12 @@ WRONG = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_idioms_are_clean(name, schedule):
-    report = launch(RIGHT[name], 128 if "chain" in name else 64 if "volatile sums" not in name else 32, zeros(1024), schedule=schedule)
+    report = launch(
+        RIGHT[name],
+        128 if "chain" in name else 64 if "volatile sums" not in name else 32,
+        zeros(1024),
+        schedule=schedule,
+    )
     assert not report.hazards, report.hazards[0]
 
 
@@ -155,7 +166,10 @@ def test_near_misses_are_races(name, schedule):
 
 def test_a_lock_by_many_warps():
     o = zeros(1024)
-    body = LOCK % ("while (atomicCAS(&lock, 0, 1)) {} __threadfence_block();", "__threadfence_block(); atomicExch(&lock, 0);")
+    body = LOCK % (
+        "while (atomicCAS(&lock, 0, 1)) {} __threadfence_block();",
+        "__threadfence_block(); atomicExch(&lock, 0);",
+    )
     assert not launch(body, 1024, o).hazards
     assert set(o.tolist()) == {96}
 
@@ -164,8 +178,13 @@ def test_the_line_of_each_party():
     body = "__shared__ int s;\nif (t == 0) s = 0;\natomicAdd(&s, 1);\n__syncthreads();\no[t] = s;"
     (race,) = launch(body, 64, zeros()).hazards
     assert race.location.line == LINES + 4
-    assert f"updates atomically address 0x400 that warp 0 (lane 0) wrote at kernel.cu:{LINES + 3}" in race.message
-    body = "__shared__ int s;\nif (t == 0) s = 0;\n__syncthreads();\natomicAdd(&s, 1);\nif (t == 63) o[t] = s;"
+    assert (
+        f"updates atomically address 0x400 that warp 0 (lane 0) wrote at kernel.cu:{LINES + 3}"
+        in race.message
+    )
+    body = (
+        "__shared__ int s;\nif (t == 0) s = 0;\n__syncthreads();\natomicAdd(&s, 1);\nif (t == 63) o[t] = s;"
+    )
     (race,) = launch(body, 64, zeros()).hazards
     assert race.location.line == LINES + 6
     assert f"reads address 0x400 that warp 0 (lane 31) wrote at kernel.cu:{LINES + 5}" in race.message
@@ -222,9 +241,18 @@ def test_cp_async_groups(schedule):
     }"""
     x = torch.arange(256, dtype=torch.int32)
     o = zeros()
-    right = launch(body.replace("SYNC", "__syncthreads();"), 64, x, o, parameters="const int* x, int* o", schedule=schedule)
+    right = launch(
+        body.replace("SYNC", "__syncthreads();"),
+        64,
+        x,
+        o,
+        parameters="const int* x, int* o",
+        schedule=schedule,
+    )
     assert not right.hazards and torch.equal(o, x.view(4, 64).sum(0, dtype=torch.int32).flip(0))
-    assert launch(body.replace("SYNC", ""), 64, x, zeros(), parameters="const int* x, int* o", schedule=schedule).hazards
+    assert launch(
+        body.replace("SYNC", ""), 64, x, zeros(), parameters="const int* x, int* o", schedule=schedule
+    ).hazards
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -240,7 +268,9 @@ def test_cp_async_that_arrives_on_an_mbarrier(kind, count, schedule):
     WAITS
     for (int i = t; i < 256; i += 64) o[i] = s[255 - i];""".replace("COUNT", str(count)).replace("KIND", kind)
     x, o = torch.arange(256, dtype=torch.int32), zeros(256)
-    report = launch(body.replace("WAITS", "wait(&b, 0);"), 64, x, o, parameters="const int* x, int* o", schedule=schedule)
+    report = launch(
+        body.replace("WAITS", "wait(&b, 0);"), 64, x, o, parameters="const int* x, int* o", schedule=schedule
+    )
     assert not report.hazards and torch.equal(o, x.flip(0))
     report = launch(body.replace("WAITS", ""), 64, x, o, parameters="const int* x, int* o", schedule=schedule)
     assert {h.kind for h in report.hazards} & {"copy-not-complete", "race"}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from minigemm import emulator, jit, observe, runtime
+from minigemm import emulator, observe, runtime
+from minigemm.compiler import jit
 from minigemm.types import Config, Launch
-
-from .nvrtc import KERNELS, line_of
+from tests.emulator.nvrtc import KERNELS, line_of
 
 SOURCE = KERNELS / "ordinary.cu"
 
@@ -37,14 +37,19 @@ def launch(run: Run, device: str) -> list[np.ndarray]:
     args = [arg.clone().to(device) if isinstance(arg, torch.Tensor) else arg for arg in run.args]
     kernel = jit.build(SOURCE, Config(), name="ordinary", kernel=run.kernel)
     machine = runtime.of(torch.device(device))
-    machine.launch(machine.load(kernel, run.shared, torch.device(device)), Launch(run.grid, run.block, tuple(args), run.shared))
+    machine.launch(
+        machine.load(kernel, run.shared, torch.device(device)),
+        Launch(run.grid, run.block, tuple(args), run.shared),
+    )
     return [args[i].cpu().numpy() for i in run.outputs]
 
 
 def numbers(*shape: int, seed: int = 0, kind: str = "float") -> torch.Tensor:
     source = np.random.default_rng(seed)
     if kind == "float":
-        return torch.from_numpy((source.standard_normal(shape) * np.exp2(source.integers(-8, 8, shape))).astype(np.float32))
+        return torch.from_numpy(
+            (source.standard_normal(shape) * np.exp2(source.integers(-8, 8, shape))).astype(np.float32)
+        )
     if kind == "int":
         return torch.from_numpy(source.integers(-(2**31), 2**31, shape).astype(np.int32))
     if kind == "long":
@@ -54,7 +59,26 @@ def numbers(*shape: int, seed: int = 0, kind: str = "float") -> torch.Tensor:
 
 def special_floats(n: int) -> torch.Tensor:
     values = numbers(n, seed=4)
-    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-42, 3.4e38, 448.0, 464.0, 480.0, -57344.0, 65504.0, 65520.0, 2.0**-10, 2.0**-17, 1.5, 2.5]
+    special = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-40,
+        -1e-42,
+        3.4e38,
+        448.0,
+        464.0,
+        480.0,
+        -57344.0,
+        65504.0,
+        65520.0,
+        2.0**-10,
+        2.0**-17,
+        1.5,
+        2.5,
+    ]
     values[: len(special)] = torch.tensor(special, dtype=torch.float32)
     return values
 
@@ -120,7 +144,14 @@ def calls_expected(x: np.ndarray) -> np.ndarray:
     def c32(v: int) -> int:
         return (v + 2**31) % 2**32 - 2**31
 
-    cases = {0: lambda v: mix(v, 3), 1: lambda v: 2 * v, 2: lambda v: v + 100, 3: lambda v: mix(v, mix(v, 1)), 4: lambda v: -v, 5: lambda v: v ^ 0x55}
+    cases = {
+        0: lambda v: mix(v, 3),
+        1: lambda v: 2 * v,
+        2: lambda v: v + 100,
+        3: lambda v: mix(v, mix(v, 1)),
+        4: lambda v: -v,
+        5: lambda v: v ^ 0x55,
+    }
     return np.array([c32(cases.get(v & 7, lambda v: mix(2, v))(v)) for v in x.tolist()], np.int32)
 
 
@@ -152,7 +183,9 @@ def test_exact_math_against_float64():
             beyond = Fraction(float(np.nextafter(rounded, np.float32(np.inf if exact > 0 else -np.inf))))
             assert abs(got) <= abs(exact) < abs(beyond) or exact == got == 0
     computed = np.delete(result, 10, axis=1)  # copysign keeps the bits of the NaN that came
-    assert set(computed.view(np.uint32)[np.isnan(computed)].tolist()) == {0x7FFFFFFF}, "a NaN is not the GPU's"
+    assert set(computed.view(np.uint32)[np.isnan(computed)].tolist()) == {0x7FFFFFFF}, (
+        "a NaN is not the GPU's"
+    )
 
 
 @pytest.mark.parametrize("which, expected", [(0, 1), (1, 2), (2, 50)])
@@ -171,26 +204,50 @@ def test_printf(capsys):
         _fields_ = [("first", ctypes.c_int), ("second", ctypes.c_float), ("name", ctypes.c_char)]
 
     text = jit.build(SOURCE, Config(), name="ordinary", kernel="generic_pointers").ptx
-    emulator.launch(text, 1, 32, [Pair(7, 1.5, b"A"), torch.zeros(4, dtype=torch.int32), 3], kernel="generic_pointers")
+    emulator.launch(
+        text, 1, 32, [Pair(7, 1.5, b"A"), torch.zeros(4, dtype=torch.int32), 3], kernel="generic_pointers"
+    )
     assert capsys.readouterr().out == "first 7 second 1.50 name A end\n"
 
 
 def test_race():
     with observe() as seen:
-        launch(Run("race", (1, 1, 1), (256, 1, 1), [numbers(256, kind="int"), torch.zeros(256, dtype=torch.int32)], [1]), "cpu")
+        launch(
+            Run(
+                "race",
+                (1, 1, 1),
+                (256, 1, 1),
+                [numbers(256, kind="int"), torch.zeros(256, dtype=torch.int32)],
+                [1],
+            ),
+            "cpu",
+        )
     assert {h.kind for h in seen[0].hazards} == {"race"}
     lines = {h.location.line for h in seen[0].hazards}
     assert lines <= {line_of("ordinary", "s[threadIdx.x] = x"), line_of("ordinary", "s[255 - threadIdx.x]")}
 
 
 def test_wild_access():
-    with pytest.raises(emulator.Fault, match=r"ordinary.cu:\d+: out-of-bounds .*past the end of args\[") as error:
-        launch(Run("wild", (2, 1, 1), (128, 1, 1), [numbers(200, kind="int"), torch.zeros(200, dtype=torch.int32), 200], [1]), "cpu")
+    with pytest.raises(
+        emulator.Fault, match=r"ordinary.cu:\d+: out-of-bounds .*past the end of args\["
+    ) as error:
+        launch(
+            Run(
+                "wild",
+                (2, 1, 1),
+                (128, 1, 1),
+                [numbers(200, kind="int"), torch.zeros(200, dtype=torch.int32), 200],
+                [1],
+            ),
+            "cpu",
+        )
     assert error.value.location.line == line_of("ordinary", "y[i] = x[i];  // no guard")
 
 
 def test_deadlock():
-    with pytest.raises(emulator.Deadlock, match=r"warp 0 at ordinary.cu:\d+: barrier 1, 32 of 64 threads have arrived"):
+    with pytest.raises(
+        emulator.Deadlock, match=r"warp 0 at ordinary.cu:\d+: barrier 1, 32 of 64 threads have arrived"
+    ):
         launch(Run("deadlock", (1, 1, 1), (64, 1, 1), [torch.zeros(64, dtype=torch.int32)], [0]), "cpu")
 
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigemm import emulator
-from minigemm.emulator.profile import Profile
-from minigemm.emulator.report import Counters
-
-from .nvrtc import ptx
+from minigemm.emulator.watch.profile import Profile
+from minigemm.emulator.watch.report import Counters
+from tests.emulator.nvrtc import ptx
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,15 @@ class Code:
     modifiers: tuple[str, ...] = ()
 
 
-def profiled(accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]], threads: int, keep: int = 0) -> tuple[Profile, list[Code]]:
+def profiled(
+    accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]], threads: int, keep: int = 0
+) -> tuple[Profile, list[Code]]:
     """A profile that has taken one step, in which thread ``t`` logged ``logs[t]``: (site, address) pairs."""
     code = [Code(line=i) for i in range(max(accesses) + 1)]
     profile = Profile(accesses, len(code), keep=keep)
-    log = np.full((threads, 1 + max((len(entries) for entries in logs.values()), default=0)), 2**64 - 1, np.uint64)
+    log = np.full(
+        (threads, 1 + max((len(entries) for entries in logs.values()), default=0)), 2**64 - 1, np.uint64
+    )
     context = np.full((threads, 5), 99, np.int64)  # what is not in ids must not be read
     for t, entries in logs.items():
         log[t, : len(entries)] = [site << 48 | address for site, address in entries]
@@ -52,7 +55,16 @@ def merged(logs: dict[int, list[tuple[int, int]]]) -> list[tuple[int, dict[int, 
         left = {t: list(entries) for t, entries in logs.items() if t // 32 == warp}
         while any(left.values()):
             site = min(entries[0][0] for entries in left.values() if entries)
-            requests.append((site, {t: entries.pop(0)[1] for t, entries in sorted(left.items()) if entries and entries[0][0] == site}))
+            requests.append(
+                (
+                    site,
+                    {
+                        t: entries.pop(0)[1]
+                        for t, entries in sorted(left.items())
+                        if entries and entries[0][0] == site
+                    },
+                )
+            )
     return requests
 
 
@@ -62,7 +74,9 @@ def wavefronts(lanes: dict[int, int], size: int) -> tuple[int, int]:
     groups: dict[int, set[int]] = {}
     for t, address in lanes.items():
         groups.setdefault(t % 32 // lanes_together, set()).update((address + i) // 4 for i in range(size))
-    return sum(max(sum(w % 32 == bank for w in words) for bank in range(32)) for words in groups.values()), len(groups)
+    return sum(
+        max(sum(w % 32 == bank for w in words) for bank in range(32)) for words in groups.values()
+    ), len(groups)
 
 
 def expected(accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]]) -> dict[str, int]:
@@ -74,12 +88,18 @@ def expected(accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]]
     for site, lanes in merged(logs):
         access = accesses[site]
         for space in ("global", "shared"):
-            part = {t: a for t, a in lanes.items() if access.space == space or (access.space == "generic" and (a < 2**32) == (space == "shared"))}
+            part = {
+                t: a
+                for t, a in lanes.items()
+                if access.space == space or (access.space == "generic" and (a < 2**32) == (space == "shared"))
+            }
             if part:
                 add(f"{space}_requests", 1)
                 add(f"{space}_{'store' if access.store else 'load'}_bytes", len(part) * access.bytes)
             if part and space == "global":
-                add("global_sectors", len({(a + i) // 32 for a in part.values() for i in range(access.bytes)}))
+                add(
+                    "global_sectors", len({(a + i) // 32 for a in part.values() for i in range(access.bytes)})
+                )
             if part and space == "shared":
                 cycles, ideal = wavefronts(part, access.bytes)
                 add("shared_wavefronts", cycles)
@@ -91,21 +111,32 @@ def expected(accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]]
 def steps(draw):
     """Access sites, and the logs of some threads: strided, broadcast and random addresses, with divergence."""
     accesses = {
-        site: Access(draw(st.sampled_from(["global", "shared", "generic"])), draw(st.sampled_from([1, 2, 4, 8, 16])), draw(st.booleans()))
-        for site in draw(st.sets(st.integers(0, 65535 if draw(st.integers(0, 9)) == 0 else 40), min_size=1, max_size=4))
+        site: Access(
+            draw(st.sampled_from(["global", "shared", "generic"])),
+            draw(st.sampled_from([1, 2, 4, 8, 16])),
+            draw(st.booleans()),
+        )
+        for site in draw(
+            st.sets(st.integers(0, 65535 if draw(st.integers(0, 9)) == 0 else 40), min_size=1, max_size=4)
+        )
     }
     random = draw(st.randoms(use_true_random=False))
     threads = draw(st.integers(1, 80))
     ids = [t for t in range(threads) if random.random() < draw(st.sampled_from([1.0, 0.6]))]
     path = [random.choice(list(accesses)) for _ in range(draw(st.integers(0, 6)))]
-    shapes = {site: (random.choice([0, 1, 2, 4, 32, 33, None]), random.randrange(64), random.random() < 0.3) for site in accesses}
+    shapes = {
+        site: (random.choice([0, 1, 2, 4, 32, 33, None]), random.randrange(64), random.random() < 0.3)
+        for site in accesses
+    }
     diverge = draw(st.sampled_from([0.0, 0.2]))
     logs: dict[int, list[tuple[int, int]]] = {}
     for t in ids:
         logs[t] = []
         for site in path:
             access, (stride, start, mixed) = accesses[site], shapes[site]
-            near = access.space == "shared" or (access.space == "generic" and (random.random() < 0.5 if mixed else site % 2 == 0))
+            near = access.space == "shared" or (
+                access.space == "generic" and (random.random() < 0.5 if mixed else site % 2 == 0)
+            )
             index = random.randrange(512) if stride is None else start + stride * t
             if random.random() >= diverge:
                 logs[t].append((site, (1024 if near else 0x7F12_3456_7000) + index * access.bytes))
@@ -119,12 +150,16 @@ def test_against_brute_force(step):
     profile, code = profiled(accesses, logs, threads, keep=2)
     counters, lines = profile.finish(Counters(barriers=3), code)
     want = expected(accesses, logs)
-    assert {key: n for key, n in counters.items() if n} == {key: n for key, n in want.items() if n} | {"barriers": 3}
+    assert {key: n for key, n in counters.items() if n} == {key: n for key, n in want.items() if n} | {
+        "barriers": 3
+    }
     assert sum(line.requests for line in lines) == counters["global_requests"] + counters["shared_requests"]
     assert sum(line.bank_conflicts for line in lines) == counters["bank_conflicts"]
     kept = [(r.site, dict(zip(r.threads, r.addresses, strict=True))) for r in profile.requests(code)]
     every = merged(logs)
-    assert kept == [request for site in sorted(accesses) for request in [r for r in every if r[0] == site][:2]]
+    assert kept == [
+        request for site in sorted(accesses) for request in [r for r in every if r[0] == site][:2]
+    ]
     assert all(r.cta == 7 for r in profile.requests(code))
 
 
@@ -135,7 +170,12 @@ def test_steps_add_up():
     profile.take(log, np.ones(32, np.int64), np.arange(32, dtype=np.int32), 0)
     profile.take(log, np.zeros(32, np.int64), np.arange(32, dtype=np.int32), 0)
     counters, (line,) = profile.finish(Counters(), code)
-    assert (counters["shared_requests"], counters["shared_wavefronts"], counters["bank_conflicts"], line.worst_degree) == (2, 33, 31, 32)
+    assert (
+        counters["shared_requests"],
+        counters["shared_wavefronts"],
+        counters["bank_conflicts"],
+        line.worst_degree,
+    ) == (2, 33, 31, 32)
 
 
 # ---------------------------------------------------------------------------------------------------- real kernels
@@ -169,7 +209,9 @@ def test_bank_conflicts(kind, index, wavefronts, degree):
     assert (line.wavefronts, line.worst_degree) == (wavefronts, degree)
 
 
-@pytest.mark.parametrize("index, wavefronts, conflicts", [("t", 4, 0), ("t * 2", 8, 4), ("t * 8", 32, 28), ("0", 4, 0)])
+@pytest.mark.parametrize(
+    "index, wavefronts, conflicts", [("t", 4, 0), ("t * 2", 8, 4), ("t * 8", 32, 28), ("0", 4, 0)]
+)
 def test_vectors_of_16_bytes(index, wavefronts, conflicts):
     report = launched(f"""
     struct alignas(16) Four {{ float x, y, z, w; }};
@@ -179,7 +221,12 @@ def test_vectors_of_16_bytes(index, wavefronts, conflicts):
     Four v = s[{index}];
     x[t] = v.x + v.y + v.z + v.w;""")
     (line,) = [line for line in report.lines if line.space == "shared" and not line.store]
-    assert (line.requests, line.bytes, line.wavefronts, line.bank_conflicts) == (1, 512, wavefronts, conflicts)
+    assert (line.requests, line.bytes, line.wavefronts, line.bank_conflicts) == (
+        1,
+        512,
+        wavefronts,
+        conflicts,
+    )
 
 
 @pytest.mark.parametrize("width, conflicts", [(32, 31), (33, 0)])
@@ -193,7 +240,10 @@ def test_a_column_of_a_tile(width, conflicts):
     assert report.counters["global_sectors"] == 33 * 4
 
 
-@pytest.mark.parametrize("index, sectors", [("t", 4), ("t + 1", 5), ("t * 2", 8), ("t * 8", 32), ("0", 1), ("t * 512", 32), ("31 - t", 4)])
+@pytest.mark.parametrize(
+    "index, sectors",
+    [("t", 4), ("t + 1", 5), ("t * 2", 8), ("t * 8", 32), ("0", 1), ("t * 512", 32), ("31 - t", 4)],
+)
 def test_sectors(index, sectors):
     report = launched(f"x[40000 + t] = x[{index}];", keep_requests=1)
     load, store = report.lines
@@ -236,7 +286,9 @@ def test_schedules_count_alike(schedule):
 
 
 def test_constants_are_not_global_traffic():
-    text = ptx('__constant__ float table[32]; extern "C" __global__ void probe(float* x) { x[threadIdx.x] = table[threadIdx.x]; }')
+    text = ptx(
+        '__constant__ float table[32]; extern "C" __global__ void probe(float* x) { x[threadIdx.x] = table[threadIdx.x]; }'
+    )
     report = emulator.launch(text, 1, 32, [torch.zeros(32)])
     assert report.counters["global_requests"] == 1 and report.counters["global_load_bytes"] == 0
     assert [line.space for line in report.lines] == ["const", "global"]
@@ -252,7 +304,10 @@ def test_speed():
     accesses = {0: Access("global", 4, False), 1: Access("shared", 4, False), 2: Access("shared", 16, True)}
     profile = Profile(accesses, 3)
     t, n = np.arange(256)[:, None], np.arange(510)[None]
-    sites, address = n % 3, np.where(n % 3 == 0, 0x7F00_0000_0000, 0) + t * np.where(n % 3 == 2, 16, 4) + n * 128
+    sites, address = (
+        n % 3,
+        np.where(n % 3 == 0, 0x7F00_0000_0000, 0) + t * np.where(n % 3 == 2, 16, 4) + n * 128,
+    )
     log = (sites.astype(np.uint64) << np.uint64(48)) | address.astype(np.uint64)
     ids, logged = np.arange(256, dtype=np.int32), np.full(256, 510)
     profile.take(log, logged, ids, 0)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from minigemm import emulator
-from minigemm.emulator import machine
-
-from .nvrtc import ptx
+from minigemm.emulator.machine import block
+from tests.emulator.nvrtc import ptx
 
 SCHEDULES = ("late", "early", 1, 2)
 VOTE = "__ballot_sync(~0u, t & 1)"
@@ -34,8 +33,16 @@ def ends() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def launch(body: str, grid: int, block: int, *args: torch.Tensor | int, parameters: str = "int* o", **options) -> emulator.Report:
-    return emulator.launch(ptx(f'extern "C" __global__ void k({parameters}) {{ const int t = threadIdx.x; {body} }}'), grid, block, args, **options)
+def launch(
+    body: str, grid: int, block: int, *args: torch.Tensor | int, parameters: str = "int* o", **options
+) -> emulator.Report:
+    return emulator.launch(
+        ptx(f'extern "C" __global__ void k({parameters}) {{ const int t = threadIdx.x; {body} }}'),
+        grid,
+        block,
+        args,
+        **options,
+    )
 
 
 def zeros(n: int = 4) -> torch.Tensor:
@@ -65,17 +72,36 @@ TEST_WAIT = """
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("body", ["", "__nanosleep(20);", "if (!ok) __nanosleep(20);", "__syncwarp(1u << (t & 31));", "__threadfence_block();"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "__nanosleep(20);",
+        "if (!ok) __nanosleep(20);",
+        "__syncwarp(1u << (t & 31));",
+        "__threadfence_block();",
+    ],
+)
 def test_a_loop_of_test_wait_gets_its_load(body, schedule):
     o, x = zeros(64), torch.arange(1, 13, dtype=torch.int32)
-    report = launch(TEST_WAIT.replace("BODY", body), 1, 64, o, x, parameters="int* o, const int* x", schedule=schedule)
+    report = launch(
+        TEST_WAIT.replace("BODY", body), 1, 64, o, x, parameters="int* o, const int* x", schedule=schedule
+    )
     assert not report.hazards
     assert torch.equal(o, x.view(3, 4).sum(0, dtype=torch.int32).repeat(16))
 
 
 def test_a_loop_of_test_wait_under_the_cycle_model():
     o, x = zeros(64), torch.arange(1, 13, dtype=torch.int32)
-    assert launch(TEST_WAIT.replace("BODY", "__nanosleep(20);"), 1, 64, o, x, parameters="int* o, const int* x", timeline=True).timeline
+    assert launch(
+        TEST_WAIT.replace("BODY", "__nanosleep(20);"),
+        1,
+        64,
+        o,
+        x,
+        parameters="int* o, const int* x",
+        timeline=True,
+    ).timeline
     assert torch.equal(o, x.view(3, 4).sum(0, dtype=torch.int32).repeat(16))
 
 
@@ -105,13 +131,28 @@ def test_one_cta_waits_for_the_next(spin, schedule):
 @pytest.mark.parametrize("ctas", [1, 2])
 def test_what_nobody_sets_is_a_deadlock(spin, ctas, schedule):
     with pytest.raises(emulator.Deadlock, match=r"kernel\.cu:1.*nothing can change"):
-        launch(f"{SPINS[spin]} o[0] = 1;", ctas, 32, zeros(), zeros(), parameters="volatile int* f, int* o", schedule=schedule)
+        launch(
+            f"{SPINS[spin]} o[0] = 1;",
+            ctas,
+            32,
+            zeros(),
+            zeros(),
+            parameters="volatile int* f, int* o",
+            schedule=schedule,
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_spinning_warps_see_the_flag_of_their_own_cta(schedule):
     o = zeros()
-    launch("if (t == 32) o[0] = 1; if (t < 32) { while (o[0] == 0) __nanosleep(32); o[1] = 1; }", 1, 64, o, parameters="volatile int* o", schedule=schedule)
+    launch(
+        "if (t == 32) o[0] = 1; if (t < 32) { while (o[0] == 0) __nanosleep(32); o[1] = 1; }",
+        1,
+        64,
+        o,
+        parameters="volatile int* o",
+        schedule=schedule,
+    )
     assert o.tolist() == [1, 1, 0, 0]
 
 
@@ -129,12 +170,19 @@ def test_progress_in_memory_alone_is_progress(body, start, end):
 
 def test_a_queue_that_is_emptied_by_all():
     q, h = zeros(1), zeros(64)
-    launch("for (int i; (i = atomicAdd(q, 1)) < 200000;) atomicAdd(h + (i & 63), 1);", 3, 32, q, h, parameters="int* q, int* h")
+    launch(
+        "for (int i; (i = atomicAdd(q, 1)) < 200000;) atomicAdd(h + (i & 63), 1);",
+        3,
+        32,
+        q,
+        h,
+        parameters="int* q, int* h",
+    )
     assert h.sum() == 200000
 
 
 def test_a_loop_that_only_counts_ends_at_the_limit(monkeypatch):
-    monkeypatch.setattr(machine, "MANY_ROUNDS", 1000)
+    monkeypatch.setattr(block, "MANY_ROUNDS", 1000)
     with pytest.raises(emulator.EmulatorError, match="no end after"):
         launch("int n = 0; while (f[0] == 0) { ++n; __nanosleep(1); } o[0] = n;", 1, 1, zeros(), zeros(), parameters="volatile int* f, int* o",
                instruction_limit=2e7)  # fmt: skip
@@ -154,7 +202,12 @@ def test_collectives_of_different_kinds_do_not_meet(one, other, names):
 
 def test_the_same_collective_meets_from_two_branches():
     o = zeros(32)
-    launch("int v; if (t < 16) { v = __shfl_xor_sync(~0u, t, 16); v += 100; } else { v = __shfl_xor_sync(~0u, t, 16); v += 200; } o[t] = v;", 1, 32, o)
+    launch(
+        "int v; if (t < 16) { v = __shfl_xor_sync(~0u, t, 16); v += 100; } else { v = __shfl_xor_sync(~0u, t, 16); v += 200; } o[t] = v;",
+        1,
+        32,
+        o,
+    )
     assert o.tolist() == [(t ^ 16) + (100 if t < 16 else 200) for t in range(32)]
 
 

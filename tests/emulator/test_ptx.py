@@ -8,7 +8,7 @@ import time
 import pytest
 
 from minigemm.emulator.errors import EmulatorError, Unsupported
-from minigemm.emulator.ptx import (
+from minigemm.emulator.ptx.parse import (
     Address,
     Function,
     Immediate,
@@ -25,8 +25,7 @@ from minigemm.emulator.ptx import (
     inline_calls,
     parse,
 )
-
-from .nvrtc import ptx
+from tests.emulator.nvrtc import ptx
 
 HEAD = ".version 8.4\n.target sm_90a\n.address_size 64\n"
 
@@ -117,12 +116,24 @@ VARIABLES = {
     ".const .align 16 .b8 v[6] = {1, 2, 255};": ("const", 16, 6, b"\1\2\xff\0\0\0", ()),
     ".const .s32 v[3] = {-1, 010, 0x10};": ("const", 4, 12, number("i", -1, 8, 16), ()),
     ".global .u16 v[2][3] = {{1, 2}, {4, 5, 6}};": ("global", 2, 12, number("H", 1, 2, 0, 4, 5, 6), ()),
-    ".global .f32 v[3] = {1.5, 0f40000000, 0d4008000000000000};": ("global", 4, 12, number("f", 1.5, 2, 3), ()),
+    ".global .f32 v[3] = {1.5, 0f40000000, 0d4008000000000000};": (
+        "global",
+        4,
+        12,
+        number("f", 1.5, 2, 3),
+        (),
+    ),
     ".global .f64 v[] = {1.5, 0f40000000};": ("global", 8, 16, number("d", 1.5, 2), ()),
     ".global .v4 .f32 v = {1.0, 2.0, 3.0, 4.0};": ("global", 16, 16, number("f", 1, 2, 3, 4), ()),
     '.global .b8 v[] = "a;{b}";': ("global", 1, 6, b"a;{b}\0", ()),
     ".global .u64 v = generic(table)+4;": ("global", 8, 8, bytes(8), ((0, "table", 4),)),
-    ".global .u64 v[3] = {table, 7, k0};": ("global", 8, 24, number("Q", 0, 7, 0), ((0, "table", 0), (16, "k0", 0))),
+    ".global .u64 v[3] = {table, 7, k0};": (
+        "global",
+        8,
+        24,
+        number("Q", 0, 7, 0),
+        ((0, "table", 0), (16, "k0", 0)),
+    ),
     ".global .align 8 .b8 v[9] = {3, "
     + ", ".join(f"0xFF{'00' * byte}(generic(table)+2)" for byte in range(8))
     + "};": ("global", 8, 9, b"\3" + bytes(8), ((1, "table", 2),)),
@@ -168,7 +179,11 @@ def test_module_directives_comments_and_headers():
     assert (module.version, module.target, module.files) == ("8.4", "sm_90a", {1: "/a//b.cu"})
     k = module.functions["k"]
     assert k.entry and k.defined
-    assert [(p.name, p.offset, p.size, p.align) for p in k.parameters] == [("a", 0, 1, 1), ("b", 8, 8, 8), ("c", 64, 128, 64)]
+    assert [(p.name, p.offset, p.size, p.align) for p in k.parameters] == [
+        ("a", 0, 1, 1),
+        ("b", 8, 8, 8),
+        ("c", 64, 128, 64),
+    ]
     assert k.directives == {
         "maxntid": (128, 2, 1), "minnctapersm": (2,), "maxnreg": (64,), "reqnctapercluster": (2,), "explicitcluster": (),
     }  # fmt: skip
@@ -195,7 +210,11 @@ def test_instructions_guards_and_lines():
     assert [i.line - function.code[0].line for i in function.code] == [0, 1, 1, 2, 5]
     assert function.code[3].operands[0] == Vector(tuple(Register(f"%f{i}") for i in range(4)))
     assert function.code[0].operands == (Label("done"),) and function.labels == {"done": 4}
-    assert function.registers["%f3"] == "f32" and function.registers["%p3"] == "pred" and "%r99" not in function.registers
+    assert (
+        function.registers["%f3"] == "f32"
+        and function.registers["%p3"] == "pred"
+        and "%r99" not in function.registers
+    )
 
 
 def test_scopes_have_their_own_names():
@@ -336,7 +355,9 @@ def test_a_kernel_that_calls_nothing_is_itself():
 
 
 def test_registers_as_arguments():
-    function = inline_calls(kernel("call (%f1), half, (%f2); call (%r1), twice, (7); call (_), twice, (%r1);"), "k")
+    function = inline_calls(
+        kernel("call (%f1), half, (%f2); call (%r1), twice, (7); call (_), twice, (%r1);"), "k"
+    )
     listed = [(i.name, i.operands) for i in function.code]
     assert listed[0] == ("mov.f32", (Register("x#1"), Register("%f2")))
     assert ("mov.f32", (Register("%f1"), Register("out#1"))) in listed
@@ -358,7 +379,11 @@ def test_functions_without_a_body_stay_calls():
     assert names(function) == ["st.local.b64", "call.uni", "ld.local.b32", "ret"]
     a, b, r = (Symbol(f"{name}@1") for name in "abr")
     assert function.code[1].operands == (Vector((r,)), Symbol("vprintf"), Vector((a, b)))
-    assert {(v.name, v.space, v.size) for v in function.variables} == {("a@1", "local", 8), ("b@1", "local", 8), ("r@1", "local", 4)}
+    assert {(v.name, v.space, v.size) for v in function.variables} == {
+        ("a@1", "local", 8),
+        ("b@1", "local", 8),
+        ("r@1", "local", 4),
+    }
 
 
 @pytest.mark.parametrize(
@@ -459,13 +484,29 @@ def line(text: str) -> int:
 
 def test_every_kernel_is_taken_in(module):
     kernels = {name for name, function in module.functions.items() if function.entry}
-    assert {"calls", "recursive", "by_pointer", "waits", "choose", "wide", "_Z6rotateIdLi3EEvPT_", "_Z6rotateIcLi5EEvPT_"} == kernels
+    assert {
+        "calls",
+        "recursive",
+        "by_pointer",
+        "waits",
+        "choose",
+        "wide",
+        "_Z6rotateIdLi3EEvPT_",
+        "_Z6rotateIcLi5EEvPT_",
+    } == kernels
     for name in kernels - {"recursive", "by_pointer"}:
         function = inline_calls(module, name)
         assert function.code[-1].opcode in ("ret", "bra", "trap")
-        defined = {v.name for v in (*function.variables, *module.variables)} | {p.name for p in function.parameters}
+        defined = {v.name for v in (*function.variables, *module.variables)} | {
+            p.name for p in function.parameters
+        }
         defined |= module.functions.keys()
-        used = {o.base.name for i in function.code for o in i.operands if isinstance(o, Address) and isinstance(o.base, Symbol)}
+        used = {
+            o.base.name
+            for i in function.code
+            for o in i.operands
+            if isinstance(o, Address) and isinstance(o.base, Symbol)
+        }
         assert used <= defined
     assert module.functions["calls"].directives == {"maxntid": (128, 1, 1), "minnctapersm": (2,)}
     assert module.functions["waits"].directives["reqnctapercluster"] == (2, 1, 1)
@@ -473,12 +514,18 @@ def test_every_kernel_is_taken_in(module):
 
 def test_module_variables(module):
     variables = {v.name: v for v in module.variables}
-    assert variables["table"].space == "const" and variables["table"].init == struct.pack("<8f", 1, 2, 3, 4, 5, 6.5, 7, 8)
+    assert variables["table"].space == "const" and variables["table"].init == struct.pack(
+        "<8f", 1, 2, 3, 4, 5, 6.5, 7, 8
+    )
     texts = [variables[symbol].init for _, symbol, _ in variables["texts"].relocations]
     assert texts == [b"abc\0", b"d;e\0"]
     assert variables["pointer"].relocations == ((0, "counter", 4),)
     assert {symbol for _, symbol, _ in variables["chosen"].relocations} == {"_Z4plusi", "_Z5timesi"}
-    assert (variables["dynamic"].extern, variables["dynamic"].align, variables["dynamic"].size) == (True, 1024, 0)
+    assert (variables["dynamic"].extern, variables["dynamic"].align, variables["dynamic"].size) == (
+        True,
+        1024,
+        0,
+    )
     fixed = next(v for v in module.functions["calls"].variables if v.name.endswith("fixed"))
     assert (fixed.space, fixed.size) == ("shared", 128)
 
@@ -487,7 +534,9 @@ def test_asm_blocks_that_the_compiler_repeats(module):
     function = module.functions["waits"]
     tries = [i for i in function.code if i.name.startswith("mbarrier.try_wait")]
     predicates = {i.operands[0].name for i in tries}
-    assert len(tries) == len(predicates) == 5 and all(function.registers[name] == "pred" for name in predicates)
+    assert len(tries) == len(predicates) == 5 and all(
+        function.registers[name] == "pred" for name in predicates
+    )
     assert len(function.labels) == 10
 
 
@@ -495,15 +544,32 @@ def test_locations_lead_up_to_the_kernel(module):
     tries = [i for i in module.functions["waits"].code if i.name.startswith("mbarrier.try_wait")]
     first, second, third = (i.location for i in tries[:3])
     asm = line("  asm volatile")
-    assert [place.line for place in (first, first.inlined_at, first.inlined_at.inlined_at)] == [asm, line("  wait(b, 0)"), line("  wait_twice(b);")]
-    assert second.inlined_at.line == line("  wait(b, 1)") and third.inlined_at.line == third.outermost.line == line("    wait(b, i)")
-    assert first.function == "_Z4waitjj" and first.inlined_at.function == "_Z10wait_twicej" and first.outermost.function == ""
-    assert str(first) == f"first.cu:{asm}, called at first.cu:{line('  wait(b, 0)')}, called at first.cu:{line('  wait_twice(b);')}"
+    assert [place.line for place in (first, first.inlined_at, first.inlined_at.inlined_at)] == [
+        asm,
+        line("  wait(b, 0)"),
+        line("  wait_twice(b);"),
+    ]
+    assert second.inlined_at.line == line(
+        "  wait(b, 1)"
+    ) and third.inlined_at.line == third.outermost.line == line("    wait(b, i)")
+    assert (
+        first.function == "_Z4waitjj"
+        and first.inlined_at.function == "_Z10wait_twicej"
+        and first.outermost.function == ""
+    )
+    assert (
+        str(first)
+        == f"first.cu:{asm}, called at first.cu:{line('  wait(b, 0)')}, called at first.cu:{line('  wait_twice(b);')}"
+    )
 
 
 def test_locations_lead_through_calls(module):
     function = inline_calls(module, "calls")
-    products = [i.location for i in function.code if i.name == "mul.lo.s32" and i.location.line == line("return x * counter")]
+    products = [
+        i.location
+        for i in function.code
+        if i.name == "mul.lo.s32" and i.location.line == line("return x * counter")
+    ]
     assert len(products) == 2
     for place in products:
         assert place.function == "_Z5inneri" and place.inlined_at.function.startswith("_Z5outer")
@@ -511,7 +577,10 @@ def test_locations_lead_through_calls(module):
 
 
 def test_calls_that_nvrtc_makes(module):
-    with pytest.raises(Unsupported, match=r"first.cu:\d+, called at first.cu:\d+: recursion: _Z9factorialii calls _Z9factorialii"):
+    with pytest.raises(
+        Unsupported,
+        match=r"first.cu:\d+, called at first.cu:\d+: recursion: _Z9factorialii calls _Z9factorialii",
+    ):
         inline_calls(module, "recursive")
     with pytest.raises(Unsupported, match=rf"first.cu:{line('*x = chosen')}: a call through a pointer"):
         inline_calls(module, "by_pointer")
@@ -522,7 +591,8 @@ def test_calls_that_nvrtc_makes(module):
 def test_parsing_is_quick():
     """2,000 instructions take about 10 ms; a slow machine may need five times as long."""
     code = "".join(
-        f"\tld.global.f32 \t%f{i % 4}, [%rd1+{4 * i}];\n\tadd.s32 \t%r{i % 100}, %r{(i + 1) % 100}, {i};\n" for i in range(1000)
+        f"\tld.global.f32 \t%f{i % 4}, [%rd1+{4 * i}];\n\tadd.s32 \t%r{i % 100}, %r{(i + 1) % 100}, {i};\n"
+        for i in range(1000)
     )
     best = min(timed(code) for _ in range(5))
     assert best < 0.05

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from minigemm import emulator
-from minigemm.emulator.report import Counters, Event, Hazard, LineCount, Report, Request
-
-from .nvrtc import kernel
+from minigemm.emulator.watch.report import Counters, Event, Hazard, LineCount, Report, Request
+from tests.emulator.nvrtc import kernel
 
 PLACE = emulator.Location("/somewhere/tile.cuh", 12, 3, emulator.Location("/somewhere/kernel.cu", 40))
 
@@ -23,7 +22,16 @@ def report(**changes) -> Report:
         global_sectors=128, shared_load_bytes=2048, shared_requests=16, shared_wavefronts=48, bank_conflicts=32, tma_transactions=2,
         tma_load_bytes=8192, barriers=4,
     )  # fmt: skip
-    hazard = Hazard("race", "thread 1 reads <what> thread 2 writes", PLACE, 77, 1028, ("thread 1", "thread 2"), "put a barrier", 5)
+    hazard = Hazard(
+        "race",
+        "thread 1 reads <what> thread 2 writes",
+        PLACE,
+        77,
+        1028,
+        ("thread 1", "thread 2"),
+        "put a barrier",
+        5,
+    )
     fields = {
         "kernel": "gemm<8>", "grid": (4, 2, 1), "block": (128, 1, 1), "schedule": "late", "hazards": [hazard], "counters": counters,
         "lines": [LineCount(PLACE, 9, "shared", False, 16, 2048, 0, 48, 16, 3), LineCount(None, 21, "global", True, 32, 4096, 128)],
@@ -61,14 +69,20 @@ def test_hazard_text():
 
 def test_line_text():
     conflicts, stores = report().lines
-    assert str(conflicts).endswith("shared load: 16 requests, 2.0 KiB, 3.00 wavefronts a request, up to 3-way conflicts")
+    assert str(conflicts).endswith(
+        "shared load: 16 requests, 2.0 KiB, 3.00 wavefronts a request, up to 3-way conflicts"
+    )
     assert str(stores) == "PTX line 21  global store: 32 requests, 4.0 KiB, 4.00 sectors a request"
     assert LineCount(None, 1, "global", False).sectors_per_request == 0
 
 
 def test_missing_counters_are_zero():
     counters = Counters(instructions=3)
-    assert counters["tma_load_bytes"] == 0 and counters["instructions_by_class"] == {} and dict(counters) == {"instructions": 3}
+    assert (
+        counters["tma_load_bytes"] == 0
+        and counters["instructions_by_class"] == {}
+        and dict(counters) == {"instructions": 3}
+    )
 
 
 class Balanced(HTMLParser):
@@ -97,9 +111,30 @@ class Balanced(HTMLParser):
 def test_html():
     html = report()._repr_html_()
     page = Balanced(html)
-    assert {tag for tag, _ in page.seen} <= {"style", "div", "header", "b", "table", "tr", "th", "td", "br", "i", "code", "details", "summary", "pre"}
+    assert {tag for tag, _ in page.seen} <= {
+        "style",
+        "div",
+        "header",
+        "b",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "br",
+        "i",
+        "code",
+        "details",
+        "summary",
+        "pre",
+    }
     assert "http" not in html and "url(" not in html
-    for words in ("gemm<8>", "thread 1 reads <what> thread 2 writes", "up to 3-way conflicts", "PTX line 21", "barrier 0: 4 threads met"):
+    for words in (
+        "gemm<8>",
+        "thread 1 reads <what> thread 2 writes",
+        "up to 3-way conflicts",
+        "PTX line 21",
+        "barrier 0: 4 threads met",
+    ):
         assert words in page.text
 
 
@@ -118,7 +153,10 @@ def test_html_escapes(evil):
 
 
 def test_long_reports_are_cut():
-    many = report(lines=[LineCount(None, i, "global", True, 1, 4, 1) for i in range(500)], events=[Event(i, "k", "a", "d") for i in range(4000)])
+    many = report(
+        lines=[LineCount(None, i, "global", True, 1, 4, 1) for i in range(500)],
+        events=[Event(i, "k", "a", "d") for i in range(4000)],
+    )
     assert "488 more lines" in many._repr_html_() and "3988 more events" in many._repr_html_()
     assert len(many._repr_html_()) < 20_000
 
@@ -133,10 +171,17 @@ def test_data():
 
 def test_of_a_launch():
     a, b = torch.ones(128, 32), torch.ones(128, 32)
-    seen = emulator.launch(kernel("tiled_sum", ("    __syncthreads();  // everybody has read it\n", "\n")), (2, 2), 256, [a, b, torch.empty(128, 128), 128, 32])
+    seen = emulator.launch(
+        kernel("tiled_sum", ("    __syncthreads();  // everybody has read it\n", "\n")),
+        (2, 2),
+        256,
+        [a, b, torch.empty(128, 128), 128, 32],
+    )
     json.dumps(seen.to_dict())
     page = Balanced(seen._repr_html_())
     assert "race" in page.text and "race at tiled_sum.cu:" in str(seen)
     assert seen.counters["shared_load_bytes"] == 4 * 256 * 32 * 8 * 4
-    clean = emulator.launch(kernel("tiled_sum"), (2, 2), 256, [a, b, torch.empty(128, 128), 128, 32], hazards=False)
+    clean = emulator.launch(
+        kernel("tiled_sum"), (2, 2), 256, [a, b, torch.empty(128, 128), 128, 32], hazards=False
+    )
     assert "not looked for" in str(clean)

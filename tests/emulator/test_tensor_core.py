@@ -11,50 +11,59 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemm import probes
-from minigemm.emulator import tensor_core
-from minigemm.emulator.tensor_core import wgmma
+from minigemm.emulator.machine import tensor_core
+from minigemm.emulator.machine.tensor_core import wgmma
+from minigemm.verify import tensor_core as chains
 
 RECORDING = Path(__file__).parents[1] / "data" / "tensor_core_h100.npz"
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    return probes.load(RECORDING)
+    return chains.load(RECORDING)
 
 
 def test_the_recording_names_its_run_and_is_large(recorded):
     about, bits = recorded
     assert "H100" in about["gpu"] or "H200" in about["gpu"]
     assert about["driver"] and about["date"] and about["source_hash"]
-    assert {case.name for case in probes.cases()} == bits.keys()
+    assert {case.name for case in chains.cases()} == bits.keys()
     assert sum(array.size for array in bits.values()) >= 100_000
 
 
-@pytest.mark.parametrize("regime", probes.REGIMES)
+@pytest.mark.parametrize("regime", chains.REGIMES)
 def test_arithmetic_equals_the_gpu(regime, recorded):
     """The plain function: no kernel, no memory."""
     _, bits = recorded
-    chosen = [case for case in probes.cases() if case.regime == regime]
+    chosen = [case for case in chains.cases() if case.regime == regime]
     assert chosen
     for case in chosen:
-        a, b, c = probes.inputs(case)
+        a, b, c = chains.inputs(case)
         config = case.config
         a, b = a ^ np.uint8(0x80 * config.a_negated), b ^ np.uint8(0x80 * config.b_negated)
         d = c.copy() if case.scale_d else np.zeros_like(c)
         for chain in range(case.chains):
-            tensor_core.accumulate(a[chain], b[chain], d[chain], *(tensor_core.KINDS[e5m2] for e5m2 in (config.a_e5m2, config.b_e5m2)))
+            tensor_core.accumulate(
+                a[chain],
+                b[chain],
+                d[chain],
+                *(tensor_core.KINDS[e5m2] for e5m2 in (config.a_e5m2, config.b_e5m2)),
+            )
         assert np.array_equal(d, bits[case.name]), case.name
 
 
-@pytest.mark.parametrize("layout", [*probes.LAYOUTS, "registers"])
+@pytest.mark.parametrize("layout", [*chains.LAYOUTS, "registers"])
 def test_kernels_on_the_emulator_equal_the_gpu(layout, recorded):
     """The probe kernel: descriptors, swizzles, core matrices, fragments."""
     _, bits = recorded
-    chosen = [case for case in probes.cases() if case.layout == layout or (layout == "registers" and case.config.a_in_registers)]
+    chosen = [
+        case
+        for case in chains.cases()
+        if case.layout == layout or (layout == "registers" and case.config.a_in_registers)
+    ]
     assert chosen
     for case in chosen:
-        assert np.array_equal(probes.output(case, "cpu"), bits[case.name]), case.name
+        assert np.array_equal(chains.output(case, "cpu"), bits[case.name]), case.name
 
 
 # ---- the rule again, with exact rationals
@@ -101,9 +110,16 @@ def slow_step(a, b, c: float, kind: str) -> float:
 def test_the_rule_written_twice(seed, kind, k):
     source = np.random.default_rng(seed)
     spread = source.integers(1, 128)
-    a, b = (source.integers(0, spread, (64, k)).astype(np.uint8) | source.integers(0, 2, (64, k)).astype(np.uint8) << 7 for _ in range(2))
+    a, b = (
+        source.integers(0, spread, (64, k)).astype(np.uint8)
+        | source.integers(0, 2, (64, k)).astype(np.uint8) << 7
+        for _ in range(2)
+    )
     a, b = (np.where((x & 0x7F) >= (0x7C if kind == "e5m2" else 0x80), x & 0x80, x) for x in (a, b))
-    b, c = b[:2], source.standard_normal((64, 2)).astype(np.float32) * np.float32(2.0 ** source.integers(-20, 12))
+    b, c = (
+        b[:2],
+        source.standard_normal((64, 2)).astype(np.float32) * np.float32(2.0 ** source.integers(-20, 12)),
+    )
     d = wgmma(*(torch.from_numpy(x) for x in (a, b, c)), kind=kind).numpy()
     for i, j in ((0, 0), (17, 1), (63, 0)):
         expected = float(c[i, j])

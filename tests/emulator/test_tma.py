@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigemm.emulator import tma
 from minigemm.emulator.errors import Fault, Unsupported
+from minigemm.emulator.machine import tma
 
 DTYPES = [torch.uint8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.int64]
 
@@ -64,7 +64,9 @@ def elements_of_box(
     start = coordinates[::-1]
     steps = (*(tensor_map.element_strides or (1,) * len(shape))[:-1], 1)
     counts = [range(0, size, step) for size, step in zip(tensor_map.box, steps, strict=True)]
-    indices = [tuple(s + i for s, i in zip(start, offsets, strict=True)) for offsets in itertools.product(*counts)]
+    indices = [
+        tuple(s + i for s, i in zip(start, offsets, strict=True)) for offsets in itertools.product(*counts)
+    ]
     return [each if all(0 <= i < n for i, n in zip(each, shape, strict=True)) else None for each in indices]
 
 
@@ -128,11 +130,19 @@ def test_number_of_coordinates() -> None:
 def test_what_a_gpu_stops_at() -> None:
     """Every one an illegal instruction on an H200."""
     tensor = torch.zeros(4, 64, dtype=torch.bfloat16)
-    descriptor, memory, data = tma.TensorMap(tensor, (4, 64)).descriptor, Flat(tensor), np.zeros(512, np.uint8)
+    descriptor, memory, data = (
+        tma.TensorMap(tensor, (4, 64)).descriptor,
+        Flat(tensor),
+        np.zeros(512, np.uint8),
+    )
     tma.gather(descriptor, (-8, -1), memory)
     with pytest.raises(Fault, match="the first coordinate, -4, is -8 bytes into a row"):
         tma.gather(descriptor, (-4, 1), memory)
-    for coordinates, message in (((4, 1), "misaligned box"), ((-8, 1), "negative coor"), ((0, -1), "negative coor")):
+    for coordinates, message in (
+        ((4, 1), "misaligned box"),
+        ((-8, 1), "negative coor"),
+        ((0, -1), "negative coor"),
+    ):
         with pytest.raises(Fault, match=message):
             tma.scatter(descriptor, coordinates, data, memory)
         with pytest.raises(Fault, match=message):
@@ -182,7 +192,12 @@ def test_a_narrow_box_takes_whole_swizzle_spans() -> None:
 
 
 def test_shared_alignment() -> None:
-    assert tma.shared_alignment(1024, 128) == tma.shared_alignment(512, 64) == tma.shared_alignment(256, 32) == ""
+    assert (
+        tma.shared_alignment(1024, 128)
+        == tma.shared_alignment(512, 64)
+        == tma.shared_alignment(256, 32)
+        == ""
+    )
     assert tma.shared_alignment(128, 0) == ""
     for swizzle in (32, 64, 128):
         assert f"no multiple of {8 * swizzle}" in tma.shared_alignment(8 * swizzle - 128, swizzle)
@@ -200,18 +215,34 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "tensor: expected a dtype .*complex64",
     ),
-    "elsewhere": ({"tensor": torch.zeros(64, 64, device="meta")}, ValueError, "a CPU tensor, got one on meta"),
+    "elsewhere": (
+        {"tensor": torch.zeros(64, 64, device="meta")},
+        ValueError,
+        "a CPU tensor, got one on meta",
+    ),
     "scalar": ({"tensor": torch.zeros(())}, ValueError, "tensor: expected 1 to 5 dimensions, got 0"),
     "six dimensions": ({"tensor": torch.zeros(1, 1, 1, 1, 1, 4)}, ValueError, "1 to 5 dimensions, got 6"),
     "empty": ({"tensor": torch.zeros(0, 16)}, ValueError, r"elements a dimension, got shape \(0, 16\)"),
     "transposed": ({"tensor": torch.zeros(16, 16).t()}, ValueError, "a contiguous last dimension"),
     "row stride": ({"tensor": torch.zeros(4, 9)}, ValueError, r"multiples of 16 bytes .* got \(36,\) bytes"),
-    "base": ({"tensor": torch.zeros(64, dtype=torch.uint8)[8:]}, ValueError, "first element at a 16-byte boundary"),
-    "box rank": ({"box": (64,)}, ValueError, r"box: expected one size for each of the 2 dimensions, got \(64,\)"),
+    "base": (
+        {"tensor": torch.zeros(64, dtype=torch.uint8)[8:]},
+        ValueError,
+        "first element at a 16-byte boundary",
+    ),
+    "box rank": (
+        {"box": (64,)},
+        ValueError,
+        r"box: expected one size for each of the 2 dimensions, got \(64,\)",
+    ),
     "box too large": ({"box": (257, 64)}, ValueError, "box: expected 1 to 256 elements a dimension"),
     "box of zero": ({"box": (0, 64)}, ValueError, "box: expected 1 to 256"),
     "inner box": ({"box": (64, 12), "swizzle": 0}, ValueError, "multiple of 16 bytes, got 24 bytes"),
-    "beyond the span": ({"box": (64, 128)}, ValueError, "at most 128 bytes, the swizzle's span, got 256 bytes"),
+    "beyond the span": (
+        {"box": (64, 128)},
+        ValueError,
+        "at most 128 bytes, the swizzle's span, got 256 bytes",
+    ),
     "beyond 32": ({"box": (64, 64), "swizzle": 32}, ValueError, "at most 32 bytes"),
     "swizzle": ({"swizzle": 96}, ValueError, "swizzle: expected 0, 32, 64 or 128 bytes, got 96"),
     "steps": ({"element_strides": (9, 1)}, ValueError, r"element_strides: expected 1 to 8 .*\(9, 1\)"),
@@ -222,7 +253,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "fill: .*FP8 travels as bytes",
     ),
-    "beyond an SM": ({"box": (229, 256), "swizzle": 0, "tensor": torch.zeros(64, 512)}, ValueError, "at most 233472 b"),
+    "beyond an SM": (
+        {"box": (229, 256), "swizzle": 0, "tensor": torch.zeros(64, 512)},
+        ValueError,
+        "at most 233472 b",
+    ),
     "interleave": ({"interleave": 8}, ValueError, "interleave: expected 0, 16 or 32, got 8"),
     "interleaved": ({"interleave": 16}, Unsupported, "interleave=16"),
 }
@@ -299,7 +334,10 @@ def test_integer_reductions(type: str, operation: str) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
     rng = np.random.default_rng(bits)
     edges = [low, high - 1, 0, 1, 3, 3]
-    old = [*edges, *(int(each) for each in rng.integers(low, high, 64, dtype=f"{'i' if signed else 'u'}{bits // 8}"))]
+    old = [
+        *edges,
+        *(int(each) for each in rng.integers(low, high, 64, dtype=f"{'i' if signed else 'u'}{bits // 8}")),
+    ]
     new = [*old[1:6], *old[10:], *old[:1], *old[6:10]]
     scalar = {
         "add": lambda a, b: a + b,
@@ -321,7 +359,9 @@ def test_integer_reductions(type: str, operation: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
 def test_16_bit_float_reductions(dtype: torch.dtype, operation: str) -> None:
-    patterns = torch.from_numpy(np.random.default_rng(0).integers(-(2**15), 2**15, 2 * 65536).astype(np.int16))
+    patterns = torch.from_numpy(
+        np.random.default_rng(0).integers(-(2**15), 2**15, 2 * 65536).astype(np.int16)
+    )
     special = torch.tensor([0, -0x8000, 0x7C00, 0x7F80, 0x7FFF, 0x7E01, 1, -0x7FFF], dtype=torch.int16)
     pairs = torch.cartesian_prod(special, special)
     a = torch.cat([patterns[:65536], pairs[:, 0]]).view(dtype)

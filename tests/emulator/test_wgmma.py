@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from minigemm import emulator, observe, probes
-from minigemm.emulator import wgmma
+from minigemm import emulator, observe
+from minigemm.emulator.machine import wgmma
+from minigemm.verify import tensor_core
 
-CASE = probes.Case(probes.Config(16), 64, "normal")
-IN_REGISTERS = probes.Case(probes.Config(16, a_in_registers=True), 64, "normal")
+CASE = tensor_core.Case(tensor_core.Config(16), 64, "normal")
+IN_REGISTERS = tensor_core.Case(tensor_core.Config(16, a_in_registers=True), 64, "normal")
 SCHEDULES = ["late", "early", 1]
 
 
@@ -19,16 +20,16 @@ def edited(tmp_path, monkeypatch):
     """Runs a case with text edits of the probe; (report, output)."""
 
     def run(*edits, case=CASE, schedule="late"):
-        text = probes.SOURCE.read_text()
+        text = tensor_core.SOURCE.read_text()
         for old, new in edits:
             assert old in text, f"{old!r} is not in the probe any more"
             text = text.replace(old, new, 1)
         mine = tmp_path / "wgmma.cu"
         mine.write_text(text)
         with monkeypatch.context() as patch:
-            patch.setattr(probes, "SOURCE", mine)
+            patch.setattr(tensor_core, "SOURCE", mine)
             with observe(schedule=schedule) as seen:
-                d = probes.output(case, "cpu")
+                d = tensor_core.output(case, "cpu")
         return seen[0], d
 
     return run
@@ -41,18 +42,26 @@ class TestHazards:
     def test_the_probe_is_clean(self, edited, case, schedule):
         report, d = edited(case=case, schedule=schedule)
         assert not report.hazards
-        assert np.array_equal(d, probes.output(case, "cpu"))
+        assert np.array_equal(d, tensor_core.output(case, "cpu"))
 
     @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_ordinary_stores_need_a_proxy_fence(self, edited, schedule):
         report, _ = edited(("  fence_proxy_async();\n", ""), schedule=schedule)
         (hazard,) = {h.kind: h for h in report.hazards}.values()
-        assert hazard.kind == "proxy-fence" and "missing fence.proxy.async: the WGMMA of warpgroup 0" in hazard.message
+        assert (
+            hazard.kind == "proxy-fence"
+            and "missing fence.proxy.async: the WGMMA of warpgroup 0" in hazard.message
+        )
 
     @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_ordinary_stores_need_a_barrier(self, edited, schedule):
         report, _ = edited(("  __syncthreads();", "  //"), schedule=schedule)
-        assert any(h.kind == "race" and "WGMMA of warpgroup 0 reads" in h.message and "no barrier between" in h.message for h in report.hazards)
+        assert any(
+            h.kind == "race"
+            and "WGMMA of warpgroup 0 reads" in h.message
+            and "no barrier between" in h.message
+            for h in report.hazards
+        )
 
     @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_registers_of_a_are_written_before_the_fence(self, edited, schedule):
@@ -61,7 +70,10 @@ class TestHazards:
 
     @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_registers_of_a_stay_until_the_wait(self, edited, schedule):
-        write = ("    wgmma_commit_group();\n", '    wgmma_commit_group();\n    asm volatile("mov.b32 %0, 7;" : "+r"(a_registers[1]));\n')
+        write = (
+            "    wgmma_commit_group();\n",
+            '    wgmma_commit_group();\n    asm volatile("mov.b32 %0, 7;" : "+r"(a_registers[1]));\n',
+        )
         report, _ = edited(write, ("a_registers[4];", "a_registers[4] = {};"), ("    wgmma_wait_group<0>();\n  }", "    wgmma_wait_group<0>();\n"
                            "    d[0] = a_registers[1];\n  }"), case=IN_REGISTERS, schedule=schedule)  # fmt: skip
         assert "accumulator-in-flight" in {h.kind for h in report.hazards}
@@ -77,17 +89,24 @@ def test_descriptors_that_cannot_be(edited, edit, words):
 
 
 def test_a_warp_that_stays_away(edited):
-    with pytest.raises(emulator.Deadlock, match=r"wgmma.fence of warpgroup 0, 96 of its 128 threads have come.*All four warps"):
+    with pytest.raises(
+        emulator.Deadlock,
+        match=r"wgmma.fence of warpgroup 0, 96 of its 128 threads have come.*All four warps",
+    ):
         edited(("  for (int step = 0;", "  if (warp == 2) return;\n  for (int step = 0;"))
 
 
 def test_types_that_are_not_emulated(edited, monkeypatch):
-    original = probes.Config.declarations
+    original = tensor_core.Config.declarations
 
     def half(self):
-        return original(self).replace("k32.f32.e4m3.e4m3", "k16.f32.f16.f16").replace("p, 1, 1;", "p, 1, 1, 0, 0;")
+        return (
+            original(self)
+            .replace("k32.f32.e4m3.e4m3", "k16.f32.f16.f16")
+            .replace("p, 1, 1;", "p, 1, 1, 0, 0;")
+        )
 
-    monkeypatch.setattr(probes.Config, "declarations", half)
+    monkeypatch.setattr(tensor_core.Config, "declarations", half)
     with pytest.raises(emulator.Unsupported, match="only FP8 operands with FP32 accumulators are emulated"):
         edited()
 
@@ -111,11 +130,13 @@ def test_descriptor_fields():
 
 
 def test_setmaxnreg_bounds(tmp_path):
-    from .nvrtc import ptx
+    from tests.emulator.nvrtc import ptx
 
     source = 'extern "C" __global__ void __launch_bounds__(256, 1) k(int* o) {{ asm volatile("setmaxnreg.{}.sync.aligned.u32 {};"); o[threadIdx.x] = 1; }}'
     o = torch.zeros(256, dtype=torch.int32)
     report = emulator.launch(ptx(source.format("dec", 40)), 1, 256, [o])
     assert o.all() and not report.hazards
     report = emulator.launch(ptx(source.format("inc", 40)), 1, 256, [o])
-    assert [h.kind for h in report.hazards] == ["setmaxnreg"] and "use setmaxnreg.dec" in report.hazards[0].fix
+    assert [h.kind for h in report.hazards] == ["setmaxnreg"] and "use setmaxnreg.dec" in report.hazards[
+        0
+    ].fix

@@ -11,7 +11,9 @@ import pytest
 
 from minigemm import labs
 
-pytest.importorskip("jupytext", reason="the labs' notebooks need jupytext and nbclient, which `make test` installs")
+pytest.importorskip(
+    "jupytext", reason="the labs' notebooks need jupytext and nbclient, which `make test` installs"
+)
 import nbformat
 
 ROOT = Path(__file__).parents[2]
@@ -37,24 +39,31 @@ def test_every_source_has_its_two_notebooks():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_is_what_its_source_gives(name, solution):
     made, kept = build.lab(name, solution), committed(name, solution)
-    assert [(c.cell_type, c.source, c.metadata) for c in made.cells] == [(c.cell_type, c.source, c.metadata) for c in kept.cells], (
-        "run: python notebooks/build.py " + name
+    assert [(c.cell_type, c.source, c.metadata) for c in made.cells] == [
+        (c.cell_type, c.source, c.metadata) for c in kept.cells
+    ], "run: python notebooks/build.py " + name
+    assert solution or not any(cell.get("outputs") or cell.get("execution_count") for cell in kept.cells), (
+        "the student's copy is clean"
     )
-    assert solution or not any(cell.get("outputs") or cell.get("execution_count") for cell in kept.cells), "the student's copy is clean"
     assert not any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
     nbformat.validate(kept)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_student_s_copy_holds_no_solution(name):
-    student, solution = ("\n".join(cell.source for cell in committed(name, kind).cells) for kind in (False, True))
+    student, solution = (
+        "\n".join(cell.source for cell in committed(name, kind).cells) for kind in (False, True)
+    )
     source = (build.LABS / "source" / f"{name}.py").read_text(encoding="utf-8")
     hidden = re.findall(r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", source, re.DOTALL)
     solved = re.findall(r"# BEGIN SOLUTION[^\n]*\n(.*?)# END SOLUTION", source, re.DOTALL)
     assert hidden and solved
     for part in (*hidden, *solved):
         assert part.strip() in solution and part.strip() not in student
-    assert not any(word in student for word in ("HIDDEN", "SOLUTION", "labs.solve", "__global__")) and "BEGIN SOLUTION" not in solution
+    assert (
+        not any(word in student for word in ("HIDDEN", "SOLUTION", "labs.solve", "__global__"))
+        and "BEGIN SOLUTION" not in solution
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +89,10 @@ def test_nbgrader_metadata_and_points(name):
             f"test-{key}": value for key, value in POINTS.items() if key not in ("compiles", "result")
         }
         head = committed(name, solution).cells[0].source
-        assert f"{sum(value for key, value in points.items() if key.removeprefix('test-') not in POINTS)} for the plan, {LAB.points} for the kernel" in head
+        assert (
+            f"{sum(value for key, value in points.items() if key.removeprefix('test-') not in POINTS)} for the plan, {LAB.points} for the kernel"
+            in head
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +108,18 @@ def test_house_rules(name):
             between += len(re.sub(r"<details>.*?</details>", "", cell.source, flags=re.DOTALL).split())
             assert between <= 100, f"cell {number}: {between} words without a cell to run"
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    for words in ("You will be able to", "You need to know", "minutes", "CPU", "minigemm/", "## Recap", "## Quiz", "## Exercises", "## Further reading", "Next:"):
+    for words in (
+        "You will be able to",
+        "You need to know",
+        "minutes",
+        "CPU",
+        "minigemm/",
+        "## Recap",
+        "## Quiz",
+        "## Exercises",
+        "## Further reading",
+        "Next:",
+    ):
         assert words in prose
 
 
@@ -111,5 +134,13 @@ def test_the_solution_runs_from_top_to_bottom(name):
 def test_the_student_s_copy_stops_only_at_what_is_still_to_do(name):
     notebook = build.lab(name, solution=False)
     build.run_lab(notebook, allow_errors=True)
-    errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
-    assert len(errors) >= 3 and all(error.ename in ("NotImplementedError", "StillToDo") and error.evalue.startswith("Still to do") for error in errors)
+    errors = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    ]
+    assert len(errors) >= 3 and all(
+        error.ename in ("NotImplementedError", "StillToDo") and error.evalue.startswith("Still to do")
+        for error in errors
+    )

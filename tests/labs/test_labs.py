@@ -14,7 +14,7 @@ import filelock
 import pytest
 
 from minigemm import labs
-from minigemm.emulator.timeline import Interval, Timeline
+from minigemm.emulator.watch.timeline import Interval, Timeline
 from minigemm.kernels import s04_wgmma, s05_pipelined
 from minigemm.labs import commands, contained, marks, pipeline, skeleton
 
@@ -128,7 +128,9 @@ def test_messages_say_what_to_do_next(graded, name):
 
 
 def test_a_compile_error_names_its_line(graded):
-    line = ANSWERS["no-semicolon"][0].splitlines().index(f"    {LOADED.removesuffix(';')}") + 2  # where the compiler misses it
+    line = (
+        ANSWERS["no-semicolon"][0].splitlines().index(f"    {LOADED.removesuffix(';')}") + 2
+    )  # where the compiler misses it
     assert f"no-semicolon.cu:{line}: error" in graded["no-semicolon"]["messages"]["compiles"]
     assert "saved as" not in graded["no-semicolon"]["messages"]["compiles"], "that folder is gone"
 
@@ -140,7 +142,11 @@ def test_nothing_secret_is_told(graded):
 # ---------------------------------------------------------------------------------------------------- containment
 
 
-BOMB = "#define A0 x x x x x x x x\n" + "".join(f"#define A{i + 1} {' '.join([f'A{i}'] * 8)}\n" for i in range(12)) + "int y[] = {A12};\n"
+BOMB = (
+    "#define A0 x x x x x x x x\n"
+    + "".join(f"#define A{i + 1} {' '.join([f'A{i}'] * 8)}\n" for i in range(12))
+    + "int y[] = {A12};\n"
+)
 
 
 @pytest.mark.parametrize("bomb, limits, words", [
@@ -167,7 +173,10 @@ def test_other_files_are_not_read(tmp_path, text):
 
 
 def test_what_is_not_even_compiled(tmp_path):
-    for name, data, words in (("large", b"//" * (1 << 18), "at most 262,144"), ("latin", b"// \xe4\n", "UTF-8")):
+    for name, data, words in (
+        ("large", b"//" * (1 << 18), "at most 262,144"),
+        ("latin", b"// \xe4\n", "UTF-8"),
+    ):
         (tmp_path / f"{name}.cu").write_bytes(data)
         assert words in contained.refused(tmp_path / f"{name}.cu")[1]
     (tmp_path / "good.cu").write_text(LAB.solution)
@@ -184,7 +193,10 @@ def test_the_table(tmp_path, capsys):
     (tmp_path / "bob[red].cu").write_text("")
     assert commands.main(["grade", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in (*POINTS, "ada", "bob[red]", "Still to do:", "TODO (roughly 4 lines): 1. a ring"))
+    assert all(
+        name in out
+        for name in (*POINTS, "ada", "bob[red]", "Still to do:", "TODO (roughly 4 lines): 1. a ring")
+    )
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -205,9 +217,14 @@ def test_the_solution_is_the_stage_and_the_skeleton_the_one_before():
     assert LAB.solution == AFTER
     kept = [line for line in LAB.student.split("\n") if "// TODO" not in line]
     head = BEFORE.index("#include")
-    assert "\n".join(kept)[AFTER.index("#include") :] == BEFORE[head:].replace(" s04_wgmma(", " s05_pipelined(").replace("the barrier\n", "the barriers\n")
+    assert "\n".join(kept)[AFTER.index("#include") :] == BEFORE[head:].replace(
+        " s04_wgmma(", " s05_pipelined("
+    ).replace("the barrier\n", "the barriers\n")
     assert len(skeleton.todos(LAB.student)) == len(LAB.tasks)
-    assert not any(word in LAB.student for word in ("SOLUTION", "INSTEAD", "full[stage]", "wgmma_wait_group<1>", "phase flips"))
+    assert not any(
+        word in LAB.student
+        for word in ("SOLUTION", "INSTEAD", "full[stage]", "wgmma_wait_group<1>", "phase flips")
+    )
     assert max(map(len, LAB.student.splitlines())) <= 120
 
 
@@ -253,7 +270,11 @@ def test_the_learner_s_side(tmp_path, capsys):
 def test_a_grade_draws_itself():
     outcomes = [labs.Outcome("compiles", True), labs.Outcome("result", False, "the <result> is wrong")]
     got = pipeline_grade(outcomes)
-    assert got.total == POINTS["compiles"] and "the &lt;result&gt; is wrong" in got._repr_html_() and "the <result> is wrong" in str(got)
+    assert (
+        got.total == POINTS["compiles"]
+        and "the &lt;result&gt; is wrong" in got._repr_html_()
+        and "the <result> is wrong" in str(got)
+    )
     assert json.loads(json.dumps(got.to_dict()))["total"] == POINTS["compiles"]
 
 
@@ -273,7 +294,9 @@ def test_points_are_a_hundred_and_criteria_are_judged_once(monkeypatch):
         raise MemoryError
 
     told = list(contained._judged(replace(LAB, judge=broken), Path("x.cu")))
-    assert [outcome.criterion for outcome in told] == list(POINTS) and [outcome.met for outcome in told].count(True) == 1
+    assert [outcome.criterion for outcome in told] == list(POINTS) and [
+        outcome.met for outcome in told
+    ].count(True) == 1
 
 
 def test_overlap_counts_time_once():

@@ -10,7 +10,7 @@ import pytest
 import minigemm
 from minigemm import quantize, views
 from minigemm.emulator import Report
-from minigemm.emulator.report import Request
+from minigemm.emulator.watch.report import Request
 from minigemm.kernels import s02_tiled
 from minigemm.views.accesses import wavefronts
 
@@ -31,7 +31,10 @@ def request(space: str, size: int, at: Callable[[int], int]) -> Request:
 
 @pytest.fixture(scope="module", params=[0, 16], ids=["padding 0", "padding 16"])
 def padded(request: pytest.FixtureRequest) -> tuple[int, Report]:
-    a, b = (quantize.quantize(make, "tensor") for make in (quantize.activations(32, 128), quantize.weights(32, 128)))
+    a, b = (
+        quantize.quantize(make, "tensor")
+        for make in (quantize.activations(32, 128), quantize.weights(32, 128))
+    )
     config = s02_tiled.Config(32, 32, 128, 2, 2, request.param)
     with minigemm.observe(requests=1000) as seen:
         s02_tiled.gemm(a, b, config)
@@ -85,7 +88,9 @@ def test_a_read_of_b_touches_8_rows(padded):
     read = views.requests_at(report, "read(shared.b", "shared", source=SOURCE)[0]
     rows = {address - read.addresses[0] for address in read.addresses}
     assert rows == {row * (128 + padding) for row in range(8)}
-    assert drawn(views.banks(read)).endswith("8 wavefronts, 7 more than needed" if padding == 0 else "1 wavefront, no conflict")
+    assert drawn(views.banks(read)).endswith(
+        "8 wavefronts, 7 more than needed" if padding == 0 else "1 wavefront, no conflict"
+    )
 
 
 def test_requests_are_found_by_their_line(padded):
@@ -95,17 +100,24 @@ def test_requests_are_found_by_their_line(padded):
     # 32 steps of 4 along k, two rows a thread, 8 warps
     assert len(reads) == 32 * 2 * 8 and reads == views.requests_at(report, f":{number}", "shared")
     stores = views.requests_at(report, "load(shared.", "shared", store=True, source=SOURCE)
-    assert sum(len(r.threads) * r.bytes for r in stores) == report.counters["shared_store_bytes"] == 2 * 32 * 128
+    assert (
+        sum(len(r.threads) * r.bytes for r in stores) == report.counters["shared_store_bytes"] == 2 * 32 * 128
+    )
 
 
-@pytest.mark.parametrize(("row", "padding", "k"), [(128, 0, 0), (128, 16, 0), (128, 32, 5), (64, 0, 60), (64, 16, 20), (32, 4, 31)])
+@pytest.mark.parametrize(
+    ("row", "padding", "k"), [(128, 0, 0), (128, 16, 0), (128, 32, 5), (64, 0, 60), (64, 16, 20), (32, 4, 31)]
+)
 def test_bank_rows_counts_like_the_addresses(row, padding, k):
     text = views.bank_rows(row, (padding,), rows=8, k=k).text
     places = [(i * (row + padding) + k) // 4 % 32 for i in range(8)]
     worst = max(places.count(bank) for bank in places)
     verdict = f"{worst}-way conflict" if worst > 1 else "no conflict"
     several = len(set(places)) > 1
-    assert text == f"padding {padding}: byte {k} of 8 rows lies in {len(set(places))} bank{'s' * several}, {verdict}"
+    assert (
+        text
+        == f"padding {padding}: byte {k} of 8 rows lies in {len(set(places))} bank{'s' * several}, {verdict}"
+    )
 
 
 def test_pictures_draw_without_a_warning():
@@ -117,8 +129,14 @@ def test_pictures_draw_without_a_warning():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: views.sectors(request("shared", 4, lambda i: i)), "request: expected one to global memory, got one to shared"),
-        (lambda: views.banks(request("global", 4, lambda i: i)), "request: expected one to shared memory, got one to global"),
+        (
+            lambda: views.sectors(request("shared", 4, lambda i: i)),
+            "request: expected one to global memory, got one to shared",
+        ),
+        (
+            lambda: views.banks(request("global", 4, lambda i: i)),
+            "request: expected one to shared memory, got one to global",
+        ),
         (lambda: views.bank_rows(30), "row_bytes: expected a positive multiple of 4, got 30"),
         (lambda: views.bank_rows(128, (3,)), r"paddings: expected multiples of 4, got \(3,\)"),
         (lambda: views.bank_rows(128, rows=0), "rows: expected 1 to 32, got 0"),

@@ -27,7 +27,9 @@ def test_errors_of_both_accumulators():
     assert long["promoted every 128"] < 1.5 * short["tensor core"]
     assert long["FP32 sums"] < 2048 / 32 * 2**-24
     zero_mean = views.accumulation_errors(2048, "zero-mean")
-    assert set(zero_mean) == {"tensor core", "FP32 sums"} and zero_mean["tensor core"] < long["tensor core"] / 10
+    assert (
+        set(zero_mean) == {"tensor core", "FP32 sums"} and zero_mean["tensor core"] < long["tensor core"] / 10
+    )
 
 
 def test_the_error_against_k():
@@ -36,7 +38,9 @@ def test_the_error_against_k():
     for kind in views.accumulation_errors.__globals__["INPUTS"]:
         for k in (128, 512):
             for name, error in views.accumulation_errors(k, kind, 128).items():
-                line = next(line for line in picture.text.splitlines() if line.startswith(f"{name}, {kind} inputs: "))
+                line = next(
+                    line for line in picture.text.splitlines() if line.startswith(f"{name}, {kind} inputs: ")
+                )
                 assert f"{error:.2e} at K = {k}" in line
     axes = picture.figure.axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -53,7 +57,8 @@ def test_ones_stop_at_two_to_the_fourteenth():
 
 def test_a_growing_sum_keeps_fourteen_bits():
     a, b = (
-        quantize.quantize(torch.rand(rows, 256, generator=torch.Generator().manual_seed(rows))).data for rows in (64, 8)
+        quantize.quantize(torch.rand(rows, 256, generator=torch.Generator().manual_seed(rows))).data
+        for rows in (64, 8)
     )
     picture = views.running_sum(a, b, row=5, column=3)
     exact = math.fsum((a[5].double() * b[3].double()).tolist())
@@ -71,10 +76,16 @@ def test_a_growing_sum_keeps_fourteen_bits():
             lambda: views.accumulation_errors(128, "negative"),
             'inputs: expected "zero-mean" or "positive", got \'negative\'',
         ),
-        (lambda: views.accumulation_errors(128, promote=48), "promote: expected 0 or a multiple of 32, got 48"),
+        (
+            lambda: views.accumulation_errors(128, promote=48),
+            "promote: expected 0 or a multiple of 32, got 48",
+        ),
         (lambda: views.accumulation(ks=(128,)), "ks: expected at least two"),
         (lambda: views.accumulation(inputs=()), "inputs: expected at least one"),
-        (lambda: views.running_sum(torch.zeros(64, 32), torch.zeros(8, 32), row=64), "row: expected 0 to 63, got 64"),
+        (
+            lambda: views.running_sum(torch.zeros(64, 32), torch.zeros(8, 32), row=64),
+            "row: expected 0 to 63, got 64",
+        ),
         (
             lambda: views.running_sum(torch.zeros(64, 32), torch.zeros(8, 32), column=8),
             "column: expected 0 to 7, got 8",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigemm import views
-from minigemm.emulator import tensor_core
+from minigemm.emulator.machine import tensor_core
 from minigemm.views.accumulators import _lowest
 
 
@@ -36,7 +36,9 @@ def test_layout_is_that_of_ptx(n):
 def test_accumulators_frames_the_thread(n, thread):
     picture = views.accumulators(n, thread)
     first = ", ".join(f"r{i} {place}" for i, place in enumerate(views.held_by(thread, n)[:4]))
-    assert f"thread {thread} (warp {thread // 32}, lane {thread % 32})" in picture.text and first in picture.text
+    assert (
+        f"thread {thread} (warp {thread // 32}, lane {thread % 32})" in picture.text and first in picture.text
+    )
     assert f"{n // 2} registers each" in picture.text
     lanes = [text for text in picture.figure.axes[1].texts if text.get_fontweight() == "bold"]
     assert {text.get_text() for text in lanes} == {str(thread % 32)} and len(lanes) == min(n, 16) // 2
@@ -59,7 +61,10 @@ def test_alignment_cuts_what_lies_below_the_14th_bit():
 def test_alignment_is_the_tensor_cores_sum(seed):
     """Truncation, recomputed in exact fractions, and the bits drawn of each row, whatever the numbers."""
     generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(6, generator=generator) * 8 ** (seed % 3)).to(torch.float8_e4m3fn), torch.randn(6, generator=generator).to(torch.float8_e4m3fn)
+    x, y = (
+        (torch.randn(6, generator=generator) * 8 ** (seed % 3)).to(torch.float8_e4m3fn),
+        torch.randn(6, generator=generator).to(torch.float8_e4m3fn),
+    )
     c = round(float(torch.randn((), generator=generator)) * 4 ** (seed + 1) * 16) / 16
     picture = views.alignment(x.tolist(), y.tolist(), c)
     a, b, start = torch.zeros(64, 32), torch.zeros(8, 32), torch.zeros(64, 8)
@@ -90,7 +95,10 @@ def test_lowest_bit():
         (lambda: views.alignment([1.0], [1.0, 2.0]), "b: expected as many numbers as a has, 1, got 2"),
         (lambda: views.alignment([1.0], [1.0], 0.1), "c: expected a finite float32"),
         (lambda: views.alignment([0.0], [1.0]), "a: expected a product or a c that is not zero"),
-        (lambda: views.alignment([1.0, 2, 3, 4, 5, 6, 7, 8, 9], [1.0] * 9), "a: expected at most 8 different products, got 9"),
+        (
+            lambda: views.alignment([1.0, 2, 3, 4, 5, 6, 7, 8, 9], [1.0] * 9),
+            "a: expected at most 8 different products, got 9",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -17,12 +17,17 @@ TILE = {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1}
 
 
 def run(cluster: tuple[int, int] | None, k: int = 384):
-    a, b = quantize.quantize(quantize.activations(128, k), "1x128"), quantize.quantize(quantize.weights(64, k), "128x128")
+    a, b = (
+        quantize.quantize(quantize.activations(128, k), "1x128"),
+        quantize.quantize(quantize.weights(64, k), "128x128"),
+    )
     with minigemm.observe() as seen:
         if cluster is None:
             s08_persistent.gemm(a, b, s08_persistent.Config(**TILE, ctas=2))
         else:
-            s09_multicast.gemm(a, b, s09_multicast.Config(**TILE, ctas=2, cluster_m=cluster[0], cluster_n=cluster[1]))
+            s09_multicast.gemm(
+                a, b, s09_multicast.Config(**TILE, ctas=2, cluster_m=cluster[0], cluster_n=cluster[1])
+            )
     return seen[0]
 
 
@@ -53,16 +58,23 @@ def test_parts_by_hand(reports):
 @pytest.mark.parametrize("name, others", [("along M", 2048), ("along N", 4096 + 128)])
 def test_the_picture_says_what_each_barrier_expects(reports, name, others):
     text = drawn(views.cluster(reports[name], consumers=1))
-    assert text.count(f"its full barrier expects {8192 + 4096 + 256:,} bytes, {others:,} of them from CTA") == 2
+    assert (
+        text.count(f"its full barrier expects {8192 + 4096 + 256:,} bytes, {others:,} of them from CTA") == 2
+    )
     assert text.count("its empty barrier 8 arrivals, 4 of each CTA") == 2
-    assert ("b 2,048 bytes for both" in text) is (name == "along M") and ("a 4,096 bytes for both" in text) is (name == "along N")
+    assert ("b 2,048 bytes for both" in text) is (name == "along M") and (
+        "a 4,096 bytes for both" in text
+    ) is (name == "along N")
 
 
 def test_bytes_of_runs(reports):
     alone, below, beside = drawn(views.cluster_bytes(reports)).splitlines()
     written = 4 * 3 * (8192 + 4096 + 256)  # four tiles, three steps
     assert alone == f"s08: {written:,} bytes read from memory (100%), {written:,} written to shared memory"
-    assert f"{written - 12 * 2048:,} bytes read" in below and f"{written - 12 * (4096 + 128):,} bytes read" in beside
+    assert (
+        f"{written - 12 * 2048:,} bytes read" in below
+        and f"{written - 12 * (4096 + 128):,} bytes read" in beside
+    )
     assert all(f"{written:,} written" in line for line in (below, beside))
 
 
@@ -73,9 +85,24 @@ def test_recorded(tmp_path):
     rows = [{"stage": "x", "cluster": cluster, "m": 1, "n": 2, "k": 3, "config": constants, "tflops": 1000 + gain, "gain": gain / 1000}
             for cluster, gain in (("none", 0), ("along m", -20), ("along n", 31))]  # fmt: skip
     file = tmp_path / "h100_multicast.json"
-    file.write_text(json.dumps({"machine": {"gpu": "G", "driver": "D", "cuda": "C"}, "date": "today", "protocol": "P", "rows": rows}))
+    file.write_text(
+        json.dumps(
+            {
+                "machine": {"gpu": "G", "driver": "D", "cuda": "C"},
+                "date": "today",
+                "protocol": "P",
+                "rows": rows,
+            }
+        )
+    )
     text = views.recorded_multicast(file).text
-    assert "1 x 2 x 3" in text and "256 x 128" in text and "1,000" in text and "980 (-2.0%)" in text and "1,031 (+3.1%)" in text
+    assert (
+        "1 x 2 x 3" in text
+        and "256 x 128" in text
+        and "1,000" in text
+        and "980 (-2.0%)" in text
+        and "1,031 (+3.1%)" in text
+    )
     assert "G, driver D, CUDA C, today. docs/results/h100_multicast.json: P." in text
 
 
@@ -86,17 +113,35 @@ def test_counted_multicast(tmp_path):
              "sm_tma_read_bytes": 7e6} for tile, cluster, asked, sectors in
             ((64, "none", 4e6, 1e5), (128, "none", 2e6, 5e4), (64, "along m", 3e6, 9e4), (128, "along m", 1e6, 1e5))]  # fmt: skip
     file = tmp_path / "h100_counters.json"
-    file.write_text(json.dumps({"machine": {"gpu": "G", "driver": "D", "cuda": "C"}, "date": "today", "protocol": "P", "rows": [{"who": "x"}, *rows]}))
+    file.write_text(
+        json.dumps(
+            {
+                "machine": {"gpu": "G", "driver": "D", "cuda": "C"},
+                "date": "today",
+                "protocol": "P",
+                "rows": [{"who": "x"}, *rows],
+            }
+        )
+    )
     lines = [re.sub(r"  +", " | ", line.strip()) for line in views.counted_multicast(file).text.splitlines()]
-    assert "64 x 64 | along m | 3 MB (75%) | 3 MB (90%) | 7 MB" in lines and "128 x 64 | along m | 1 MB (50%) | 3 MB (200%) | 7 MB" in lines
-    assert any(line.startswith("1 x 2 x 3. G, driver D, CUDA C, today. docs/results/h100_counters.json: P.") for line in lines)
+    assert (
+        "64 x 64 | along m | 3 MB (75%) | 3 MB (90%) | 7 MB" in lines
+        and "128 x 64 | along m | 1 MB (50%) | 3 MB (200%) | 7 MB" in lines
+    )
+    assert any(
+        line.startswith("1 x 2 x 3. G, driver D, CUDA C, today. docs/results/h100_counters.json: P.")
+        for line in lines
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda r: views.cluster(r["s08"], 1), "report: expected one of a kernel with clusters"),
-        (lambda r: views.cluster(r["along M"], 1, names=("a", "b")), "names: expected one for each of the 3 tiles of a slot, got 2"),
+        (
+            lambda r: views.cluster(r["along M"], 1, names=("a", "b")),
+            "names: expected one for each of the 3 tiles of a slot, got 2",
+        ),
         (lambda r: parts(r["along M"], 99), "step: expected one of the 6 of the first cluster, got 99"),
         (lambda r: views.cluster_bytes({}), "runs: expected at least one"),
     ],

@@ -17,7 +17,9 @@ M, N, K = 32, 64, 64
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Report]:
-    a, b = (quantize.quantize(make, "tensor") for make in (quantize.activations(M, K), quantize.weights(N, K)))
+    a, b = (
+        quantize.quantize(make, "tensor") for make in (quantize.activations(M, K), quantize.weights(N, K))
+    )
     with minigemm.observe() as seen:
         for block_n in (32, 8):
             s01_naive.gemm(a, b, s01_naive.Config(256 // block_n, block_n))
@@ -99,4 +101,7 @@ def test_nothing_recorded_says_so(tmp_path: Path):
 def test_the_results_in_the_repository_are_found():
     runs = views.recorded_runs("s01_naive")
     assert runs and all(run["gpu"] and run["date"] and run["driver"] for run in runs)
-    assert all(abs(2 * run["m"] * run["n"] * run["k"] / run["run_s"] / 1e12 / run["tflops"] - 1) < 1e-6 for run in runs)
+    assert all(
+        abs(2 * run["m"] * run["n"] * run["k"] / run["run_s"] / 1e12 / run["tflops"] - 1) < 1e-6
+        for run in runs
+    )

@@ -24,16 +24,24 @@ def made(start: int, stride: int, swizzle: int, leading: int = 16, base: int = 0
     return start >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | base << 49 | code << 62
 
 
-@pytest.mark.parametrize(("start", "stride", "swizzle"), [(0x12340, 1024, 128), (0x3FC00, 256, 32), (0x800, 128, 0)])
+@pytest.mark.parametrize(
+    ("start", "stride", "swizzle"), [(0x12340, 1024, 128), (0x3FC00, 256, 32), (0x800, 128, 0)]
+)
 def test_descriptor_says_each_field(start, stride, swizzle):
     bits = made(start, stride, swizzle, leading=2048)
     for pattern in (bits, bits if bits < 1 << 63 else bits - (1 << 64)):  # as an int64 tensor has it
         picture = views.descriptor(pattern)
-        assert f"{bits:#018x}" in picture.text and f"shared address {start:#x};" in picture.text and f"8 rows are {stride} bytes" in picture.text
+        assert (
+            f"{bits:#018x}" in picture.text
+            and f"shared address {start:#x};" in picture.text
+            and f"8 rows are {stride} bytes" in picture.text
+        )
         assert (f"{swizzle}-byte swizzle" if swizzle else "no swizzle") in picture.text
         assert ("2048 bytes" in picture.text) is (swizzle == 0)  # the leading offset
     drawn = [text.get_text() for text in picture.figure.axes[0].texts]
-    assert "".join(text for text in drawn if text in ("0", "1"))[:64][::-1] == f"{bits:064b}"  # drawn from bit 0 on
+    assert (
+        "".join(text for text in drawn if text in ("0", "1"))[:64][::-1] == f"{bits:064b}"
+    )  # drawn from bit 0 on
     assert png(picture).startswith(b"\x89PNG")
 
 
@@ -50,13 +58,17 @@ def test_what_is_read_is_what_tma_wrote(span, bits):
     picture = views.operand_reads(cases, rows=rows, written=span)
     for name in cases:
         k = int(name.split()[-1])
-        assert addresses(picture.text, name) == [[base + swizzle(row * span + k + chunk) for chunk in (0, 16)] for row in range(rows)]
+        assert addresses(picture.text, name) == [
+            [base + swizzle(row * span + k + chunk) for chunk in (0, 16)] for row in range(rows)
+        ]
     assert picture.text.count("every chunk is what it is taken for") == len(cases)
 
 
 def test_another_swizzle_reads_other_chunks():
     right = made(0x400, 1024, 128)
-    picture = views.operand_reads({"right": right, "wrong": right ^ 3 << 62, "too far": right + 32}, meant={"too far": 32})
+    picture = views.operand_reads(
+        {"right": right, "wrong": right ^ 3 << 62, "too far": right + 32}, meant={"too far": 32}
+    )
     right_said, wrong_said, far_said = picture.text.splitlines()
     # with rows taken to be 64 bytes apart, row 0 alone is where it should be: 7 of 8 rows, two chunks each
     assert "every chunk" in right_said and wrong_said.startswith("wrong: 14 chunks taken for others")
@@ -77,8 +89,14 @@ def test_the_kernels_own_descriptors():
 
 def test_widths_are_products_and_bytes():
     text = views.wgmma_widths((8, 256)).text
-    assert "n = 8: 16,384 products, 2,304 bytes, 0.1406 bytes a product; 4 cycles of products, 18 of reading" in text
-    assert "n = 256: 524,288 products, 10,240 bytes, 0.0195 bytes a product; 128 cycles of products, 80 of reading" in text
+    assert (
+        "n = 8: 16,384 products, 2,304 bytes, 0.1406 bytes a product; 4 cycles of products, 18 of reading"
+        in text
+    )
+    assert (
+        "n = 256: 524,288 products, 10,240 bytes, 0.0195 bytes a product; 128 cycles of products, 80 of reading"
+        in text
+    )
     png(views.wgmma_widths())
 
 
@@ -90,9 +108,15 @@ def test_widths_are_products_and_bytes():
         (lambda: views.operand_reads({}), "descriptors: expected at least one"),
         (lambda: views.operand_reads({"x": "y"}), r"descriptors\['x'\]: expected the 64 bits"),
         (lambda: views.operand_reads({"x": 0}, rows=9), "rows: expected 8, 16, 24 or 32, got 9"),
-        (lambda: views.operand_reads({"x": 0}, written=16), "written: expected a swizzle of 32, 64 or 128 bytes, got 16"),
+        (
+            lambda: views.operand_reads({"x": 0}, written=16),
+            "written: expected a swizzle of 32, 64 or 128 bytes, got 16",
+        ),
         (lambda: views.operand_reads({"x": 0}, meant={"y": 0}), "meant: expected names .* got 'y'"),
-        (lambda: views.operand_reads({"x": 0}, meant={"x": 5}), "meant: expected multiples of 32 below 128, got 5"),
+        (
+            lambda: views.operand_reads({"x": 0}, meant={"x": 5}),
+            "meant: expected multiples of 32 below 128, got 5",
+        ),
         (lambda: views.wgmma_widths((12,)), "marked: expected multiples of 8 from 8 to 256, got 12"),
     ],
 )

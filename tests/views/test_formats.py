@@ -41,15 +41,23 @@ def test_values_are_the_format_s():
 def test_the_number_line_counts_them():
     finite = {by_definition(code) for code in range(256) if not math.isnan(by_definition(code))}
     text = drawn(views.number_line())
-    assert f"{len(finite)} finite numbers from {min(finite):g} to {max(finite):g}" in text and "smallest 0.001953125" in text and "no infinity" in text
+    assert (
+        f"{len(finite)} finite numbers from {min(finite):g} to {max(finite):g}" in text
+        and "smallest 0.001953125" in text
+        and "no infinity" in text
+    )
 
 
-@pytest.mark.parametrize("value", [0.3, 17, 19, 25, 1000, -0.001, 0.0009, 2.0**-10, 2.0**-10 * 1.001, -448, 464, 0, -0.0, 1e-30])
+@pytest.mark.parametrize(
+    "value", [0.3, 17, 19, 25, 1000, -0.001, 0.0009, 2.0**-10, 2.0**-10 * 1.001, -448, 464, 0, -0.0, 1e-30]
+)
 def test_bits_are_the_nearest_number_s(value):
     code = nearest(value)
     bits = f"{code:08b}"
     kind = "zero" if not code & 127 else "normal" if code >> 3 & 15 else "subnormal"
-    assert drawn(views.bits(value)).endswith(f"becomes {by_definition(code):.10g}: {bits[0]} {bits[1:5]} {bits[5:]}, {kind}")
+    assert drawn(views.bits(value)).endswith(
+        f"becomes {by_definition(code):.10g}: {bits[0]} {bits[1:5]} {bits[5:]}, {kind}"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -65,6 +73,8 @@ def test_bits_refuse_what_is_not_a_number(value):
 
 def test_the_worst_cast_is_a_seventeenth():
     normal = [by_definition(code) for code in range(8, 127)]
-    worst = max((high - low) / (high + low) for low, high in itertools.pairwise(normal))  # from the middle to either side
+    worst = max(
+        (high - low) / (high + low) for low, high in itertools.pairwise(normal)
+    )  # from the middle to either side
     assert worst == pytest.approx(1 / 17)
     assert f"a normal number is off by at most {worst:.2%}" in drawn(views.spacing())

@@ -13,7 +13,7 @@ import minigemm
 from minigemm import quantize, views
 from minigemm.kernels import s10_grouped
 from minigemm.kernels.s10_grouped import CONTIGUOUS, MASKED, PREFIX_SUMS, Config
-from minigemm.probes import scheduling
+from minigemm.views import walks
 
 FOUND = views.route(160, 8, 2, imbalance=1.0, seed=37)
 N, K = 64, 128
@@ -44,7 +44,9 @@ def test_contiguous_has_every_choice_once(alignment):
     assert torch.equal(FOUND.chosen.flatten()[choices[choices >= 0]].int(), ids[ids >= 0])
     starts = [0, *(-(-end // alignment) * alignment for end in ends.tolist()[:-1])]
     assert [end - start for start, end in zip(starts, ends.tolist(), strict=True)] == FOUND.counts
-    assert all((ids[start:end] == g).all() for g, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True)))
+    assert all(
+        (ids[start:end] == g).all() for g, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True))
+    )
     assert len(ids) % alignment == 0
 
 
@@ -52,7 +54,9 @@ def test_masked_has_every_choice_once():
     choices, counts = FOUND.masked(150)
     assert sorted(choices[choices >= 0].tolist()) == list(range(320)) and counts.tolist() == FOUND.counts
     for group in range(8):
-        assert (FOUND.chosen.flatten()[choices[group, : FOUND.counts[group]]] == group).all() and (choices[group, FOUND.counts[group] :] < 0).all()
+        assert (FOUND.chosen.flatten()[choices[group, : FOUND.counts[group]]] == group).all() and (
+            choices[group, FOUND.counts[group] :] < 0
+        ).all()
 
 
 def multiplied(text: str) -> int:
@@ -78,10 +82,22 @@ def test_what_multiplies_is_what_the_kernel_multiplied(layout, config):
             if layout == MASKED:
                 counts = torch.tensor(FOUND.counts, dtype=torch.int32)
                 d = torch.empty(8, 144, N, dtype=torch.bfloat16)
-                s10_grouped.grouped_masked(a.data.view(8, 144, K), a.scale.reshape(8, 144, 1), b, sfb, d, counts, config)
+                s10_grouped.grouped_masked(
+                    a.data.view(8, 144, K), a.scale.reshape(8, 144, 1), b, sfb, d, counts, config
+                )
             else:
                 d, sums = torch.empty(rows, N, dtype=torch.bfloat16), layout == PREFIX_SUMS
-                s10_grouped.grouped_contiguous(a.data, a.scale, b, sfb, d, ends if sums else ids, config, prefix_sums=sums, alignment=alignment)
+                s10_grouped.grouped_contiguous(
+                    a.data,
+                    a.scale,
+                    b,
+                    sfb,
+                    d,
+                    ends if sums else ids,
+                    config,
+                    prefix_sums=sums,
+                    alignment=alignment,
+                )
         assert 4 * multiplied(text) * config.rows // 64 == seen[0].counters["wgmma"]
         assert layout == MASKED or f"{len(ids)} rows, {int((ids < 0).sum())} of them padding" in text
 
@@ -98,7 +114,9 @@ def test_a_layout_says_where_groups_end():
 def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
     """Each search ends in the group whose share of the running sum holds its number; the lanes' sums are those of itertools."""
     generator = torch.Generator().manual_seed(groups)
-    counts = torch.randint(0, 300, (groups,), generator=generator) * (torch.rand(groups, generator=generator) > 0.3)
+    counts = torch.randint(0, 300, (groups,), generator=generator) * (
+        torch.rand(groups, generator=generator) > 0.3
+    )
     counts = counts.tolist()
     config, n = CONFIGS[0], 128
     if layout == MASKED:
@@ -106,11 +124,17 @@ def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
     else:
         padded = [-(-count // 128) * 128 for count in counts]
         starts = [0, *itertools.accumulate(padded)]
-        index, rows, span = [start + count for start, count in zip(starts, counts, strict=False)], starts[-1], 128
-    walk = scheduling.group_search(layout, index, rows, n, config, groups, span, ctas, cta)
+        index, rows, span = (
+            [start + count for start, count in zip(starts, counts, strict=False)],
+            starts[-1],
+            128,
+        )
+    walk = walks.group_search(layout, index, rows, n, config, groups, span, ctas, cta)
     total = [-(-count // 128) * 2 for count in counts]
     up_to = list(itertools.accumulate(total))
-    assert [s.number for s in walk] == list(range(cta, max(up_to[-1], cta) + ctas, ctas))[: len(walk)] and walk[-1].part is None
+    assert [s.number for s in walk] == list(range(cta, max(up_to[-1], cta) + ctas, ctas))[
+        : len(walk)
+    ] and walk[-1].part is None
     for search in walk[:-1]:
         group = next(g for g, end in enumerate(up_to) if search.number < end)
         assert search.part is not None and search.part.group == group
@@ -134,13 +158,25 @@ def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
         (lambda: views.route(0, 2, 1), "top_k: expected 1 to 2"),
         (lambda: FOUND.masked(100), "rows: expected at least 134, those of the busiest expert, got 100"),
         (lambda: views.contiguous_layout(FOUND, CONFIGS[0], ()), "alignments: expected at least one"),
-        (lambda: views.contiguous_layout(FOUND, CONFIGS[0], (0,)), r"alignments: expected at least one, from 1 on, got \(0,\)"),
+        (
+            lambda: views.contiguous_layout(FOUND, CONFIGS[0], (0,)),
+            r"alignments: expected at least one, from 1 on, got \(0,\)",
+        ),
         (lambda: views.masked_layout(FOUND, 1, CONFIGS[0]), "rows: expected at least 134"),
-        (lambda: views.search(scheduling.Search(0, (), None), 8), "one: expected a search that looked at groups"),
-        (lambda: scheduling.group_search(CONTIGUOUS, [0], 1, 8, CONFIGS[0], 1), "layout: expected PREFIX_SUMS or MASKED"),
-        (lambda: scheduling.group_search(MASKED, [0], 1, 8, CONFIGS[0], 1, ctas=2, cta=2), "cta: expected one of 2, got 2"),
-        (lambda: scheduling.group_parts(MASKED, [0, 1], 1, 8, CONFIGS[0], 1), "index: expected 1 numbers, got 2"),
-        (lambda: scheduling.group_parts(MASKED, [], 1, 8, CONFIGS[0], 0), "groups: expected a positive size, got 0"),
+        (lambda: views.search(walks.Search(0, (), None), 8), "one: expected a search that looked at groups"),
+        (
+            lambda: walks.group_search(CONTIGUOUS, [0], 1, 8, CONFIGS[0], 1),
+            "layout: expected PREFIX_SUMS or MASKED",
+        ),
+        (
+            lambda: walks.group_search(MASKED, [0], 1, 8, CONFIGS[0], 1, ctas=2, cta=2),
+            "cta: expected one of 2, got 2",
+        ),
+        (lambda: walks.group_parts(MASKED, [0, 1], 1, 8, CONFIGS[0], 1), "index: expected 1 numbers, got 2"),
+        (
+            lambda: walks.group_parts(MASKED, [], 1, 8, CONFIGS[0], 0),
+            "groups: expected a positive size, got 0",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -28,7 +28,9 @@ def test_edited_changes_one_place_of_a_copy_and_copies_can_be_edited_again():
 def test_occurrence_chooses_among_equal_places():
     lines = s01_naive.stage.source.read_text(encoding="utf-8").splitlines()
     places = [i for i, line in enumerate(lines) if "threadIdx.x" in line]
-    changed = views.edited("s01_naive", "threadIdx.x", "0", occurrence=2).read_text(encoding="utf-8").splitlines()
+    changed = (
+        views.edited("s01_naive", "threadIdx.x", "0", occurrence=2).read_text(encoding="utf-8").splitlines()
+    )
     assert [i for i, (a, b) in enumerate(zip(lines, changed, strict=True)) if a != b] == [places[1]]
 
 

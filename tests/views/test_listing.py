@@ -61,7 +61,11 @@ def test_code_shows_the_files_own_lines_under_their_numbers():
 
 def test_a_part_is_a_function_with_the_comment_above_it_and_marks_are_lines_that_read_so():
     shown = views.code("s01", "load").text.splitlines()
-    assert shown[0] == "s01_naive.cu: load" and shown[1].endswith("// kVector elements of a row") and len(shown) == 3
+    assert (
+        shown[0] == "s01_naive.cu: load"
+        and shown[1].endswith("// kVector elements of a row")
+        and len(shown) == 3
+    )
     kernel = views.code("s01_naive", "s01_naive", mark="threadIdx.x").text.splitlines()
     assert kernel[-1].endswith("}") and [line[0] == ">" for line in kernel[1:]] == [
         "threadIdx.x" in line for line in kernel[1:]

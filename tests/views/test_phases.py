@@ -13,7 +13,10 @@ from minigemm.views.phases import copies
 
 CONFIG = s03_tma.Config(block_m=32, block_n=64, block_k=32, thread_m=4, thread_n=4)
 BOX_A, BOX_B = 32 * 32, 64 * 32
-AT_A, AT_B = 1024, 2048  # shared addresses: a at the first multiple of 1024 above 0, where the tiles begin, b behind it
+AT_A, AT_B = (
+    1024,
+    2048,
+)  # shared addresses: a at the first multiple of 1024 above 0, where the tiles begin, b behind it
 
 
 def report(module, schedule="late", source=None, config=None):
@@ -28,7 +31,9 @@ def report(module, schedule="late", source=None, config=None):
 def test_every_step_completes_a_phase_with_both_boxes(schedule):
     seen = report(s03_tma, schedule, config=CONFIG)
     loads = copies(seen)
-    assert [load.at for load in loads] == [(k, 0) for k in (0, 32, 64) for _ in range(2)]  # 80 columns are 3 steps of 32
+    assert [load.at for load in loads] == [
+        (k, 0) for k in (0, 32, 64) for _ in range(2)
+    ]  # 80 columns are 3 steps of 32
     assert [load.bytes for load in loads] == [BOX_A, BOX_B] * 3
     assert all(load.landed is not None and load.landed.step >= load.issued.step for load in loads)
     with warnings.catch_warnings():
@@ -45,8 +50,12 @@ def test_every_step_completes_a_phase_with_both_boxes(schedule):
 
 def test_too_few_bytes_show():
     source = views.edited("s03_tma", "sizeof(shared.a) + sizeof(shared.b)", "sizeof(shared.a)")
-    text = views.phases(report(s03_tma, source=source, config=s03_tma.Config(**{**vars(CONFIG), "block_m": 64}))).text
-    assert text.count(f"with {BOX_B:,} bytes") == 3  # each of three phases completes with one of two equal boxes
+    text = views.phases(
+        report(s03_tma, source=source, config=s03_tma.Config(**{**vars(CONFIG), "block_m": 64}))
+    ).text
+    assert (
+        text.count(f"with {BOX_B:,} bytes") == 3
+    )  # each of three phases completes with one of two equal boxes
     assert f"phase 3 is still open with {3 * BOX_B:,} bytes" in text
 
 

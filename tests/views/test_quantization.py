@@ -64,7 +64,9 @@ def test_landing(x):
     for granularity in BLOCKS:
         size = cast(x, granularity)[1].abs()
         zero = (size <= 2.0**-10) & (x != 0)  # the tie goes to zero
-        subnormal = (size > 2.0**-10) & (size < 2.0**-6 - 2.0**-10)  # from there on it is rounded up to the smallest normal number
+        subnormal = (size > 2.0**-10) & (
+            size < 2.0**-6 - 2.0**-10
+        )  # from there on it is rounded up to the smallest normal number
         wanted = [100 * float(part.float().mean()) for part in (subnormal, zero)]
         assert percents(text, granularity) == pytest.approx(wanted, abs=0.06)
 
@@ -77,7 +79,9 @@ def test_outlier_sweep():
     text = drawn(views.outlier_sweep(calm, torch.tensor([5]), factors=(1, 1e5)))
     for granularity in BLOCKS:
         wrong = cast(loud, granularity)[0] - loud
-        assert percents(text, granularity) == pytest.approx([100 * float(wrong[:, rest].norm() / loud[:, rest].norm())], abs=0.06)
+        assert percents(text, granularity) == pytest.approx(
+            [100 * float(wrong[:, rest].norm() / loud[:, rest].norm())], abs=0.06
+        )
 
 
 def test_scale_sweep(x):
@@ -86,7 +90,10 @@ def test_scale_sweep(x):
     eight = (x / (4 * x.abs().max() / 127)).round() * (4 * x.abs().max() / 127) - x
     median, integer = (float((w.norm(dim=0) / x.norm(dim=0)).median()) for w in (wrong, eight))
     text = drawn(views.scale_sweep(x, multiples=(4.0,)))
-    assert f"{median:.2%} in the median channel, {wrong.norm() / x.norm():.2%} over all, INT8 {integer:.2%}" in text
+    assert (
+        f"{median:.2%} in the median channel, {wrong.norm() / x.norm():.2%} over all, INT8 {integer:.2%}"
+        in text
+    )
 
 
 def test_floating_point_forgives_a_large_scale():
@@ -97,7 +104,10 @@ def test_floating_point_forgives_a_large_scale():
 
 
 def test_error_bars():
-    assert drawn(views.error_bars({"cast": 0.037, "rounding": 1e-6})) == "relative errors: cast 0.037, rounding 1e-06"
+    assert (
+        drawn(views.error_bars({"cast": 0.037, "rounding": 1e-6}))
+        == "relative errors: cast 0.037, rounding 1e-06"
+    )
 
 
 @pytest.mark.parametrize(

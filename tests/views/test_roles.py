@@ -48,6 +48,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match=message):
             views.registers(**options)
     with pytest.raises(
-        ValueError, match="constants: expected those of a stage with producer and consumers, got none named CONSUMERS"
+        ValueError,
+        match="constants: expected those of a stage with producer and consumers, got none named CONSUMERS",
     ):
         views.handshake({"BLOCK_M": 128})

@@ -20,8 +20,13 @@ def test_intensity():
 
 
 def test_product_counts_operations_and_bytes():
-    assert drawn(views.product(8, 12, 16)) == "(8, 16) times (16, 12): 3,072 operations, 512 bytes in and out, 6 operations a byte"
-    text = drawn(views.product(64, 4096, 7168))  # 3,758,096,384 operations; 458,752 + 29,360,128 + 524,288 bytes
+    assert (
+        drawn(views.product(8, 12, 16))
+        == "(8, 16) times (16, 12): 3,072 operations, 512 bytes in and out, 6 operations a byte"
+    )
+    text = drawn(
+        views.product(64, 4096, 7168)
+    )  # 3,758,096,384 operations; 458,752 + 29,360,128 + 524,288 bytes
     assert "3.76 billion operations, 30.3 MB in and out, 124 operations a byte" in text
     assert "2 operations" in drawn(views.product(1, 1, 1))
 
@@ -36,7 +41,11 @@ def test_the_roof():
 
 
 def test_allowed_below_another_peak():
-    assert views.H200.allowed(1.0) == 4.8e12 and views.H200.allowed(1e6, views.H200.fp32) == 67e12 and views.H200.allowed(5.0, 0.0) == 0
+    assert (
+        views.H200.allowed(1.0) == 4.8e12
+        and views.H200.allowed(1e6, views.H200.fp32) == 67e12
+        and views.H200.allowed(5.0, 0.0) == 0
+    )
 
 
 @pytest.mark.parametrize("name, sizes", [("m", (0, 1, 1)), ("n", (1, -1, 1)), ("k", (1, 1, 0))])

@@ -56,7 +56,10 @@ def test_box_counts_what_lies_inside(at):
         (lambda: views.swizzles([(48, True)]), "cases: expected rows of 32, 64 or 128 bytes, got 48"),
         (lambda: views.swizzles([(128, True), (32, True)], chunk=2), "chunk: expected 0 to 1 in rows of 32"),
         (lambda: bank_groups(16), "span: expected rows of 32, 64 or 128 bytes, got 16"),
-        (lambda: views.box(emulator.TensorMap(torch.zeros(64), (16,)), (0, 0)), "tensor_map: expected one of a matrix"),
+        (
+            lambda: views.box(emulator.TensorMap(torch.zeros(64), (16,)), (0, 0)),
+            "tensor_map: expected one of a matrix",
+        ),
         (lambda: views.box(emulator.TensorMap(torch.zeros(8, 64), (8, 16)), (0,)), "at: expected"),
     ],
 )

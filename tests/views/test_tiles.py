@@ -12,7 +12,7 @@ import torch
 import minigemm
 from minigemm import quantize, views
 from minigemm.emulator import Report
-from minigemm.emulator.report import Request
+from minigemm.emulator.watch.report import Request
 from minigemm.kernels import s02_tiled
 
 M, N, K = 32, 64, 64
@@ -29,7 +29,9 @@ def drawn(picture: views.Picture) -> str:
 @pytest.fixture(scope="module")
 def run() -> tuple[torch.Tensor, torch.Tensor, Report]:
     """a, d and the report of a small product."""
-    a, b = (quantize.quantize(make, "tensor") for make in (quantize.activations(M, K), quantize.weights(N, K)))
+    a, b = (
+        quantize.quantize(make, "tensor") for make in (quantize.activations(M, K), quantize.weights(N, K))
+    )
     with minigemm.observe(requests=1000) as seen:
         d = s02_tiled.gemm(a, b, CONFIG)
     return a.data, d, seen[0]
@@ -50,8 +52,12 @@ def test_footprint_is_what_the_kernel_must_touch(run):
     """A CTA loads its 32 rows of a whole, and stores its tile of d; the first warp's first load is 16 rows of two vectors of 16 bytes."""
     a, d, report = run
     loads = [r for r in views.requests_at(report, "", "global") if r.cta == 0 and r.bytes == 16]
-    assert f"{32 * K} of {M * K} elements in 32 rows, coloured by warp" in drawn(views.footprint(loads, a, "a", by="warp"))
-    assert f"{32 * 16} of {M * K} elements in 16 rows, coloured by lane" in drawn(views.footprint(loads[:1], a, "a"))
+    assert f"{32 * K} of {M * K} elements in 32 rows, coloured by warp" in drawn(
+        views.footprint(loads, a, "a", by="warp")
+    )
+    assert f"{32 * 16} of {M * K} elements in 16 rows, coloured by lane" in drawn(
+        views.footprint(loads[:1], a, "a")
+    )
     stores = [r for r in views.requests_at(report, "", "global", store=True) if r.cta == 0]
     assert f"{32 * 32} of {M * N} elements in 32 rows" in drawn(views.footprint(stores, d, "d", by="warp"))
 
@@ -59,7 +65,15 @@ def test_footprint_is_what_the_kernel_must_touch(run):
 def test_footprint_follows_strides():
     """Lane i touches element (i // 4, i % 4) of a matrix whose rows lie 10 elements apart."""
     matrix = torch.zeros(8, 10, dtype=torch.bfloat16)[:, :4]
-    request = Request(0, None, "global", 2, False, tuple(range(32)), tuple(matrix.data_ptr() + 20 * (i // 4) + 2 * (i % 4) for i in range(32)))
+    request = Request(
+        0,
+        None,
+        "global",
+        2,
+        False,
+        tuple(range(32)),
+        tuple(matrix.data_ptr() + 20 * (i // 4) + 2 * (i % 4) for i in range(32)),
+    )
     assert "32 of 32 elements in 8 rows" in drawn(views.footprint([request], matrix, "m"))
     skipped = Request(0, None, "global", 2, False, (0,), (matrix.data_ptr() + 2 * 7,))  # behind the row
     assert "32 of 32" in drawn(views.footprint([request, skipped], matrix, "m"))
@@ -93,12 +107,18 @@ def none_touches(requests: Sequence[Request] = ()) -> views.Picture:
     [
         (lambda: views.tiles(0, 8, 8, 8, 8, 8), "m: expected a positive size, got 0"),
         (lambda: views.tiles(8, 8, 8, 8, 8, -1), "block_k: expected a positive size, got -1"),
-        (lambda: views.tiles(8, 8, 8, 8, 8, 8, cta=(0, 1)), r"cta: expected one of the 1 x 1 of this grid, got \(0, 1\)"),
+        (
+            lambda: views.tiles(8, 8, 8, 8, 8, 8, cta=(0, 1)),
+            r"cta: expected one of the 1 x 1 of this grid, got \(0, 1\)",
+        ),
         (lambda: views.footprint([], torch.zeros(2, 2), "t", by="cta"), 'by: expected "lane" or "warp"'),
         (lambda: views.footprint([], torch.zeros(2), "t"), "tensor: expected a matrix"),
         (none_touches, "requests: expected some that touch the tensor, got 0"),
         (lambda: views.mismatches({}, torch.zeros(2, 2)), "results: expected at least one"),
-        (lambda: views.mismatches({"x": torch.zeros(2, 3)}, torch.zeros(2, 2)), r"results: expected matrices of shape \(2, 2\), got \(2, 3\) for 'x'"),
+        (
+            lambda: views.mismatches({"x": torch.zeros(2, 3)}, torch.zeros(2, 2)),
+            r"results: expected matrices of shape \(2, 2\), got \(2, 3\) for 'x'",
+        ),
         (lambda: views.per_product({}, 1), "reports: expected at least one"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import minigemm
 from minigemm import quantize, views
 from minigemm.emulator import Timeline
-from minigemm.emulator.timeline import Interval
+from minigemm.emulator.watch.timeline import Interval
 from minigemm.kernels import s03_tma, s06_warp_specialized
 
 BY_HAND = Timeline(
@@ -62,21 +62,33 @@ def test_the_roles_of_a_kernel(report):
     picture = views.timeline({"two slots": report})
     assert picture._repr_png_().startswith(b"\x89PNG")
     labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-    wanted = ["consumer 0\nwarps 0 to 3", "consumer 1\nwarps 4 to 7", "producer\nwarps 8 to 11", "tensor core", "TMA"]
+    wanted = [
+        "consumer 0\nwarps 0 to 3",
+        "consumer 1\nwarps 4 to 7",
+        "producer\nwarps 8 to 11",
+        "tensor core",
+        "TMA",
+    ]
     assert labels == wanted
     assert "not a measurement" in picture.figure.axes[0].get_xlabel()
     busy = sum(i.end - i.start for i in line.intervals if i.agent == "tensor core") / line.end
     assert f"tensor core: busy {busy:.0%}" in picture.text
     waits = views.waiting_for(report, "warp 0")
     full = {
-        f"mbarrier {int(address):#x}" for e in report.events for address in re.findall(r"on mbarrier (\d+)", e.detail)
+        f"mbarrier {int(address):#x}"
+        for e in report.events
+        for address in re.findall(r"on mbarrier (\d+)", e.detail)
     }
     tiles = sum(
-        i.end - i.start for i in line.intervals if i.agent == "warp 0" and i.what in full and i.state == "waiting"
+        i.end - i.start
+        for i in line.intervals
+        if i.agent == "warp 0" and i.what in full and i.state == "waiting"
     )
     assert waits["a tile that TMA brings"] == pytest.approx(tiles / line.end) and tiles > 0
     assert sum(waits.values()) == pytest.approx(line.share("waiting", "warp 0"))
-    assert "an arrival on an mbarrier" in views.waiting_for(report, "warp 8")  # the producer waits for empty slots
+    assert "an arrival on an mbarrier" in views.waiting_for(
+        report, "warp 8"
+    )  # the producer waits for empty slots
 
 
 def test_bad_input(report):
@@ -84,7 +96,11 @@ def test_bad_input(report):
         small = quantize.quantize(quantize.weights(16, 32))
         s03_tma.gemm(small, small)
     for bad, options, message in (
-        (seen[0], {}, "run: expected a report of minigemm.observe.timeline=True.*a report without a timeline"),
+        (
+            seen[0],
+            {},
+            "run: expected a report of minigemm.observe.timeline=True.*a report without a timeline",
+        ),
         ({}, {}, "run: expected at least one"),
         (Timeline(), {}, "run: expected a timeline with intervals, got an empty one"),
         ({"a": BY_HAND, "b": report}, {}, "run: expected timelines of one unit"),

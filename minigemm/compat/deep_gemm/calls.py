@@ -46,9 +46,15 @@ def _check_options(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe, compiled_
     """Which scales the operands have: what is here has one kind for a, and one for b."""
     if recipe is recipe_a is recipe_b is None and compiled_dims == "nk":
         return
-    for name, given, expected in (("recipe", recipe, (1, 128, 128)), ("recipe_a", recipe_a, (1, 128)), ("recipe_b", recipe_b, (128, 128))):
+    for name, given, expected in (
+        ("recipe", recipe, (1, 128, 128)),
+        ("recipe_a", recipe_a, (1, 128)),
+        ("recipe_b", recipe_b, (128, 128)),
+    ):
         if given is not None and tuple(given) != expected:
-            raise ValueError(f"{name}: expected {expected} (1x128 scales for a, 128x128 for b) or None, got {tuple(given)}")
+            raise ValueError(
+                f"{name}: expected {expected} (1x128 scales for a, 128x128 for b) or None, got {tuple(given)}"
+            )
     if not isinstance(compiled_dims, str) or set(compiled_dims) - set("mnk"):
         raise ValueError(f"compiled_dims: expected some of the letters m, n and k, got {compiled_dims!r}")
 
@@ -62,9 +68,16 @@ def _check_given(**tensors: Any) -> None:
 
 @_value_errors
 def fp8_gemm_nt(
-    a: Pair, b: Pair, d: torch.Tensor, c: torch.Tensor | None = None, recipe: Recipe = None, recipe_a: Recipe = None, recipe_b: Recipe = None,
-    compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
-) -> None:  # fmt: skip
+    a: Pair,
+    b: Pair,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe = None,
+    recipe_a: Recipe = None,
+    recipe_b: Recipe = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,
+) -> None:
     """`d = a @ b.T`, or `c + a @ b.T`. a (m, k) with (m, ceil(k / 128)) scales in any order, b (n, k) with (ceil(n / 128), ceil(k / 128)) scales; d BF16 or
     FP32, c of its dtype. `compiled_dims` and `disable_ue8m0_cast` have nothing to decide: m is never compiled in, and no scale is cast."""
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
@@ -74,21 +87,40 @@ def fp8_gemm_nt(
 
 @_value_errors
 def m_grouped_fp8_gemm_nt_contiguous(
-    a: Pair, b: Pair, d: torch.Tensor, grouped_layout: torch.Tensor, recipe: Recipe = None, recipe_a: Recipe = None, recipe_b: Recipe = None,
-    compiled_dims: str = "nk", disable_ue8m0_cast: bool = False, use_psum_layout: bool = False, ensure_zero_padding: bool = True,
+    a: Pair,
+    b: Pair,
+    d: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    recipe: Recipe = None,
+    recipe_a: Recipe = None,
+    recipe_b: Recipe = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,
+    use_psum_layout: bool = False,
+    ensure_zero_padding: bool = True,
     expected_m_for_psum_layout: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Each row of a times the weights of its group. `grouped_layout`: a group for each row, or with `use_psum_layout` where each group ends."""
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
     _check_given(d=d, grouped_layout=grouped_layout)
-    api.m_grouped_fp8_gemm_nt_contiguous(a, b, d, grouped_layout, use_psum_layout=use_psum_layout, ensure_zero_padding=ensure_zero_padding)
+    api.m_grouped_fp8_gemm_nt_contiguous(
+        a, b, d, grouped_layout, use_psum_layout=use_psum_layout, ensure_zero_padding=ensure_zero_padding
+    )
 
 
 @_value_errors
 def m_grouped_fp8_gemm_nt_masked(
-    a: Pair, b: Pair, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int, recipe: Recipe = None, recipe_a: Recipe = None, recipe_b: Recipe = None,
-    compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
-) -> None:  # fmt: skip
+    a: Pair,
+    b: Pair,
+    d: torch.Tensor,
+    masked_m: torch.Tensor,
+    expected_m: int,
+    recipe: Recipe = None,
+    recipe_a: Recipe = None,
+    recipe_b: Recipe = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,
+) -> None:
     """The first `masked_m[g]` rows of each group's buffer times the weights of the group."""
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
     _check_given(d=d, masked_m=masked_m)
@@ -100,8 +132,15 @@ fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
 
 def _only_fp8(a: Any, b: Any) -> None:
     for name, operand in (("a", a), ("b", b)):
-        if isinstance(operand, (tuple, list)) and operand and isinstance(operand[0], torch.Tensor) and operand[0].dtype in (torch.int8, torch.uint8):
-            raise NotImplementedError(f"{name}: FP4 is not implemented here; expected float8_e4m3fn, got {operand[0].dtype}")
+        if (
+            isinstance(operand, (tuple, list))
+            and operand
+            and isinstance(operand[0], torch.Tensor)
+            and operand[0].dtype in (torch.int8, torch.uint8)
+        ):
+            raise NotImplementedError(
+                f"{name}: FP4 is not implemented here; expected float8_e4m3fn, got {operand[0].dtype}"
+            )
 
 
 def fp8_fp4_gemm_nt(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **options: Any) -> None:
@@ -110,24 +149,37 @@ def fp8_fp4_gemm_nt(a: Pair, b: Pair, d: torch.Tensor, *args: Any, **options: An
     fp8_gemm_nt(a, b, d, *args, **options)
 
 
-def m_grouped_fp8_fp4_gemm_nt_contiguous(a: Pair, b: Pair, d: torch.Tensor, grouped_layout: torch.Tensor, *args: Any, **options: Any) -> None:
+def m_grouped_fp8_fp4_gemm_nt_contiguous(
+    a: Pair, b: Pair, d: torch.Tensor, grouped_layout: torch.Tensor, *args: Any, **options: Any
+) -> None:
     """`m_grouped_fp8_gemm_nt_contiguous`: both operands are FP8 here. NotImplementedError for packed FP4."""
     _only_fp8(a, b)
     m_grouped_fp8_gemm_nt_contiguous(a, b, d, grouped_layout, *args, **options)
 
 
-def m_grouped_fp8_fp4_gemm_nt_masked(a: Pair, b: Pair, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int, *args: Any, **options: Any) -> None:
+def m_grouped_fp8_fp4_gemm_nt_masked(
+    a: Pair, b: Pair, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int, *args: Any, **options: Any
+) -> None:
     """`m_grouped_fp8_gemm_nt_masked`: both operands are FP8 here. NotImplementedError for packed FP4."""
     _only_fp8(a, b)
     m_grouped_fp8_gemm_nt_masked(a, b, d, masked_m, expected_m, *args, **options)
 
 
 def k_grouped_fp8_gemm_nt_contiguous(
-    a: Pair, b: Pair, d: torch.Tensor, ks_cpu: Sequence[int], ks: torch.Tensor, c: torch.Tensor | None = None, recipe: Recipe = (1, 1, 128),
-    compiled_dims: str = "mn", use_psum_layout: bool = False,
-) -> NoReturn:  # fmt: skip
+    a: Pair,
+    b: Pair,
+    d: torch.Tensor,
+    ks_cpu: Sequence[int],
+    ks: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe = (1, 1, 128),
+    compiled_dims: str = "mn",
+    use_psum_layout: bool = False,
+) -> NoReturn:
     """Not implemented: the weight gradient, grouped along k."""
-    raise NotImplementedError("k_grouped_fp8_gemm_nt_contiguous: minigemm has no products grouped along k yet")
+    raise NotImplementedError(
+        "k_grouped_fp8_gemm_nt_contiguous: minigemm has no products grouped along k yet"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the first generation
@@ -141,7 +193,9 @@ def gemm_fp8_fp8_bf16_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
 
 
 @_value_errors
-def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(lhs: Pair, rhs: Pair, out: torch.Tensor, m_indices: torch.Tensor) -> None:
+def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
+    lhs: Pair, rhs: Pair, out: torch.Tensor, m_indices: torch.Tensor
+) -> None:
     """Each row of lhs times the weights of its group; `m_indices` int32 (m,), -1 for padding."""
     _check_bf16(out)
     _check_given(m_indices=m_indices)
@@ -149,7 +203,9 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(lhs: Pair, rhs: Pair, out: torch.T
 
 
 @_value_errors
-def m_grouped_gemm_fp8_fp8_bf16_nt_masked(lhs: Pair, rhs: Pair, out: torch.Tensor, masked_m: torch.Tensor, expected_m: int) -> None:
+def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
+    lhs: Pair, rhs: Pair, out: torch.Tensor, masked_m: torch.Tensor, expected_m: int
+) -> None:
     """The first `masked_m[g]` rows of each group's buffer times the weights of the group."""
     _check_bf16(out)
     _check_given(masked_m=masked_m)

@@ -16,9 +16,8 @@
 # **Where it lives:** `minigemm/kernels/s04_wgmma.cu`, where you start; `minigemm/labs/`, the grader.
 
 # %%
-import torch
-
 import minigemm
+import torch
 from minigemm import labs, quantize, views
 from minigemm.kernels import s04_wgmma, s05_pipelined
 

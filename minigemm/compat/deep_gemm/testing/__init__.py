@@ -38,9 +38,14 @@ def get_arch_major() -> int:
 
 
 def bench_kineto(
-    fn: Callable[[], Any], kernel_names: str | Sequence[str], num_tests: int = 30, suppress_kineto_output: bool = False, trace_path: str | None = None,
-    flush_l2: bool = True, with_multiple_kernels: bool = False,
-) -> float | tuple[float, ...]:  # fmt: skip
+    fn: Callable[[], Any],
+    kernel_names: str | Sequence[str],
+    num_tests: int = 30,
+    suppress_kineto_output: bool = False,
+    trace_path: str | None = None,
+    flush_l2: bool = True,
+    with_multiple_kernels: bool = False,
+) -> float | tuple[float, ...]:
     """Mean seconds a call of `fn` of the kernels whose names contain `kernel_names`, by torch's profiler on a GPU.
 
     Args:
@@ -55,10 +60,15 @@ def bench_kineto(
         RuntimeError: there is no CUDA device. ValueError: a name finds no kernel, or several.
     """
     if not torch.cuda.is_available():
-        raise RuntimeError("bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does")
+        raise RuntimeError(
+            "bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does"
+        )
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
     fn()  # compiled, before anything is timed
-    with _quiet(suppress_kineto_output), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+    with (
+        _quiet(suppress_kineto_output),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen,
+    ):
         for _ in range(num_tests):
             if flush_l2:
                 torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda").zero_()
@@ -71,7 +81,9 @@ def bench_kineto(
         found = [event for event in seen.key_averages() if name in event.key]
         if not found or (len(found) > 1 and not with_multiple_kernels):
             came = ", ".join(event.key for event in (found or seen.key_averages()))
-            raise ValueError(f"kernel_names: expected {'at least ' if with_multiple_kernels else ''}one kernel with {name!r} in its name, got: {came}")
+            raise ValueError(
+                f"kernel_names: expected {'at least ' if with_multiple_kernels else ''}one kernel with {name!r} in its name, got: {came}"
+            )
         times.append(sum(event.device_time_total for event in found) * 1e-6 / num_tests)
     return times[0] if isinstance(kernel_names, str) else tuple(times)
 

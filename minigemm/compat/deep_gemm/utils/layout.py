@@ -40,9 +40,15 @@ def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> NoReturn:
 
 
 def transform_sf_into_required_layout(
-    sf: torch.Tensor, mn: int, k: int, recipe: Sequence[int] | None = None, num_groups: int | None = None, is_sfa: bool | None = None,
-    disable_ue8m0_cast: bool = False, recipe_ab: Sequence[int] | None = None,
-) -> torch.Tensor:  # fmt: skip
+    sf: torch.Tensor,
+    mn: int,
+    k: int,
+    recipe: Sequence[int] | None = None,
+    num_groups: int | None = None,
+    is_sfa: bool | None = None,
+    disable_ue8m0_cast: bool = False,
+    recipe_ab: Sequence[int] | None = None,
+) -> torch.Tensor:
     """Scales as the products want them: 1x128 ones M-major, 128x128 ones as they are.
 
     Args:
@@ -61,7 +67,9 @@ def transform_sf_into_required_layout(
     chosen = tuple(recipe_ab or recipe or (1, 128, 128))
     if len(chosen) == 3:
         if is_sfa is None:
-            raise ValueError("is_sfa: expected True or False, which says whose scales of the recipe these are, got None")
+            raise ValueError(
+                "is_sfa: expected True or False, which says whose scales of the recipe these are, got None"
+            )
         chosen = (chosen[0] if is_sfa else chosen[1], chosen[2])
     if chosen not in ((1, 128), (128, 128)):
         raise ValueError(f"recipe: expected blocks of (1, 128) or (128, 128), got {chosen}")
@@ -71,7 +79,9 @@ def transform_sf_into_required_layout(
     return to_m_major(sf) if chosen[0] == 1 else sf
 
 
-def get_theoretical_mk_alignment_for_contiguous_layout(expected_m: int | None = None, num_groups: int | None = None) -> int:
+def get_theoretical_mk_alignment_for_contiguous_layout(
+    expected_m: int | None = None, num_groups: int | None = None
+) -> int:
     """Rows to which groups are best padded: 64 where they have no more than that on average, else 128.
 
     Args:

@@ -32,21 +32,32 @@ def _cast(x: torch.Tensor, rows: int, columns: int, use_ue8m0: bool) -> tuple[to
     scales = amax.clamp_min(SMALLEST) / E4M3_MAX
     if use_ue8m0:
         scales = torch.exp2(torch.log2(scales).ceil())
-    data = (tiles / scales[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+    data = (
+        (tiles / scales[:, None, :, None])
+        .clamp(-E4M3_MAX, E4M3_MAX)
+        .to(torch.float8_e4m3fn)
+        .view(torch.uint8)
+    )
     data = data.view(down * rows, across * columns)[:m, :n].contiguous().view(torch.float8_e4m3fn)
     return data, scales
 
 
-def per_token_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def per_token_cast_to_fp8(
+    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x (m, k): a scale for each `gran_k` columns of a row, (m, ceil(k / gran_k)), row-major. use_ue8m0: powers of two."""
     return _cast(x, 1, gran_k, use_ue8m0)
 
 
-def per_channel_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def per_channel_cast_to_fp8(
+    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x (k, n): a scale for each `gran_k` rows of a column, (ceil(k / gran_k), n), row-major. use_ue8m0: powers of two."""
     return _cast(x, gran_k, 1, use_ue8m0)
 
 
-def per_block_cast_to_fp8(x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def per_block_cast_to_fp8(
+    x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x (n, k): a scale for each block of `gran_k` x `gran_k`, (ceil(n / gran_k), ceil(k / gran_k)). use_ue8m0: powers of two."""
     return _cast(x, gran_k, gran_k, use_ue8m0)

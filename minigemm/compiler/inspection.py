@@ -1,0 +1,280 @@
+"""What the compiler made of a stage, on a machine without a GPU: source, PTX, SASS, registers, spills, shared memory.
+
+print(minigemm.inspect("s01_naive"))
+minigemm.inspect(s03_tma, s03_tma.Config(block_m=64)).sass
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+from ..types import Config, Problem
+from . import diagnostics, jit
+
+__all__ = ["Inspection", "Instruction", "inspect"]
+
+_PROBLEM = Problem(4096, 4096, 4096)  # the one whose default config is shown when none is given
+_WHERE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
+_LABEL = re.compile(r"(\.L_x_\d+|\$[\w$]+):")
+_CODE = re.compile(r"\s*/\*([0-9a-f]+)\*/\s*(.*?)\s*;")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One SASS instruction. `line` is the line of the stage's file that it stands for, 0 where there is none."""
+
+    address: int
+    text: str
+    line: int
+    label: str = ""  # the branch target that stands in front of it
+
+    @property
+    def opcode(self) -> str:
+        """The bare opcode: "LDG" of `@!P0 LDG.E R0, desc[UR4][R2.64]`."""
+        return self.text.removeprefix("@").split()[self.text.startswith("@")].partition(".")[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """A compiled stage, taken apart. Bytes are a thread's for `spills` and `stack`, a CTA's for `shared_memory`.
+
+    `spills` counts the bytes of spill stores and loads in the code. `shared_memory` is the static part: what the launch
+    adds is in the stage's `launch`. `sass`, `instructions` and what is made from them need nvdisasm (from PyPI).
+    """
+
+    kernel: jit.Kernel
+    config: Config
+    path: Path
+    source: str
+    registers: int
+    spills: int
+    stack: int
+    shared_memory: int
+
+    @property
+    def ptx(self) -> str:
+        """The PTX, as both runtimes get it."""
+        return self.kernel.ptx
+
+    @property
+    def log(self) -> str:
+        """What NVRTC and ptxas said, unabridged."""
+        return self.kernel.log
+
+    @property
+    def warnings(self) -> str:
+        """What is worth knowing in the log, with the lines it speaks of; empty when there is nothing."""
+        found = diagnostics.parse(self.log, self.ptx, self.path.name)
+        return diagnostics.render(
+            [each for each in found if each.file != jit.PRELUDE], {self.path.name: self.source}
+        )
+
+    @cached_property
+    def instructions(self) -> tuple[Instruction, ...]:
+        """The kernel's SASS in program order, without the padding behind it."""
+        return _instructions(_disassembled(self.kernel.cubin), self.kernel.kernel, self.path.name)
+
+    @cached_property
+    def sass(self) -> str:
+        """The SASS as text, each run of instructions under the source line that it stands for."""
+        lines = self.source.splitlines()
+        out, before = [], 0
+        for each in self.instructions:
+            if each.line != before and 0 < each.line <= len(lines):
+                out.append(f"// {self.path.name}:{each.line}  {lines[each.line - 1].strip()}")
+                before = each.line
+            if each.label:
+                out.append(f"{each.label}:")
+            out.append(f"    /*{each.address:04x}*/  {each.text} ;")
+        return "\n".join(out)
+
+    @property
+    def opcodes(self) -> Counter[str]:
+        """How often each opcode stands in the code: `inspection.opcodes["FFMA"]`."""
+        return Counter(each.opcode for each in self.instructions)
+
+    def at(self, line: int) -> tuple[Instruction, ...]:
+        """The instructions that stand for one line of the stage's file."""
+        return tuple(each for each in self.instructions if each.line == line)
+
+    def _figures(self) -> dict[str, str]:
+        return {
+            "registers": str(self.registers),
+            "spills": f"{self.spills} bytes",
+            "stack": f"{self.stack} bytes",
+            "static shared memory": f"{self.shared_memory} bytes",
+            "instructions": str(len(self.instructions)),
+        }
+
+    def __str__(self) -> str:
+        out = [f"{self.kernel.name}  {_constants(self.config)}".rstrip()]
+        out += [f"  {name:<20}  {value}" for name, value in self._figures().items()]
+        out.append(f"  {'opcodes':<20}  {_counts(self.opcodes, 8)}")
+        return "\n".join([*out, *(["", self.warnings] if self.warnings else [])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tile = "display:inline-block;margin:0 1.6em .4em 0"
+        tiles = "".join(
+            f'<span style="{tile}"><b style="font-size:1.25em">{value}</b><br>'
+            f'<span style="opacity:.65">{name}</span></span>'
+            for name, value in self._figures().items()
+        )
+        by_line: dict[int, Counter[str]] = {}
+        for each in self.instructions:
+            by_line.setdefault(each.line, Counter())[each.opcode] += 1
+        most = max((sum(opcodes.values()) for opcodes in by_line.values()), default=1)
+        rows = "".join(
+            _row(number, text, by_line.get(number, Counter()), most)
+            for number, text in enumerate(self.source.splitlines(), 1)
+        )
+        told = (
+            f'<pre style="border-left:3px solid #d97706;padding-left:.8em">{html.escape(self.warnings)}</pre>'
+        )
+        return (
+            '<div style="border:1px solid #8886;border-radius:8px;padding:.8em 1em;max-width:70em">'
+            f'<div style="margin-bottom:.7em"><b>{html.escape(self.kernel.name)}</b> '
+            f'<code style="opacity:.75">{html.escape(_constants(self.config))}</code></div>{tiles}'
+            f"{told if self.warnings else ''}"
+            "<details><summary>Each line of the source, and what it became</summary>"
+            '<div style="overflow:auto;max-height:32em;margin-top:.5em">'
+            '<table style="border-collapse:collapse;font:.85em/1.35 monospace;text-align:left">'
+            f"{rows}</table></div></details></div>"
+        )
+
+
+def inspect(
+    stage: ModuleType | str | Path,
+    config: Config | None = None,
+    *,
+    source: str | Path | None = None,
+    kernel: str | None = None,
+) -> Inspection:
+    """Compiles a stage and takes the result apart. Needs no GPU.
+
+    `stage` is a stage's module (`from minigemm.kernels import s01_naive`), its name (`"s01_naive"`), or the path of any
+    .cu file, whose `extern "C"` symbol is then `kernel` (by default the file's own name). Without `config` it is the
+    stage's default for a 4096 x 4096 x 4096 problem; a bare file gets no constants. `source` is the reader's own
+    version of a stage's file, as in the stage's `gemm`.
+
+    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not compile.
+    """
+    if isinstance(stage, Path) or (isinstance(stage, str) and stage.endswith(".cu")):
+        path, name, config = Path(stage), Path(stage).stem, config or Config()
+    else:
+        module = _stage(stage) if isinstance(stage, str) else stage
+        if not isinstance(module, ModuleType) or module.__file__ is None:
+            raise TypeError(
+                f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}"
+            )
+        path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
+        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
+        config = config or module.default_config(_PROBLEM)
+    path = Path(source) if source is not None else path
+    built = jit.build(path, config, name=name, kernel=kernel or name)
+    usage = _usage(built.log, built.kernel)
+    return Inspection(built, config, path, path.read_text(encoding="utf-8-sig"), *usage)
+
+
+def _stage(name: str) -> ModuleType:
+    stages = sorted(file.stem for file in jit.HEADERS.glob("s[0-9][0-9]_*.cu"))
+    if name not in stages:
+        raise ValueError(
+            f"stage: expected one of {', '.join(stages)} or the path of a .cu file, got {name!r}"
+        )
+    return importlib.import_module(f"{__package__}.kernels.{name}")
+
+
+def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:
+    """Registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them for `kernel`."""
+    _, _, told = log.partition(f"Compiling entry function '{kernel}'")
+    told = told.partition("Compiling entry function")[0]
+
+    def figures(pattern: str) -> list[int]:
+        return [int(figure) for figure in re.findall(pattern, told)]
+
+    registers = figures(r"Used (\d+) registers")
+    if not registers:
+        raise ValueError(f"ptxas reported no registers for {kernel}; its log:\n{log}")
+    spills = figures(r"(\d+) bytes spill stores") + figures(r"(\d+) bytes spill loads")
+    stack = figures(r"(\d+) bytes cumulative stack size") or figures(r"(\d+) bytes stack frame")
+    return registers[0], sum(spills), max(stack, default=0), sum(figures(r"(\d+) bytes smem"))
+
+
+def _disassembled(cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [_nvdisasm(), "--print-code", "--print-line-info-inline", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _nvdisasm() -> str:
+    """The program's path: from a wheel, else from a toolkit."""
+    for place in sys.path:
+        for found in sorted(Path(place).glob("nvidia/*/bin/nvdisasm*"), reverse=True):
+            return str(found)
+    if installed := shutil.which("nvdisasm") or shutil.which("/usr/local/cuda/bin/nvdisasm"):
+        return installed
+    raise ValueError("SASS is read with nvdisasm, which is not here: pip install nvidia-cuda-nvdisasm")
+
+
+def _instructions(listing: str, kernel: str, home: str) -> tuple[Instruction, ...]:
+    """The instructions of `kernel` in nvdisasm's listing. Of inlined calls, the innermost line of `home` counts."""
+    _, _, code = listing.partition(f".text.{kernel}:\n")
+    code = code.partition("//-----")[0]
+    found: list[Instruction] = []
+    frames: list[tuple[str, int]] = []  # innermost first
+    line, label = 0, ""
+    for text in code.splitlines():
+        if match := _WHERE.match(text):
+            frames.append((Path(match[1]).name, int(match[2])))
+        elif match := _LABEL.fullmatch(text):
+            label = match[1]
+        elif match := _CODE.match(text):
+            if frames:
+                line = next((number for file, number in frames if file == home), 0)
+            found.append(Instruction(int(match[1], 16), match[2], line, label))
+            frames, label = [], ""
+    while found and found[-1].text == "NOP":
+        found.pop()
+    return tuple(found)
+
+
+def _constants(config: Config) -> str:
+    return ", ".join(f"{name}={value}" for name, value in config.constants().items())
+
+
+def _counts(opcodes: Counter[str], limit: int) -> str:
+    shown = ", ".join(f"{opcode} {count}" for opcode, count in opcodes.most_common(limit))
+    return shown + (", ..." if len(opcodes) > limit else "")
+
+
+def _row(number: int, text: str, opcodes: Counter[str], most: int) -> str:
+    """One source line with a bar for its share of the instructions, and their opcodes."""
+    count = sum(opcodes.values())
+    bar = (
+        f'<div style="width:{max(2, 60 * count // most)}px;height:.6em;background:#76b900"></div>'
+        if count
+        else ""
+    )
+    cell = '<td style="padding:0 .7em;white-space:pre;text-align:left'
+    return (
+        f'<tr>{cell};opacity:.5;text-align:right">{number}</td>{cell}">{html.escape(text)}</td>{cell}">{bar}</td>'
+        f'{cell};opacity:.75">{html.escape(_counts(opcodes, 4))}</td></tr>'
+    )

@@ -1,0 +1,1 @@
+"""Who runs when: threads and blocks, barriers, copies, and the tensor core."""

@@ -1,0 +1,90 @@
+"""Calls that leave the GPU: printf and failed assertions."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import numpy as np
+
+from ..translate.lower import Site
+from .block import Block, serves, symbol_name
+
+_FORMAT = re.compile(r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+))?(hh|h|ll|l|z|j|t)?([diouxXeEfFgGaAcsp%])")
+
+
+@serves("call")
+def call(block: Block, site: Site, ids: np.ndarray) -> None:
+    """An external function: ``vprintf`` and ``__assertfail`` are served, others are unknown."""
+    name = symbol_name(site.instruction.operands[1])
+    arguments = [symbol_name(a) for a in site.arguments[1:]]
+    if name == "vprintf":
+        for t in ids.tolist():
+            form, data = (_slot(block, t, a) for a in arguments)
+            print(_format(block, _string(block, form), data), end="")
+            _return(block, site, t, 0)
+        block.go(ids)
+    elif name == "__assertfail":
+        t = int(ids[0])
+        message, file, line, function = (_slot(block, t, a) for a in arguments[:4])
+        raise block.fault(
+            f"assertion failed: {_string(block, message)} ({_string(block, file)}:{line & 0xFFFFFFFF}, {_string(block, function)})",
+            site,
+            ids,
+        )
+    else:
+        raise block.fault(f"call of the external function {name}, which is not emulated", site, ids)
+
+
+def _slot(block: Block, thread: int, symbol: str) -> int:
+    """The 8 bytes that the thread stored for a parameter of the call."""
+    offset = block.kernel.program.local_places[symbol]
+    return int(block.contexts[thread, offset : offset + 8].view(np.int64)[0])
+
+
+def _return(block: Block, site: Site, thread: int, value: int) -> None:
+    for operand in site.results:
+        place = block.kernel.program.local_places.get(symbol_name(operand))
+        if place is not None:
+            block.contexts[thread, place : place + 4].view(np.int32)[0] = value
+
+
+def _string(block: Block, address: int) -> str:
+    if not address:
+        return "(null)"
+    for base, size, _, _ in block.kernel.memory.ranges:
+        if base <= address < base + size:
+            return ctypes.string_at(address, base + size - address).split(b"\0")[0].decode(errors="replace")
+    return f"<{address:#x}>"
+
+
+def _format(block: Block, text: str, data: int) -> str:
+    """C's printf over CUDA's argument buffer: each argument at its natural alignment, floats as doubles."""
+    at = data
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        at = -(-at // size) * size
+        raw = ctypes.string_at(at, size)
+        at += size
+        return raw
+
+    def one(match: re.Match[str]) -> str:
+        flags, width, precision, length, kind = match.groups()
+        if kind == "%":
+            return "%"
+        width = str(int.from_bytes(take(4), "little", signed=True)) if width == "*" else width or ""
+        precision = str(int.from_bytes(take(4), "little", signed=True)) if precision == "*" else precision
+        spec = f"%{flags}{width}" + (f".{precision}" if precision is not None else "")
+        if kind in "eEfFgGaA":
+            value = float(np.frombuffer(take(8), np.float64)[0])
+            return value.hex() if kind in "aA" else (spec + kind) % value
+        if kind == "s":
+            return (spec + "s") % _string(block, int.from_bytes(take(8), "little"))
+        if kind == "p":
+            return f"{int.from_bytes(take(8), 'little'):#x}"
+        size = 8 if length in ("l", "ll", "z", "j", "t") else 4
+        number = int.from_bytes(take(size), "little", signed=kind in "di")
+        return chr(number & 255) if kind == "c" else (spec + {"u": "d", "i": "d"}.get(kind, kind)) % number
+
+    return _FORMAT.sub(one, text)

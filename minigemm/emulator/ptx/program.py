@@ -1,0 +1,204 @@
+"""A PTX program as data: modules, functions, variables, instructions and their operands.
+
+Source: PTX ISA, chapters "State Spaces, Types, and Variables", "Instruction Operands", "Directives".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import Location
+
+__all__ = [
+    "Address",
+    "Function",
+    "Immediate",
+    "Instruction",
+    "Label",
+    "Module",
+    "Negated",
+    "Operand",
+    "Pair",
+    "Parameter",
+    "Part",
+    "Register",
+    "Sink",
+    "Special",
+    "Symbol",
+    "Variable",
+    "Vector",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A register by its resolved name: `%r12`, or `p@3` for one declared in scope 3."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A predefined register: `%tid.x`, `%laneid`, `%clock64`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Immediate:
+    """A constant. `kind` is "int", "f32" or "f64"; a float's `value` is its bits, an integer's may be negative.
+
+    A decimal float (`1.5`) is "f64" whatever the instruction's type, as PTX defines it.
+    """
+
+    value: int
+    kind: str = "int"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The address of a variable or function, `offset` bytes further (`mov.u64 %rd1, table+16`)."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`[base+offset]`, or `[base+offset, {c0, c1}]` with the coordinates of a tensor."""
+
+    base: Register | Symbol | Immediate
+    offset: int = 0
+    coordinates: tuple[Operand, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """`{%r1, %r2}`."""
+
+    items: tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A branch target, or the name of a list of them, by its resolved name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """`_`: the result is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negated:
+    """`!%p1`."""
+
+    operand: Register
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """`%r1|%p1`: two results."""
+
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`%r1.b0`: a byte or half of a register, in the video instructions. `selector` is "b0" to "b3", "h0" or "h1"."""
+
+    operand: Register
+    selector: str
+
+
+Operand = Register | Special | Immediate | Symbol | Address | Vector | Label | Sink | Negated | Pair | Part
+
+
+@dataclass(slots=True)
+class Instruction:
+    """One instruction. `line` is the line of the PTX text, from 1; `location` the line of the CUDA source.
+
+    The operands of a `call` are always (Vector of return values, Symbol or Register of the function, Vector of
+    arguments), and a Label of the prototype when the call is indirect.
+    """
+
+    opcode: str
+    modifiers: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    guard: Register | None = None
+    negated: bool = False
+    line: int = 0
+    location: Location | None = None
+
+    @property
+    def name(self) -> str:
+        """`ld.global.nc.v4.u32`."""
+        return ".".join((self.opcode, *self.modifiers))
+
+
+@dataclass(slots=True)
+class Variable:
+    """A variable with its `size` and `align` in bytes; `space` is "shared", "global", "const", "local" or "param".
+
+    `init` holds the initial bytes (None: zeros, or nothing at all for shared and local ones), `relocations` the
+    (offset, symbol, addend) of every 8 bytes in it that are to become the address of `symbol` plus `addend`. The
+    dynamic shared memory is `extern` with size 0.
+    """
+
+    name: str
+    space: str
+    align: int
+    size: int
+    init: bytes | None = None
+    relocations: tuple[tuple[int, str, int], ...] = ()
+    extern: bool = False
+
+
+@dataclass(slots=True)
+class Parameter:
+    """A parameter or result: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter, `kind` that of a `.param` one
+    ("u64", "f32"; empty for arrays, which structures are)."""
+
+    name: str
+    offset: int
+    size: int
+    align: int
+    register: str = ""
+    kind: str = ""
+
+
+@dataclass(slots=True)
+class Function:
+    """A kernel (`entry`) or device function.
+
+    `registers` maps each register that is used to its type ("b32", "f32", "pred"); `labels` each label that is
+    jumped to to an index into `code`, its length included; `branch_targets` the name of a `.branchtargets` list to
+    its labels. `variables` are those declared inside. `directives` holds `.maxntid` and its like: `{"maxntid":
+    (128, 1, 1)}`. `defined` is false for a prototype without a body.
+    """
+
+    name: str
+    entry: bool
+    parameters: list[Parameter] = field(default_factory=list)
+    returns: list[Parameter] = field(default_factory=list)
+    registers: dict[str, str] = field(default_factory=dict)
+    code: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    variables: list[Variable] = field(default_factory=list)
+    directives: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    defined: bool = False
+
+
+@dataclass(slots=True)
+class Module:
+    """A PTX module; `files` maps the numbers of `.file` to names."""
+
+    version: str = ""
+    target: str = ""
+    functions: dict[str, Function] = field(default_factory=dict)
+    variables: list[Variable] = field(default_factory=list)
+    files: dict[int, str] = field(default_factory=dict)

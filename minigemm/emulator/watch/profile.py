@@ -1,0 +1,123 @@
+"""What a launch asked of memory: requests, sectors, wavefronts and bank conflicts, from the addresses that were really used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .report import Counters, LineCount, Request
+
+if TYPE_CHECKING:
+    from ..errors import Location
+    from ..ptx.parse import Instruction
+    from ..translate.lower import Access
+
+SPACES = ("global", "shared", "generic")  # in the order of their numbers in requests.py
+
+
+class Profile:
+    """Adds up access logs over a launch.
+
+    Args:
+        accesses: the kernel's access sites by instruction index.
+        instructions: length of the kernel's code.
+        keep: warp requests of each site to keep with their addresses.
+    """
+
+    def __init__(self, accesses: Mapping[int, Access], instructions: int, keep: int = 0) -> None:
+        from . import requests  # Numba takes a while to import
+
+        if instructions > 1 << 16:
+            raise ValueError(
+                f"profile: logs number at most {1 << 16} instructions, the kernel has {instructions}; launch with profile=False"
+            )
+        self._requests = requests
+        self._accesses = dict(sorted(accesses.items()))
+        n = len(self._accesses)
+        self._rows = np.zeros(instructions, np.int32)
+        self._rows[list(self._accesses)] = np.arange(n)
+        self._spaces = np.array([SPACES.index(a.space) for a in self._accesses.values()], np.int64)
+        self._sizes = np.array([a.bytes for a in self._accesses.values()], np.int64)
+        self._totals = np.zeros((n, requests.COLUMNS), np.int64)
+        self._kept = np.zeros(n, np.int64)
+        self._ctas = np.zeros((n, keep), np.int64)
+        self._threads = np.full((n, keep, 32), -1, np.int64)
+        self._addresses = np.full((n, keep, 32), -1, np.int64)
+
+    def take(self, log: np.ndarray, logged: np.ndarray, ids: np.ndarray, cta: int) -> None:
+        """Add what threads logged since they were last set going.
+
+        Args:
+            log: uint64 (threads, capacity); an entry is ``site << 48 | address``.
+            logged: int64 (threads), entries of each thread; read only at ``ids``.
+            ids: int32, the threads that ran, ascending.
+            cta: linear index of their CTA.
+        """
+        entries = logged[ids]
+        if entries.any():
+            self._requests.count(
+                log.view(np.int64), entries, ids, self._rows, self._spaces, self._sizes, self._totals,
+                self._kept, self._ctas, self._threads, self._addresses, cta,
+            )  # fmt: skip
+
+    def finish(self, counters: Counters, code: Sequence[Instruction]) -> tuple[Counters, list[LineCount]]:
+        """``counters`` with those of memory added, and the accesses of each source line, in the order of the code."""
+        r = self._requests
+        result = Counters(counters)
+        lines: dict[tuple, LineCount] = {}
+        for (site, access), total in zip(self._accesses.items(), self._totals.tolist(), strict=True):
+            ins = code[site]
+            parts = [
+                ("shared", total[r.SHARED_REQUESTS], total[r.SHARED_LANES]),
+                ("global", total[r.GLOBAL_REQUESTS], total[r.GLOBAL_LANES]),
+            ]
+            for space, requests, lanes in parts:
+                if not requests:
+                    continue
+                if space == "global" and "const" in ins.modifiers:
+                    space = "const"  # served by a cache of its own, which has no sectors
+                key = (*_places(ins.location), None if ins.location else ins.line, space, access.store)
+                line = lines.setdefault(key, LineCount(ins.location, ins.line, space, access.store))
+                line.requests += requests
+                line.bytes += lanes * access.bytes
+                if space == "const":
+                    continue
+                _add(result, f"{space}_requests", requests)
+                _add(result, f"{space}_{'store' if access.store else 'load'}_bytes", lanes * access.bytes)
+                if space == "global":
+                    line.sectors += total[r.SECTORS]
+                    _add(result, "global_sectors", total[r.SECTORS])
+                else:
+                    line.wavefronts += total[r.WAVEFRONTS]
+                    line.ideal_wavefronts += total[r.IDEAL]
+                    line.worst_degree = max(line.worst_degree, total[r.DEGREE])
+                    _add(result, "shared_wavefronts", total[r.WAVEFRONTS])
+                    _add(result, "bank_conflicts", total[r.WAVEFRONTS] - total[r.IDEAL])
+        return result, list(lines.values())
+
+    def requests(self, code: Sequence[Instruction]) -> list[Request]:
+        """The kept requests, in the order of the code."""
+        found = []
+        for row, (site, access) in enumerate(self._accesses.items()):
+            for k in range(int(self._kept[row])):
+                n = int((self._threads[row, k] >= 0).sum())
+                threads, addresses = self._threads[row, k, :n].tolist(), self._addresses[row, k, :n].tolist()
+                space = access.space
+                if space == "generic":
+                    space = "global" if addresses[0] >> 32 else "shared"
+                found.append(Request(site, code[site].location, space, access.bytes, access.store, tuple(threads), tuple(addresses),
+                                     int(self._ctas[row, k])))  # fmt: skip
+        return found
+
+
+def _places(location: Location | None) -> Iterable[tuple[str, int]]:
+    """A source line and the calls that led to it, without columns."""
+    while location is not None:
+        yield location.file, location.line
+        location = location.inlined_at
+
+
+def _add(counters: Counters, key: str, amount: int) -> None:
+    counters[key] += amount

@@ -1,0 +1,160 @@
+"""The cache on disk: bytes under a key, made once and kept between processes.
+
+An entry is one file, its SHA-256 in front, that appears by an atomic rename: a process that dies half-way leaves
+nothing that another could read. The folder is the user's own (mode 0700), and what someone else could have written is
+never loaded. When the disk does not work, one warning says so, and whoever asks keeps its results in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import platformdirs
+
+__all__ = ["fetch", "folder", "save"]
+
+_DIGEST = hashlib.sha256().digest_size
+_PATIENCE = 60.0  # seconds to wait for another process that makes the same entry, before making it too
+_given_up: set[Path] = set()
+
+
+def fetch(key: str, make: Callable[[], bytes]) -> tuple[bytes, bool]:
+    """The bytes kept under `key` (a file name), and whether they were there already.
+
+    What is missing or damaged is made by `make`, by one process at a time: the others wait for it and read its result.
+    Errors of `make` pass through, errors of the disk never do.
+    """
+    place = folder()
+    if place is None:
+        return make(), False
+    path = place / key
+    if (data := _read(path)) is not None:
+        return data, True
+    with _locked(path) as writable:
+        if (data := _read(path)) is not None:
+            return data, True
+        if path.exists():
+            warnings.warn(
+                f"minigemm: the cache entry {path} is damaged, or others could have written it; it is made anew",
+                stacklevel=2,
+            )
+        data = make()
+        if writable:
+            _write(path, hashlib.sha256(data).digest() + data)
+        return data, False
+
+
+def save(name: str, text: str) -> Path | None:
+    """Puts a file for people to read, such as a source that did not compile, beside the entries. None: not possible."""
+    place = folder()
+    if place is None:
+        return None
+    path = place / name
+    with _locked(path) as writable:
+        return path if writable and _write(path, text.encode()) else None
+
+
+def folder() -> Path | None:
+    """MINIGEMM_CACHE_DIR, or the user's cache folder, made if need be. None, after one warning: not to be used."""
+    chosen = os.environ.get("MINIGEMM_CACHE_DIR")
+    path = (
+        Path(chosen).expanduser().absolute()
+        if chosen
+        else platformdirs.user_cache_path("minigemm", appauthor=False)
+    )
+    if path in _given_up:
+        return None
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        _give_up(path, str(error))
+        return None
+    if hasattr(os, "geteuid"):  # elsewhere the user's folders are protected by other means
+        if status.st_uid != os.geteuid():
+            _give_up(path, f"it belongs to user {status.st_uid}, not to you (user {os.geteuid()})")
+            return None
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            _give_up(
+                path,
+                f"others could write it (mode {stat.S_IMODE(status.st_mode):o}; chmod 700 makes it yours)",
+            )
+            return None
+    return path
+
+
+def _give_up(path: Path, reason: str) -> None:
+    if path in _given_up:
+        return
+    _given_up.add(path)
+    warnings.warn(
+        f"minigemm: the cache folder {path} cannot be used: {reason}. What is compiled is kept in memory only, until "
+        "this process ends. MINIGEMM_CACHE_DIR names another folder.",
+        stacklevel=2,
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    """The entry's bytes; None when there is none, when someone else could have written it, or when its checksum is wrong."""
+    try:
+        with path.open("rb") as file:
+            if not _own(os.fstat(file.fileno())):
+                return None
+            blob = file.read()
+    except OSError:
+        return None
+    data = blob[_DIGEST:]
+    return data if hashlib.sha256(data).digest() == blob[:_DIGEST] else None
+
+
+def _own(status: os.stat_result) -> bool:
+    """Does it belong to this user, and can nobody else write it? (Where there are no such users, folders are protected by other means.)"""
+    return not hasattr(os, "geteuid") or (
+        status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
+
+
+def _write(path: Path, blob: bytes) -> bool:
+    """Puts `blob` at `path` in one step. Only the lock's holder calls this: it overwrites what a killed one left."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.unlink(missing_ok=True)  # one that was there would keep its owner and mode
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(blob)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        _give_up(path.parent, str(error))
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of the entry at `path`; false when it is not to be had, and nothing may be written.
+
+    The system lets go of a lock whose holder was killed. A few hundred locks serve all entries.
+    """
+    import filelock  # 10 ms that a warm start does without
+
+    lock = filelock.FileLock(path.with_name(path.name[:2] + ".lock"), timeout=_PATIENCE, mode=0o600)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError) as error:
+        _give_up(path.parent, str(error))
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

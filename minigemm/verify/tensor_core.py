@@ -1,0 +1,220 @@
+"""Probes of the tensor core: chains of one WGMMA each, made to show what its arithmetic, its descriptors and its fragments are.
+
+The same kernel (wgmma.cu) runs on a Hopper GPU, where `python -m minigemm test-gpu --record-tensor-core FILE` keeps its results, and on the emulator,
+which must give the same bits. Inputs come from an integer generator, so that a recording holds outputs alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import runtime, types
+from ..compiler import jit
+from ..types import Launch
+from .recordings import load, save, splitmix64
+
+__all__ = ["LAYOUTS", "REGIMES", "Case", "cases", "inputs", "load", "output", "record"]
+
+SOURCE = Path(__file__).parent / "wgmma.cu"
+REGIMES = ("normal", "wide", "cancelling", "subnormal", "nan", "extreme", "sparse", "raw")
+LAYOUTS = (
+    "swizzle 128",
+    "swizzle 64",
+    "swizzle 32",
+    "interleaved",
+    "interleaved by column",
+    "swizzle 128, base offset 3",
+    "swizzle 64, base offset 5",
+)
+ALIGN = 1024
+
+
+@dataclass(frozen=True)
+class Config(types.Config):
+    """The instruction: n, where A comes from, the operands' types (0: e4m3, 1: e5m2), and whether they are negated."""
+
+    n: int = 64
+    a_in_registers: bool = False
+    a_e5m2: bool = False
+    b_e5m2: bool = False
+    a_negated: bool = False
+    b_negated: bool = False
+
+    def declarations(self) -> str:
+        """The one function that issues it."""
+        count = self.n // 2
+        registers = ", ".join(f"%{i}" for i in range(count))
+        outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+        kinds = ".".join("e5m2" if e5m2 else "e4m3" for e5m2 in (self.a_e5m2, self.b_e5m2))
+        signs = ", ".join("-1" if negated else "1" for negated in (self.a_negated, self.b_negated))
+        if self.a_in_registers:
+            first = "{" + ", ".join(f"%{count + i}" for i in range(4)) + "}"
+            inputs = ", ".join(f'"r"(a_registers[{i}])' for i in range(4)) + ', "l"(b)'
+            rest = count + 4
+        else:
+            first, inputs, rest = f"%{count}", '"l"(a), "l"(b)', count + 1
+        return (
+            f"inline void wgmma_mma_async(float (&d)[{count}], const unsigned (&a_registers)[4], unsigned long long a, unsigned long long b, bool accumulate) {{\n"
+            f'  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{rest + 1}, 0;\\n"\n'
+            f'    "wgmma.mma_async.sync.aligned.m64n{self.n}k32.f32.{kinds} {{{registers}}}, {first}, %{rest}, p, {signs};\\n}}"\n'
+            f'    : {outputs} : {inputs}, "r"(static_cast<int>(accumulate)));\n}}\n'
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """`chains` chains of `k / 32` instructions, all with numbers of one regime and operands in one layout."""
+
+    config: Config
+    k: int
+    regime: str
+    layout: str = "swizzle 128"
+    scale_d: bool = True
+    chains: int = 1
+
+    @property
+    def name(self) -> str:
+        """The key under which the output bits are kept."""
+        c = self.config
+        kinds = (
+            "-" * c.a_negated + ("e4m3", "e5m2")[c.a_e5m2],
+            "-" * c.b_negated + ("e4m3", "e5m2")[c.b_e5m2],
+        )
+        place = "registers" if c.a_in_registers else "shared"
+        return f"n{c.n} k{self.k} {' x '.join(kinds)}, a in {place}, {self.layout}, {self.regime}, scale_d {int(self.scale_d)}, {self.chains} chains"
+
+
+def cases() -> Iterator[Case]:
+    """Every regime at two widths; wide tiles of raw bytes; e5m2 and mixed types; negated operands; A from registers; every layout."""
+    for regime in REGIMES:
+        for n, k, chains in ((8, 32, 4), (16, 128, 4)):
+            yield Case(Config(n), k, regime, chains=chains)
+            yield Case(Config(n, a_e5m2=True, b_e5m2=True), k, regime, chains=chains)
+        yield Case(Config(8, b_e5m2=True), 64, regime, chains=2)
+        yield Case(Config(8), 64, regime, scale_d=False, chains=2)
+    for n in (64, 128, 256):
+        yield Case(Config(n), 128, "raw")
+    for regime in ("normal", "raw"):
+        for layout in LAYOUTS:
+            yield Case(Config(24), 256, regime, layout)
+        yield Case(Config(24, a_in_registers=True), 128, regime)
+        yield Case(Config(8, a_in_registers=True, a_e5m2=True, b_e5m2=True), 64, regime)
+        yield Case(Config(8, a_negated=True), 64, regime)
+        yield Case(Config(8, a_in_registers=True, b_negated=True), 64, regime)
+
+
+def _seed(case: Case) -> int:
+    return int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:6], "little")
+
+
+def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a uint8 (chains, 64, k), b uint8 (chains, n, k), c float32 bits as uint32 (chains, 64, n)."""
+    seed, n = _seed(case), case.config.n
+    a = _codes(case, seed, (case.chains, 64, case.k), case.config.a_e5m2)
+    b = _codes(case, seed + 1, (case.chains, n, case.k), case.config.b_e5m2)
+    bits = splitmix64(seed + 2, case.chains * 64 * n)
+    if case.regime == "raw":  # any FP32, infinities and NaNs among them
+        c = (bits >> np.uint64(16)).astype(np.uint32)
+    else:  # around the sums: exponents 2^-20 to 2^11; in an eighth of the elements zero
+        exponent = (bits >> np.uint64(32)) % np.uint64(32) + np.uint64(107)
+        c = ((bits & np.uint64(0x807FFFFF)) | exponent << np.uint64(23)).astype(np.uint32)
+        c = np.where(bits >> np.uint64(40) & np.uint64(7) == 0, np.uint32(0), c)
+    return a, b, c.reshape(case.chains, 64, n)
+
+
+def _codes(case: Case, seed: int, shape: tuple[int, ...], e5m2: bool) -> np.ndarray:
+    bits = splitmix64(seed, int(np.prod(shape)))
+    sign = (bits >> np.uint64(8) & np.uint64(1)).astype(np.uint8) << 7
+    low: np.ndarray = (bits & np.uint64(0x7F)).astype(np.uint8)
+    largest = 0x7B if e5m2 else 0x7E  # finite
+    if case.regime == "normal":  # four binades around 1
+        low = (low & (0x0F if e5m2 else 0x1F)) + (0x34 if e5m2 else 0x28)
+    elif case.regime == "cancelling":
+        low = low | 0x60
+    elif case.regime == "subnormal":
+        low = low & (0x07 if e5m2 else 0x0F)
+    elif case.regime == "extreme":  # the largest, the smallest, zero
+        low = np.array([largest, 0x01, 0x00, 0x08], np.uint8)[low & 3]
+    elif case.regime == "sparse":
+        low = np.where(low & 3 == 0, low, 0).astype(np.uint8)
+    if case.regime != "raw":
+        low = np.minimum(low, largest).astype(np.uint8)
+    if case.regime == "nan":
+        low = np.where(bits >> np.uint64(40) & np.uint64(0x3FF) == 0, 0x7F, low).astype(np.uint8)
+    return (sign | low).reshape(shape)
+
+
+def placed(layout: str, rows: int, steps: int, start: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where the chunks (steps, rows, 2) of an operand go that begins at `start`, its descriptors (steps), and where it ends; bytes."""
+    step, row, chunk = np.ogrid[:steps, :rows, :2]
+    if layout.startswith("interleaved"):
+        # core matrices, 8 rows of 16 bytes: the two of a step side by side, or all of the first column before the second
+        leading, stride = (128, 256) if layout == "interleaved" else (rows * 16, 128)
+        begin = start + step * rows * 32
+        places = begin + row // 8 * stride + row % 8 * 16 + chunk * leading
+        fields = begin[:, 0, 0] >> 4 | leading >> 4 << 16 | stride >> 4 << 32
+        return places, fields.astype(np.int64), start + steps * rows * 32
+    span = int(layout.split()[1].rstrip(","))
+    base = int(layout.split()[-1]) if "base" in layout else 0
+    shift = base * 128  # the pattern begins there, off its period
+    panel = -(-rows * span // ALIGN) * ALIGN + (ALIGN if base else 0)
+    begin = start + shift + step * 32 // span * panel
+    within = step * 32 % span
+    linear = row * span + within + chunk * 16
+    places = begin + (linear ^ (linear >> 7 & (span // 16 - 1)) << 4)
+    kind = {128: 1, 64: 2, 32: 3}[span]
+    field = ((begin + within)[:, 0, 0] >> 4).astype(np.uint64) | np.uint64(
+        1 << 16 | (8 * span >> 4) << 32 | (base & 7) << 49 | kind << 62
+    )
+    return places, field.astype(np.uint64).view(np.int64), start + -(-steps * 32 // span) * panel
+
+
+def output(case: Case, device: torch.device | str) -> np.ndarray:
+    """The case's d as uint32 bits (chains, 64, n), computed on a device."""
+    a, b, c = inputs(case)
+    device = torch.device(device)
+    steps, n = case.k // 32, case.config.n
+    a_places, a_fields, end = placed(case.layout, 64, steps, 0)
+    b_places, b_fields, end = placed(case.layout, n, steps, -(-end // ALIGN) * ALIGN)
+    split = [
+        np.ascontiguousarray(x.reshape(case.chains, -1, steps, 32).transpose(0, 2, 1, 3)) for x in (a, b)
+    ]
+    arrays = (
+        *split,
+        a_places.astype(np.int32),
+        b_places.astype(np.int32),
+        np.stack([a_fields, b_fields], 1),
+        c.view(np.int32),
+    )
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+    d = torch.full((case.chains, 64, n), 0x7FC0BEEF, dtype=torch.int32, device=device)
+    launch = Launch(
+        (case.chains, 1, 1),
+        (128, 1, 1),
+        (*tensors, d, steps, int(case.scale_d)),
+        shared=-(-end // ALIGN) * ALIGN,
+    )
+    kernel = jit.build(SOURCE, case.config, name="probe_wgmma", kernel="probe_wgmma")
+    machine = runtime.of(device)
+    machine.launch(machine.load(kernel, launch.shared, device), launch)
+    return d.cpu().numpy().view(np.uint32)
+
+
+def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
+    """Compute every case on a GPU and write one compressed file; how many elements it holds."""
+    about = {
+        **run,
+        "date": datetime.date.today().isoformat(),
+        "source_hash": hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16],
+    }
+    bits = {case.name: output(case, device) for case in cases()}
+    save(path, about, bits)
+    return sum(array.size for array in bits.values())

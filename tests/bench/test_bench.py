@@ -1,0 +1,648 @@
+"""minigemm beside its peers: shapes, who is missing and why, results, tables, pictures. Timings are made up where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import minigemm
+from minigemm import cli, hopper, quantize, views
+from minigemm.bench import cases, comparison, host, multicast, peers, report, rungs, shapes, timing
+from minigemm.bench.comparison import Reference
+from minigemm.bench.peers import PEERS, MiniGemm, Missing, Peer
+from minigemm.bench.shapes import contiguous, dense, masked
+from minigemm.types import Problem
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
+CPU = torch.device("cpu")
+CHIP = replace(hopper.H100, bandwidth=3e12)
+MACHINE = {"gpu": "NVIDIA H100 80GB HBM3", "driver": "580.1", "cuda": "13.0", "torch": "2.11", "sms": 132}
+TINY = (dense(40, 24, 64), contiguous(2, 20, 24, 64), masked(2, 20, 24, 64))
+
+
+class Stand(Peer):
+    """A peer that a test makes: it computes what minigemm does, unless it does something else."""
+
+    name, what, layouts = "stand", "a stand-in", ("dense", "contiguous", "masked")
+
+    def __init__(self, name="stand", does=None, **fields):
+        self.name, self.does = name, does
+        vars(self).update(fields)
+
+    def version(self):
+        return "1"
+
+    def prepare(self, case):
+        return self.does or MiniGemm().prepare(case)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """compare() with the emulator in the GPU's place and with times that count up: a call's number in microseconds, the first shape's first."""
+
+    def seconds(calls, device, rounds):
+        for call in calls.values():
+            call()
+        return {
+            name: [(number + 1) * 1e-6 * (1 + 0.1 * turn) for turn in range(rounds)]
+            for number, name in enumerate(calls)
+        }
+
+    monkeypatch.setattr(comparison, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(comparison, "identity", lambda device: MACHINE)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(comparison, "copy_bandwidth", lambda device: CHIP.bandwidth)
+    monkeypatch.setattr(comparison, "gpu_seconds", seconds)
+    monkeypatch.setattr(comparison, "_alive", lambda *arguments: None)
+    monkeypatch.setattr(cases, "make", lambda shape, device, make=cases.make: make(shape, CPU))
+    monkeypatch.setattr(
+        MiniGemm, "config", lambda self, shape, device, config=MiniGemm.config: config(self, shape, CPU)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- shapes
+
+
+def test_the_default_set():
+    """18 layers, and groups of rows as other libraries were timed with."""
+    assert len(shapes.DEFAULT) == len(set(shapes.DEFAULT)) == 28
+    by_layout = {
+        layout: [shape for shape in shapes.DEFAULT if shape.layout == layout]
+        for layout in ("dense", "contiguous", "masked")
+    }
+    assert [len(found) for found in by_layout.values()] == [18, 4, 6]
+    assert by_layout["dense"][0] == dense(64, 2112, 7168) and shapes.CALIBRATION in shapes.DEFAULT
+    counts = {
+        (shape.layout, shape.groups, shape.m): shape.counts
+        for shape in shapes.DEFAULT
+        if shape.layout != "dense"
+    }
+    assert counts == {
+        ("contiguous", 4, 8192): (8205, 10639, 6017, 9416), ("contiguous", 8, 4096): (4102, 5319, 3008, 4708, 4549, 4372, 4015, 4439),
+        ("masked", 1, 1024): (1206,), ("masked", 2, 512): (603, 506), ("masked", 4, 256): (301, 253, 239, 306),
+    }  # fmt: skip
+    assert [shape.rows for shape in by_layout["contiguous"]] == [34688, 34688, 35072, 35072]
+    assert {shape.rows for shape in by_layout["masked"]} == {4096, 8192, 16384}
+
+
+def test_parsing():
+    assert shapes.parse("64x2112x7168") == shapes.parse("64x2112x7168", "dense") == dense(64, 2112, 7168)
+    assert shapes.parse("4x8192x4096x7168", "contiguous") == contiguous(4, 8192, 4096, 7168)
+    assert shapes.parse("1x1x16x16", "masked") == masked(1, 1, 16, 16)
+    assert [str(shape) for shape in TINY] == ["40x24x64", "2x20x24x64", "2x20x24x64"]
+
+
+@pytest.mark.parametrize("text, layout, words", [
+    ("64x2112", None, "shape: expected MxNxK .* got '64x2112'"),
+    ("4x64x2112x7168", None, "GROUPSxMxNxK with --layout .* got '4x64x2112x7168'"),
+    ("64x2112x7168", "masked", "expected GROUPSxMxNxK for the layout masked, got '64x2112x7168'"),
+    ("0x2112x7168", None, "sizes of at least 1 and a K that is a multiple of 16, got '0x2112x7168'"),
+    ("64x2112x7160", None, "a multiple of 16, got '64x2112x7160'"),
+    ("-1x2112x7168", None, "got '-1x2112x7168'"),
+    ("axbxc", None, "got 'axbxc'"),
+    ("1x1x16", "sparse", "layout: expected one of dense, contiguous, masked, got 'sparse'"),
+])  # fmt: skip
+def test_bad_shapes(text, layout, words, capsys):
+    with pytest.raises(ValueError, match=words):
+        shapes.parse(text, layout)
+    if layout is None:
+        assert cli.main(["bench", f"--shape={text}"]) == 2
+        assert repr(text) in capsys.readouterr().err
+
+
+def test_the_floor_counts_what_must_move():
+    shape = dense(64, 2112, 7168)
+    moved = 64 * (7168 + 4 * 56) + 2112 * 7168 + 4 * 17 * 56 + 2 * 64 * 2112
+    assert shape.bytes == moved and shape.operations == 2 * 64 * 2112 * 7168
+    assert shape.floor(3e12, 2e15) == moved / 3e12 and shape.floor(3e15, 2e12) == shape.operations / 2e12
+    group = masked(1, 1024, 4096, 7168)
+    assert group.operations == 2 * 1206 * 4096 * 7168 and group.bytes < contiguous(1, 1206, 4096, 7168).bytes
+    row = comparison.row_of(shape, {"minigemm": [2e-5, 1e-5, 3e-5]}, CHIP)
+    assert row["floor_by"] == "bytes" and row["timed"]["minigemm"]["median_us"] == pytest.approx(20)
+    assert row["timed"]["minigemm"]["floor_share"] == pytest.approx(moved / 3e12 / 2e-5)
+    assert comparison.row_of(dense(4096, 4096, 7168), {}, CHIP)["floor_by"] == "operations"
+
+
+# ---------------------------------------------------------------------------------------------------- operands
+
+
+@pytest.mark.parametrize("shape", TINY, ids=lambda shape: shape.layout)
+def test_a_case_knows_right_from_wrong(shape):
+    case = cases.make(shape, CPU)
+    d = MiniGemm().prepare(case)()
+    assert case.error(d) < 3e-3
+    assert math.isnan(case.error(case.empty())) and not case.error(case.empty()) <= 1
+    assert case.error(d * 1.02) > 5e-3
+    assert torch.equal(case.a.view(torch.uint8), cases.make(shape, CPU).a.view(torch.uint8))
+    if shape.layout == "dense":
+        a, b = case.tensor_scaled
+        assert case.error(quantize.reference(a, b), "tensor") == 0
+    else:
+        with pytest.raises(ValueError, match="no product with one scale"):
+            case.error(d, "tensor")
+
+
+# ---------------------------------------------------------------------------------------------------- peers
+
+
+def test_peers_say_what_they_cannot_do():
+    by_name = {kind.name: kind() for kind in PEERS}
+    assert next(iter(by_name)) == "minigemm" and len(by_name) == len(PEERS) == 9
+    for name, peer in by_name.items():
+        assert peer.what and not peer.refuses(dense(64, 2048, 1024)), name
+    assert by_name["torchao"].refuses(TINY[1]) == "no contiguous layout"
+    assert (
+        by_name["deep_gemm"].refuses(dense(64, 100, 1040))
+        == "needs n a multiple of 64 and k a multiple of 128"
+    )
+    assert by_name["cublaslt_blocks"].refuses(dense(63, 2048, 1024)) == "needs m a multiple of 4"
+    with pytest.raises(ValueError, match="peer: expected one of minigemm, batch_invariant, .* got 'cublas'"):
+        peers.named(["cublas"])
+    assert [peer.name for peer in peers.named(["triton", "cutlass"])] == ["minigemm", "triton", "cutlass"]
+
+
+def test_batch_invariance_is_a_peer_whose_setting_ends_with_its_call(monkeypatch):
+    case = cases.make(TINY[0], torch.device("cpu"))
+    seen = []
+    monkeypatch.setattr(
+        peers.MiniGemm,
+        "prepare",
+        lambda self, case: lambda: seen.append(minigemm.get_batch_invariant()) or case.empty(),
+    )
+    call = peers.BatchInvariant().prepare(case)
+    call()
+    assert seen == [True] and minigemm.get_batch_invariant() is False
+
+
+def test_minigemms_own_deep_gemm_is_none(monkeypatch):
+    from minigemm.compat import deep_gemm
+
+    monkeypatch.setitem(sys.modules, "deep_gemm", deep_gemm)
+    with pytest.raises(Missing, match="is minigemm.compat.deep_gemm"):
+        peers.DeepGemm().version()
+
+
+@pytest.mark.parametrize("names", [
+    ("fp8_gemm_nt", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked"),
+    ("gemm_fp8_fp8_bf16_nt", "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous", "m_grouped_gemm_fp8_fp8_bf16_nt_masked"),
+], ids=["second", "first"])  # fmt: skip
+def test_either_generation_of_deep_gemm(monkeypatch, names):
+    """A stand-in that has its names, its argument order, and minigemm's results."""
+    from minigemm import api
+
+    module = ModuleType("deep_gemm")
+    module.__version__ = "9.9"
+    for name, call in zip(
+        names,
+        (api.fp8_gemm_nt, api.m_grouped_fp8_gemm_nt_contiguous, api.m_grouped_fp8_gemm_nt_masked),
+        strict=True,
+    ):
+        setattr(module, name, call)
+    monkeypatch.setitem(sys.modules, "deep_gemm", module)
+    peer = peers.DeepGemm()
+    assert peer.version() == "9.9, fp8_gemm_nt"
+    for shape in TINY:
+        case = cases.make(shape, CPU)
+        assert case.error(peer.prepare(case)()) < 3e-3
+    monkeypatch.setitem(sys.modules, "deep_gemm", ModuleType("deep_gemm"))
+    with pytest.raises(Missing, match="neither"):
+        peers.DeepGemm().version()
+
+
+def test_scales_as_cublaslt_wants_them(monkeypatch):
+    """float32, a column at a time, padded: checked against a product made from what the call gets."""
+    got = {}
+
+    def scaled_mm(a, b, sfa, kind_a, sfb, kind_b, output_dtype):
+        got.update(sfa=sfa, sfb=sfb, b=b)
+        return torch.zeros(a.shape[0], b.shape[1], dtype=output_dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_mm", scaled_mm, raising=False)
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "ScalingType",
+        SimpleNamespace(BlockWise1x128=4, BlockWise128x128=5),
+        raising=False,
+    )
+    case = cases.make(dense(64, 256, 640), CPU)
+    assert peers.CublasLtBlocks().prepare(case)().shape == (64, 256)
+    assert got["sfa"].shape == (64, 5) and got["sfa"].stride() == (1, 64) and got["b"].stride() == (1, 640)
+    assert (
+        got["sfb"].shape == (8, 2)
+        and got["sfb"].stride() == (1, 8)
+        and torch.equal(got["sfb"][:5], case.sfb.T)
+    )
+
+
+def test_cutlass_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(Missing, match="needs nvcc"):
+        peers.Cutlass().version()
+    fake = tmp_path / "nvcc"
+    fake.write_text("#!/bin/sh\necho 'cutlass_gemm.cu(3): error: no such thing' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("CUTLASS_PATH", raising=False)
+    with pytest.raises(Missing, match="needs CUTLASS's headers"):
+        peers.Cutlass().version()
+    (tmp_path / "include" / "cutlass").mkdir(parents=True)
+    (tmp_path / "include" / "cutlass" / "cutlass.h").touch()
+    monkeypatch.setenv("CUTLASS_PATH", str(tmp_path))
+    with pytest.raises(Missing, match="nvcc could not compile it: cutlass_gemm.cu.3.: error: no such thing"):
+        peers.Cutlass().version()
+
+
+# ---------------------------------------------------------------------------------------------------- timing
+
+
+def test_kernels_are_shared_out_by_flushes():
+    """A call may have any number of kernels; small fills, memsets and copies inside a call are not counted, and are no flush."""
+    flush = (
+        "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<unsigned char>>",
+        9e-5,
+    )
+    one, two = ("gemm", 5e-6), ("reduce", 1e-6)
+    a_round = [flush, ("Memset (Device)", 2e-6), one, two, flush, one]
+    work = [("gemm", 1.0)] + a_round * (3 + timing.WARM_UP)  # what ran before the first flush is nobody's
+    found = timing.shared_out(work, ["first", "second"], 3)
+    assert found == {"first": [pytest.approx(6e-6)] * 3, "second": [5e-6] * 3}
+    with pytest.raises(RuntimeError, match="saw 10 flushes of 6 x 2"):
+        timing.shared_out(work, ["first", "second"], 4)
+    with pytest.raises(RuntimeError, match="saw no kernel of first"):
+        timing.shared_out([flush] * 3, ["first"], 1)
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def test_a_comparison(on_cpu, capsys, tmp_path):
+    """All layouts by the emulator: everything is checked, what is wrong or fails is named and not timed."""
+
+    def fail():
+        raise RuntimeError("no kernel image\nis available")
+
+    wrong = Stand("wrong", lambda: torch.zeros(40, 24), layouts=("dense",))
+    lacking = Stand("lacking")
+    lacking.version = lambda: (_ for _ in ()).throw(Missing("needs a licence"))
+    absent = Stand("absent")
+    absent.version = lambda: __import__("nothing_of_that_name")
+    stored = []
+    results = comparison.compare(
+        TINY, [MiniGemm(), Stand(), wrong, Stand("failing", fail), lacking, absent, Stand("dense_only", layouts=("dense",))], rounds=3,
+        store=lambda found: stored.append(len(found["rows"])),
+    )  # fmt: skip
+    assert stored == [1, 2, 3]
+    assert results["skipped"] == {
+        "lacking": "needs a licence",
+        "absent": "nothing_of_that_name is not installed",
+    }
+    assert list(results["peers"]) == ["minigemm", "stand", "wrong", "failing", "dense_only"]
+    assert [row["layout"] for row in results["rows"]] == ["dense", "contiguous", "masked"]
+    first, second, _ = results["rows"]
+    assert list(first["timed"]) == ["minigemm", "stand", "dense_only"]
+    assert (
+        first["skipped"]["wrong"].startswith("wrong: relative error 1.0e+00")
+        and first["skipped"]["failing"] == "failed: RuntimeError: no kernel image"
+    )
+    assert second["skipped"]["dense_only"] == "no contiguous layout"
+    for row in results["rows"]:
+        assert {"BLOCK_M", "BLOCK_N", "STAGES"} <= row["config"].keys()
+        for number, timed in enumerate(row["timed"].values()):
+            assert timed["median_us"] == pytest.approx(1.1 * (number + 1)) and timed[
+                "fastest_us"
+            ] == pytest.approx(number + 1)
+            assert timed["rel_err"] < 3e-3 and timed["tflops"] == pytest.approx(
+                row["operations"] / timed["median_us"] / 1e6
+            )
+    assert results["means"]["dense"] == {"stand": pytest.approx(2), "dense_only": pytest.approx(3)}
+    json.dumps(results, allow_nan=False)
+    report.show(results)
+    printed = capsys.readouterr().out
+    for words in (
+        "40x24x64",
+        "2x20x24x64 masked",
+        "not timed: lacking: needs a licence",
+        "wrong",
+        "no kernel image",
+        "geometric mean, dense: stand 2.000",
+    ):
+        assert words in printed
+    picture = report.plot(results)
+    picture.save(tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").read_bytes().startswith(
+        b"\x89PNG"
+    ) and "40x24x64: minigemm" in picture.text
+    with pytest.raises(ValueError, match="at least one timed shape"):
+        report.plot({**results, "rows": []})
+
+
+def test_times_that_cannot_be_had_together(on_cpu, monkeypatch):
+    """Each is timed alone then, and whoever cannot be timed at all is named."""
+
+    def seconds(calls, device, rounds):
+        if "odd" in calls:
+            raise RuntimeError("the profiler saw no kernel")
+        return {name: [1e-6] * rounds for name in calls}
+
+    monkeypatch.setattr(comparison, "gpu_seconds", seconds)
+    (row,) = comparison.compare(TINY[:1], [MiniGemm(), Stand("odd")], rounds=2)["rows"]
+    assert (
+        row["alone"]
+        and list(row["timed"]) == ["minigemm"]
+        and row["skipped"] == {"odd": "could not be timed: RuntimeError: the profiler saw no kernel"}
+    )
+
+
+def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, capsys):
+    def gone(device, what, error):
+        raise comparison.Lost(f"{what} left the GPU unusable")
+
+    calls = iter([None, RuntimeError("illegal memory access")])
+
+    def sometimes(case):
+        if error := next(calls):
+            raise error
+        return MiniGemm().prepare(case)
+
+    breaking = Stand("breaking")
+    breaking.prepare = sometimes
+    monkeypatch.setattr(comparison, "_alive", gone)
+    results = comparison.compare(TINY, [MiniGemm(), breaking], rounds=1)
+    assert len(results["rows"]) == 1 and results["lost"] == "breaking at 2x20x24x64 left the GPU unusable"
+    report.show(results)
+    assert "stopped: breaking at 2x20x24x64" in capsys.readouterr().out
+
+
+def test_ratios_to_a_reference(tmp_path, on_cpu):
+    """This machine is twice as slow as the file's, by cuBLASLt; DG there is 3 and 12 us for two shapes, so 6 and 24 us here, over 1.5 us."""
+    other = dense(64, 48, 64)
+    file = tmp_path / "there.json"
+    entries = [
+        {"kind": "machine", "gpu": "NVIDIA H200"},
+        {
+            "kind": "dense",
+            "m": 4096,
+            "n": 4096,
+            "k": 7168,
+            "deep_gemm_us": 168.0,
+            "cublaslt_unscaled_us": 150.0,
+            "triton_us": None,
+        },
+        {"kind": "dense", "m": 40, "n": 24, "k": 64, "deep_gemm_us": 3.0},
+        {"kind": "dense", "m": 64, "n": 48, "k": 64, "deep_gemm_us": 12.0},
+        {"kind": "masked", "groups": 2, "m_per_group": 20, "n": 24, "k": 64, "deep_gemm_us": 0.75},
+        {"kind": "limits", "copy_gbps": 3023},
+    ]
+    file.write_text(json.dumps(entries))
+    reference = Reference.read(file)
+    assert (
+        reference.gpu == "NVIDIA H200" and reference.us(other) == 12 and reference.us(dense(1, 1, 16)) is None
+    )
+    rows = [comparison.row_of(shape, {"minigemm": [1.5e-6]}, CHIP) for shape in (TINY[0], other, *TINY[1:])]
+    rows.append(comparison.row_of(shapes.CALIBRATION, {"minigemm": [336e-6], "cublaslt": [300e-6]}, CHIP))
+    said = comparison._refer(rows, reference, CPU, 1)
+    assert said == {"file": "there.json", "gpu": "NVIDIA H200", "factor": pytest.approx(2), "error": ""}
+    assert [row.get("reference", {}).get("ratio") for row in rows] == [
+        pytest.approx(4),
+        pytest.approx(16),
+        None,
+        pytest.approx(1),
+        pytest.approx(1),
+    ]
+    assert comparison.means(rows)["dense"]["reference"] == pytest.approx((4 * 16 * 1) ** (1 / 3))
+    assert (
+        comparison.means(rows)["masked"] == {"reference": pytest.approx(1)}
+        and comparison.means(rows)["contiguous"] == {}
+    )
+    for wrong in ("{", '{"kind": 1}', "[1]", json.dumps(entries[2:])):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="reference: expected"):
+            Reference.read(file)
+
+
+# ---------------------------------------------------------------------------------------------------- commands
+
+
+@NO_GPU
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--peers"],
+        ["--host"],
+        ["--shape", "64x64x64", "--rounds", "3"],
+        ["--layout", "masked"],
+        ["--ladder"],
+        ["--multicast"],
+    ],
+)
+def test_without_a_gpu(arguments, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("minigemm: bench") and "needs a Hopper GPU" in line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--peer", "cublas"], "got 'cublas'"),
+    (["--rounds", "0"], "rounds: expected at least 1, got 0"),
+    (["--reference", "/nowhere.json"], "reference: expected a JSON list of timed shapes, got /nowhere.json"),
+    (["--json", "/nowhere/here.json"], "no folder /nowhere for here.json"),
+    (["--plot", "/nowhere/here.png"], "no folder /nowhere for here.png"),
+])  # fmt: skip
+def test_bad_options(arguments, words, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command(on_cpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(peers, "PEERS", (MiniGemm, Stand))
+    monkeypatch.setattr(
+        host, "host_time", lambda device: {"m": 64, "n": 128, "k": 256, "calls": 100, "same_us": 3.25}
+    )
+    file, picture = tmp_path / "all.json", tmp_path / "all.png"
+    arguments = [
+        "bench",
+        "--peers",
+        "--host",
+        "--shape",
+        "40x24x64",
+        "--shape",
+        "16x32x64",
+        "--rounds",
+        "2",
+        "--json",
+        str(file),
+        "--plot",
+        str(picture),
+    ]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "40x24x64" in printed and "the same tensors" in printed and "3.250 us" in printed
+    results = json.loads(file.read_text())
+    assert (
+        [row["m"] for row in results["rows"]] == [40, 16]
+        and results["host"]["same_us"] == 3.25
+        and picture.stat().st_size > 1000
+    )
+    assert (
+        results["machine"]["gpu"] == MACHINE["gpu"]
+        and results["date"]
+        and "median of 2 rounds" in results["protocol"]
+    )
+    assert cli.main(["bench", "--host", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == []
+    monkeypatch.setattr(MiniGemm, "tolerance", -1.0)
+    assert cli.main(["bench", "--shape", "40x24x64"]) == 1
+    assert "minigemm: wrong" in capsys.readouterr().out
+
+
+def test_host_time_as_text():
+    found = {
+        "m": 64,
+        "n": 128,
+        "k": 256,
+        "calls": 10000,
+        "same_us": 2.5,
+        "rotating_us": 3,
+        "new_m_us": 40,
+        "first_call_cold_s": 1.5,
+        "error": "no second",
+    }
+    text = host.as_text(found)
+    assert (
+        "10,000 calls of 64 x 128 x 256" in text
+        and "1.500 s" in text
+        and text.endswith("no second")
+        and len(text.splitlines()) == 6
+    )
+
+
+def test_the_ladder_still_says_what_it_needs():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a Hopper GPU"):
+            rungs.ladder()
+
+
+def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
+    """Every tile without clusters and with both kinds; gains against the same tile. The emulator in the GPU's place, times that are made up."""
+    monkeypatch.setattr(multicast, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(multicast, "identity", lambda device: MACHINE)
+    on_the_cpu = SimpleNamespace(
+        quantize=quantize.quantize, activations=lambda m, k, device: quantize.activations(m, k), weights=lambda n, k, device: quantize.weights(n, k),
+    )  # fmt: skip
+    monkeypatch.setattr(multicast, "quantize", on_the_cpu)
+    monkeypatch.setattr(
+        multicast,
+        "gpu_seconds",
+        lambda calls, device, rounds: {key: [1e-3 if key[0] == "none" else 8e-4] * rounds for key in calls},
+    )
+    monkeypatch.setattr(multicast, "PROBLEMS", (Problem(70, 72, 144),))
+    monkeypatch.setattr(multicast, "TILES", ({"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1},))
+    file = tmp_path / "multicast.json"
+    assert cli.main(["bench", "--multicast", "--json", str(file)]) == 0
+    assert "70x72x144" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert [(row["stage"], row["cluster"], round(row["gain"], 6)) for row in found["rows"]] == [
+        ("s08_persistent", "none", 0), ("s09_multicast", "along m", 0.25), ("s09_multicast", "along n", 0.25),
+    ]  # fmt: skip
+    assert found["machine"]["gpu"] == MACHINE["gpu"] and [
+        row["config"].get("CLUSTER_N") for row in found["rows"]
+    ] == [None, 1, 2]
+    assert (
+        "980" not in views.recorded_multicast(file).text and "(+25.0%)" in views.recorded_multicast(file).text
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_peers_on_a_gpu(tmp_path, capsys):
+    """Two small shapes and the grouped layouts: whoever is there is right and timed, whoever is not is named."""
+    file = tmp_path / "peers.json"
+    assert (
+        cli.main(
+            [
+                "bench",
+                "--shape",
+                "64x256x512",
+                "--shape",
+                "256x384x1024",
+                "--rounds",
+                "5",
+                "--json",
+                str(file),
+                "--plot",
+                str(tmp_path / "x.png"),
+            ]
+        )
+        == 0
+    )
+    with capsys.disabled():
+        print(capsys.readouterr().out)
+    results = json.loads(file.read_text())
+    assert set(results["peers"]) | set(results["skipped"]) == {kind.name for kind in PEERS}
+    assert results["machine"]["copy_bytes_per_s"] > 1e12 and not results["lost"]
+    for row in results["rows"]:
+        assert {"minigemm", "cublaslt"} <= row["timed"].keys()
+        for name, timed in row["timed"].items():
+            assert 1 < timed["median_us"] < 1000 and timed["rel_err"] < 5e-2, name
+        assert not [reason for reason in row["skipped"].values() if reason.startswith("wrong")]
+    for layout, shape in (("contiguous", "2x200x256x512"), ("masked", "2x200x256x512")):
+        assert (
+            cli.main(["bench", "--layout", layout, "--shape", shape, "--rounds", "5", "--json", str(file)])
+            == 0
+        )
+        (row,) = json.loads(file.read_text())["rows"]
+        assert row["layout"] == layout and 1 < row["timed"]["minigemm"]["median_us"] < 1000
+
+
+def test_fresh_processes(monkeypatch):
+    """Medians over processes, each pair of which has a cache of its own: the first finds nothing in it, the second what the first left."""
+    folders: dict[str, int] = {}
+
+    def run(command, env, **_):
+        kept = folders[env["MINIGEMM_CACHE_DIR"]] = folders.get(env["MINIGEMM_CACHE_DIR"], 0) + 1
+        assert env["CUDA_CACHE_PATH"] != os.environ.get("CUDA_CACHE_PATH")
+        return subprocess.CompletedProcess(
+            command, 0, f"a line of torch\n[3.0, {len(folders) / kept}, {10 * len(folders) / kept}]\n", ""
+        )
+
+    monkeypatch.setattr(host.subprocess, "run", run)
+    found = host._fresh(torch.device("cpu"))
+    assert list(folders.values()) == [2] * host.PROCESSES == [2, 2, 2]
+    assert (
+        found["first_call_cold_s"],
+        found["new_shape_cold_s"],
+        found["first_call_s"],
+        found["new_shape_s"],
+        found["import_s"],
+    ) == (2, 20, 1, 10, 3)
+    assert "first call of a process, empty cache           2.000 s" in host.as_text(
+        found | {"calls": 1, "m": 1, "n": 1, "k": 1}
+    )
+
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command, "", "Traceback\nRuntimeError: no room\n")
+
+    monkeypatch.setattr(host.subprocess, "run", fail)
+    assert host._fresh(torch.device("cpu")) == {"error": "a fresh process failed: RuntimeError: no room"}
+
+
+@pytest.mark.gpu
+def test_host_time_with_fresh_processes():
+    found = host.host_time(torch.device("cuda", torch.cuda.current_device()), calls=1000)
+    assert "error" not in found, found["error"]
+    assert found["first_call_s"] < found["first_call_cold_s"] < 60

@@ -1,0 +1,505 @@
+"""Repeated calls, prepared launches and precompilation. The driver is played by a stand-in where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import minigemm
+from minigemm import api, cli, quantize, runtime, types
+from minigemm.compiler import jit
+from minigemm.kernels import s10_grouped
+from minigemm.plan import prepared as plan
+from minigemm.plan.ahead import _configs, precompile
+from minigemm.runtime import cuda as cuda_runtime
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The emulator as a runtime that prepares launches, as the GPU's does; what was prepared, made of another one, and fired."""
+    seen = SimpleNamespace(made=0, replaced=[], fired=0)
+    emulated = runtime.of(CPU)
+
+    class Fire:
+        def __init__(self, loaded, launch):
+            self.loaded, self.launch = loaded, launch
+
+        def start(self):
+            seen.fired += 1
+            emulated.launch(self.loaded, self.launch)
+
+        def replaced(self, changes):
+            args = tuple(changes.get(place, arg) for place, arg in enumerate(self.launch.args))
+            seen.replaced.append(Fire(self.loaded, replace(self.launch, args=args)))
+            return seen.replaced[-1]
+
+    def prepare(loaded, launch):
+        seen.made += 1
+        return Fire(loaded, launch)
+
+    monkeypatch.setattr(emulated, "prepare", prepare, raising=False)
+    plan.clear()
+    yield seen
+    plan.clear()
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """How often a call was checked in full."""
+    counts = []
+    real = api._operands
+    monkeypatch.setattr(api, "_operands", lambda *arguments: counts.append(arguments) or real(*arguments))
+    return counts
+
+
+def operands(m=20, n=24, k=256):
+    a, b = (
+        quantize.quantize(quantize.activations(m, k), "1x128"),
+        quantize.quantize(quantize.weights(n, k), "128x128"),
+    )
+    return (a.data, a.scale), (b.data, b.scale)
+
+
+def test_a_repeated_call_is_a_look_up(prepared, checked):
+    a, b = operands()
+    d, other = torch.zeros(20, 24).bfloat16(), torch.zeros(20, 24).bfloat16()
+    expected = minigemm.fp8_gemm_nt(a, b).clone()
+    checked.clear()
+    for out in (d, other, d, other, d):
+        out.zero_()
+        assert minigemm.fp8_gemm_nt(a, b, out) is out and torch.equal(out, expected)
+    assert (
+        not checked and prepared.made == 1 and len(prepared.replaced) == 2 and prepared.fired == 6
+    )  # the first call with each replaces addresses
+    held = quantize.Quantized(*a, "1x128"), quantize.Quantized(*b, "128x128")
+    minigemm.fp8_gemm_nt(*held, d)
+    assert not checked and len(prepared.replaced) == 2
+
+
+def test_what_an_address_does_not_say(prepared, checked):
+    """The same memory with other sizes, strides or dtypes is another call, and may be a bad one."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    expected = d.clone()
+    with pytest.raises(TypeError, match=r"a\[1\]: expected float32, got torch.int32"):
+        minigemm.fp8_gemm_nt((a[0], a[1].view(torch.int32)), b, d)
+    with pytest.raises(TypeError, match=r"b\[0\]: expected float8_e4m3fn, got torch.uint8"):
+        minigemm.fp8_gemm_nt(a, (b[0].view(torch.uint8), b[1]), d)
+    with pytest.raises(ValueError, match=r"a\[1\]: expected shape \(20, 2\)"):
+        minigemm.fp8_gemm_nt((a[0], a[1][:19]), b, d)
+    with pytest.raises(ValueError, match=r"d: expected shape \(20, 24\), got \(24, 20\)"):
+        minigemm.fp8_gemm_nt(a, b, d.view(24, 20))
+    with pytest.raises(ValueError, match="row-major scales that do not overlap"):
+        minigemm.fp8_gemm_nt(a, (b[0].expand(24, 256), torch.ones(1).expand(1, 2)), d)
+    short = d[:7]
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0][:7], a[1][:7]), b, short), expected[:7])
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0][:7], a[1][:7].contiguous()), b), expected[:7])
+
+
+def test_scales_that_are_laid_out_each_time(prepared):
+    """The copy's memory comes from torch's cache, so its address repeats; a launch is only prepared for where it lies."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    expected = minigemm.fp8_gemm_nt(a, b)
+    row_major = a[1].contiguous()
+    for _ in range(3):
+        assert torch.equal(minigemm.fp8_gemm_nt((a[0], row_major), b, d), expected)
+    row_major.mul_(2)
+    assert torch.equal(minigemm.fp8_gemm_nt((a[0], row_major), b, d), 2 * expected)
+
+
+def test_new_values_in_the_same_place(prepared, checked):
+    """Nothing of the data is remembered."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    first = minigemm.fp8_gemm_nt(a, b, d).clone()
+    a[1].mul_(2)
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d), 2 * first) and len(checked) == 1
+
+
+def test_settings_make_new_plans(prepared):
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    minigemm.set_num_sms(1)
+    try:
+        minigemm.fp8_gemm_nt(a, b, d)
+        assert prepared.made == 2
+    finally:
+        minigemm.set_num_sms(None)
+
+
+@pytest.fixture
+def batch_invariant():
+    """All layouts sum alike."""
+    minigemm.set_batch_invariant(True)
+    yield
+    minigemm.set_batch_invariant(False)
+
+
+def test_calls_that_differ_in_an_option(prepared, batch_invariant):
+    a, b = operands()
+    d = torch.zeros(20, 24)
+    product = minigemm.fp8_gemm_nt(a, b, d).clone()
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d, d), product + product)
+    assert torch.equal(minigemm.fp8_gemm_nt(a, b, d), product)
+    assert (
+        torch.equal(minigemm.fp8_gemm_nt(a, b, d, d), product + product)
+        and prepared.made == 2
+        and prepared.fired == 4
+    )
+    stacked = (b[0][None], b[1][None])
+    ids = torch.tensor([0] * 12 + [-1] * 8, dtype=torch.int32)
+    for padding, expected in ((True, 0.0), (False, 5.0), (True, 0.0), (False, 5.0)):
+        d.fill_(5)
+        minigemm.m_grouped_fp8_gemm_nt_contiguous(a, stacked, d, ids, ensure_zero_padding=padding)
+        assert torch.equal(d[:12], product[:12]) and (d[12:] == expected).all()
+    assert prepared.made == 4
+    counts = torch.tensor([3], dtype=torch.int32)
+    grouped, out = ((a[0][None], a[1][None]), torch.zeros(1, 20, 24))
+    for count in (3, 0, 20):  # read by the kernel, not by the call
+        counts.fill_(count)
+        out.fill_(5)
+        minigemm.m_grouped_fp8_gemm_nt_masked(grouped, stacked, out, counts, 8)
+        assert torch.equal(out[0, :count], product[:count]) and (out[0, count:] == 5).all()
+
+
+def test_there_is_an_end_to_what_is_kept(prepared, monkeypatch):
+    monkeypatch.setattr(plan, "PREPARED_LIMIT", 3)
+    a, b = operands(4, 8, 32)
+    outs = [torch.zeros(4, 8, dtype=torch.bfloat16) for _ in range(8)]
+    for d in outs:
+        minigemm.fp8_gemm_nt(a, b, d)
+    assert len(plan._prepared) <= 3 and all(torch.equal(d, outs[0]) for d in outs)
+
+
+def test_an_error_of_a_launch_is_not_swallowed(prepared):
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    (key,) = plan._prepared
+
+    def broken():
+        raise RuntimeError("launch: CUDA_ERROR_UNKNOWN")
+
+    plan._prepared[key] = plan._prepared[key][0], broken
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_UNKNOWN"):
+        minigemm.fp8_gemm_nt(a, b, d)
+
+
+# ---------------------------------------------------------------------------------------------------- another m
+
+
+def told(arg):
+    """A parameter as it can be compared."""
+    if isinstance(arg, types.TensorMap):
+        return told(arg.tensor), arg.tensor.shape, arg.tensor.stride(), arg.box, arg.swizzle
+    if isinstance(arg, torch.Tensor):
+        return arg.data_ptr()
+    return arg.value if isinstance(arg, ctypes._SimpleCData) else arg
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("add", [False, True])
+def test_another_m_changes_in_a_launch_what_its_description_would(prepared, checked, monkeypatch, dtype, add):
+    """Whatever the kernel's parameters are, and in whatever order; and nothing of it is checked or described again."""
+    monkeypatch.setattr(runtime.of(CPU), "launch", lambda loaded, launch: None)
+    a, b = operands(200, 40, 272)
+    out = torch.zeros(200, 48, dtype=dtype)[:, :40]
+    for first, others in ((100, (65, 66, 127, 128)), (5, (2, 63, 64)), (129, (192, 130))):
+        for m in (first, *others):
+            x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
+            minigemm.fp8_gemm_nt(x, b, d, d if add else None)
+            if m != first:
+                call = plan.Call("dense", m, 40, 272, out_fp32=dtype == torch.float32, accumulate=add)
+                expected, made = (
+                    plan.describe(call, plan.config_for(call, CPU), (*x, *b, d)),
+                    prepared.replaced[-1].launch,
+                )
+                assert (made.grid, made.block, made.shared, made.cluster) == (
+                    expected.grid,
+                    expected.block,
+                    expected.shared,
+                    expected.cluster,
+                )
+                assert [told(arg) for arg in made.args] == [told(arg) for arg in expected.args]
+    assert len(checked) == prepared.made == 3 and len(prepared.replaced) == 9 and prepared.fired == 12
+
+
+def test_another_m_gives_its_own_result(prepared, checked):
+    a, b = operands(60)
+    expected = minigemm.fp8_gemm_nt(a, b)
+    minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+    checked.clear()
+    for m in (59, 2, 33):
+        for scale in (
+            minigemm.to_m_major(a[1][:m]),
+            a[1][:m].contiguous(),
+        ):  # the second is laid out first, behind the checks
+            d = torch.zeros(m, 24, dtype=torch.bfloat16)
+            for _ in range(2):
+                assert torch.equal(minigemm.fp8_gemm_nt((a[0][:m], scale), b, d), expected[:m])
+    held = (
+        quantize.Quantized(a[0][:40], minigemm.to_m_major(a[1][:40]), "1x128"),
+        quantize.Quantized(*b, "128x128"),
+    )
+    d = torch.zeros(40, 24, dtype=torch.bfloat16)
+    assert torch.equal(minigemm.fp8_gemm_nt(*held, d), expected[:40])
+    assert prepared.made <= 2 and len(checked) <= 6
+
+
+def test_another_m_that_is_wrong(prepared):
+    a, b = operands(60)
+    memory = torch.zeros(64 * 1024, dtype=torch.uint8)
+    d = torch.zeros(60, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    x, scale, out = a[0][:50], minigemm.to_m_major(a[1][:50]), d[:50]
+    inside = memory[: 50 * 256].view(torch.float8_e4m3fn).view(50, 256)
+    for message, arguments in (
+        (r"a\[1\]: expected shape \(50, 2\)", ((x, a[1]), b, out)),
+        (r"d: expected shape \(50, 24\), got \(51, 24\)", ((x, scale), b, d[:51])),
+        (
+            r"a\[0\]: expected a 16-byte aligned start",
+            ((memory[8 : 8 + 50 * 256].view(torch.float8_e4m3fn).view(50, 256), scale), b, out),
+        ),
+        (
+            "d: expected memory of its own, got a tensor that overlaps a",
+            ((inside, scale), b, memory[: 50 * 48].view(torch.bfloat16).view(50, 24)),
+        ),
+        (r"a\[0\]: expected a row stride", ((x.expand(50, 256)[:1].expand(50, 256), scale), b, out)),
+        ("a.granularity: expected '1x128', got '128x128'", (quantize.Quantized(x, scale, "128x128"), b, out)),
+        (
+            "b.granularity: expected '128x128', got 'tensor'",
+            ((x, scale), quantize.Quantized(*b, "tensor"), out),
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            minigemm.fp8_gemm_nt(*arguments)
+    with pytest.raises(TypeError, match=r"a\[0\]: expected float8_e4m3fn"):
+        minigemm.fp8_gemm_nt((x.view(torch.uint8), scale), b, out)
+    assert not prepared.replaced
+
+
+def test_another_m_where_a_launch_leaves_a_doubt(prepared):
+    """m is also n, or a and b begin at the same address: the next one is described anew."""
+    (data, scale), b = operands(24, 24)
+    for doubtful in ((data, b[0], 24), (b[0], b[0], 20)):
+        plan.clear()
+        prepared.made, prepared.replaced[:] = 0, []
+        for x, y, m in (doubtful, (data, b[0], 16), (data, b[0], 18)):
+            minigemm.fp8_gemm_nt(
+                (x[:m], minigemm.to_m_major(scale[:m])), (y, b[1]), torch.zeros(m, 24, dtype=torch.bfloat16)
+            )
+        assert prepared.made == 2 and len(prepared.replaced) == 1
+
+
+def test_another_m_under_other_settings(prepared):
+    a, b = operands(60)
+    try:
+        for number in (None, 1):
+            minigemm.set_num_sms(number)
+            minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+        minigemm.fp8_gemm_nt(
+            (a[0][:50], minigemm.to_m_major(a[1][:50])), b, torch.zeros(50, 24, dtype=torch.bfloat16)
+        )
+        assert prepared.made == 2 and prepared.replaced[0].launch.grid == (1, 1, 1)
+    finally:
+        minigemm.set_num_sms(None)
+
+
+# ---------------------------------------------------------------------------------------------------- the GPU's prepared launch
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver that notes what it is told, and reads the parameters through their addresses as the real one does."""
+    told = SimpleNamespace(launches=[], contexts=[], errors=[], capture=[], maps=[], counts=(), device=1)
+
+    class Map:
+        def __init__(self, tensor):
+            self.buffer = ctypes.create_string_buffer(128)
+            self.buffer[:8] = tensor.data_ptr().to_bytes(8, "little")
+
+        def getPtr(self):
+            return ctypes.addressof(self.buffer)
+
+    def launch(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        addresses = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
+        values = [ctypes.cast(addresses[i], ctypes.POINTER(kind))[0] for i, kind in enumerate(told.counts)]
+        told.launches.append(((gx, gy, gz), (bx, by, bz), shared, stream, values))
+        return (told.errors.pop(0) if told.errors else 0,)
+
+    fake = SimpleNamespace(
+        cuLaunchKernel=launch, CUresult=SimpleNamespace(CUDA_SUCCESS=0), cuGetErrorName=lambda error: (0, b"CUDA_ERROR_X"),
+        cuGetErrorString=lambda error: (0, b"x"),
+    )  # fmt: skip
+
+    def current(index):
+        told.contexts.append(index)
+        return nullcontext()
+
+    monkeypatch.setattr(cuda_runtime, "_driver", lambda: fake)
+    monkeypatch.setattr(cuda_runtime, "_current", current)
+    monkeypatch.setattr(cuda_runtime, "tensor_map", lambda description: Map(description.tensor))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: told.device, raising=False)
+    return told
+
+
+def description(tensor):
+    args = (types.TensorMap(tensor, (8,)), tensor, 5, ctypes.c_int64(1 << 40), 0.5)
+    return types.Launch((3, 2, 1), (128, 1, 1), args, 4096)
+
+
+def test_a_prepared_launch_tells_the_driver_what_a_launch_does(driver):
+    tensor = torch.zeros(64)
+    driver.counts = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_float)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(tensor))
+    driver.contexts.clear()
+    for _ in range(3):
+        fire.start()
+    expected = ((3, 2, 1), (128, 1, 1), 4096, 7001, [tensor.data_ptr(), tensor.data_ptr(), 5, 1 << 40, 0.5])
+    assert driver.launches == [expected] * 3
+    assert not driver.contexts  # the device is the current one: its context was not entered
+
+
+def test_a_prepared_launch_of_another_one(driver):
+    tensor, other = torch.zeros(64), torch.zeros(64)
+    driver.counts = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_float)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(tensor))
+    changed = fire.replaced({0: types.TensorMap(other, (8,)), 2: 7})
+    del tensor
+    for each in (fire, changed, fire):
+        each.start()
+    before, after, again = (values for *_, values in driver.launches)
+    assert before == again and after == [other.data_ptr(), before[1], 7, *before[3:]]
+    assert driver.launches[0][:4] == driver.launches[1][:4]
+
+
+def test_another_current_device_or_a_thread_without_context(driver):
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 0, None), description(torch.zeros(64)))
+    driver.contexts.clear()
+    fire.start()
+    assert driver.contexts == [0] and len(driver.launches) == 1
+    driver.device = 0
+    driver.errors[:] = [201]  # invalid context: launched again, inside the right one
+    fire.start()
+    assert driver.contexts == [0, 0] and len(driver.launches) == 3
+    driver.errors[:] = [719, 719]
+    with pytest.raises(RuntimeError, match=r"launch: CUDA_ERROR_X \(x\)"):
+        fire.start()
+
+
+def test_a_launch_of_clusters(driver, monkeypatch):
+    starts = []
+    monkeypatch.setattr(cuda_runtime, "_launch_clusters", lambda *arguments: starts.append(arguments) or (0,))
+    launch = types.Launch((4, 1, 1), (128, 1, 1), (3,), 64, cluster=(2, 1, 1))
+    cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch).start()
+    assert starts[0][:3] == (("function", 4, 1, 1, 128, 1, 1, 64), (2, 1, 1), 7001)
+
+
+def test_threads_share_a_prepared_launch(driver):
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(torch.zeros(64)))
+    threads = [threading.Thread(target=lambda: [fire.start() for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(driver.launches) == 200
+
+
+# ---------------------------------------------------------------------------------------------------- precompilation
+
+
+def test_precompile(tmp_path, monkeypatch, capsys):
+    """Into an empty cache, then out of it; one m needs one kernel, any m a few."""
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    (kernel,) = precompile([(20, 24, 256)], device="cpu")
+    assert kernel.name == s10_grouped.stage.name and kernel.cubin and kernel.origin == "compiled"
+    assert "1/1" in capsys.readouterr().out
+    compiled = []
+    monkeypatch.setattr(jit, "_compile", lambda *arguments: compiled.append(arguments))
+    a, b = operands()
+    minigemm.fp8_gemm_nt(a, b)
+    assert not compiled
+    again = precompile([(20, 24, 256), (20, 24, 256)], device="cpu", progress=False)
+    assert [each.key for each in again] == [kernel.key]
+    assert capsys.readouterr().out == ""
+    plan.clear()
+
+
+def test_precompile_as_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    assert cli.main(["precompile", "20,24,256"]) == 0
+    assert "1 kernels, 1 of them compiled now" in capsys.readouterr().out
+    assert cli.main(["precompile", "20,24,256", "--layout", "contiguous", "--groups", "2", "--psum"]) == 0
+    assert "1 kernels, 1 of them compiled now" in capsys.readouterr().out
+    assert (
+        cli.main(["precompile", "20x24"]) == 2 and "expected shapes like 2112,7168" in capsys.readouterr().err
+    )
+    assert cli.main(["precompile", "20,24"]) == 2 and "k that is a multiple of 16" in capsys.readouterr().err
+    plan.clear()
+
+
+def test_what_is_precompiled():
+    assert (
+        len(_configs([(64, 2112, 7168), (64, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU))
+        == 1
+    )
+    every = _configs([(2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)
+    assert 1 < len(every) <= 12
+    for m in (1, 100, 5000):
+        assert set(_configs([(m, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)) <= set(every)
+    (masked,) = _configs([(64, 512, 512)], "masked", 8, False, torch.float32, True, CPU)
+    assert masked.out_fp32 and masked.accumulate
+    assert masked == plan.config_for(plan.Call("masked", 64, 512, 512, 8, 0, True, True), CPU)
+    for sums, layout in ((False, s10_grouped.CONTIGUOUS), (True, s10_grouped.PREFIX_SUMS)):
+        every = _configs([(512, 512)], "contiguous", 8, sums, torch.bfloat16, False, CPU)
+        assert {config.layout for config in every} == {layout}
+        assert plan.config_for(plan.Call("contiguous", 3000, 512, 512, 8, prefix_sums=sums), CPU) in every
+
+
+@pytest.mark.slow
+def test_precompile_in_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    plan.clear()
+    kernels = precompile([(64, 512, 512), (64, 4096, 512)], device="cpu", processes=2, progress=False)
+    assert {kernel.origin for kernel in kernels} <= {"disk", "memory"} and len(kernels) == 2
+    plan.clear()
+
+
+def test_a_process_that_fails_is_not_missed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_built", {})
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    plan.clear()
+    (kernel,) = precompile([(64, 512, 512)], device="cpu", processes=2, progress=False)
+    assert kernel.cubin
+    plan.clear()
+
+
+@pytest.mark.slow
+def test_a_process_that_works():
+    code = "from minigemm.plan.ahead import work; work()"
+    told = '[{"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1}]'
+    run = subprocess.run(
+        [sys.executable, "-c", code, told], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert run.stdout == "\n"
