@@ -6,20 +6,73 @@ Nothing here imports the rest of minigemm, and nothing here computes.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["CompileError", "Config", "HazardWarning", "Launch", "Legality", "Problem", "TensorMap"]
+__all__ = [
+    "CompileError",
+    "Config",
+    "HazardWarning",
+    "Launch",
+    "Layout",
+    "Legality",
+    "Problem",
+    "Product",
+    "TensorMap",
+]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The size of one product: `d (m, n) = a (m, k) @ b (n, k).T`, in elements."""
+class Layout(IntEnum):
+    """How the rows of a and d belong to groups. The values are those that the kernel knows (scheduler.cuh)."""
+
+    DENSE = 0
+    """One product: all rows of a meet the same b."""
+    CONTIGUOUS = 1
+    """The rows of all groups lie in one a; an int32 for each row names its group, -1 padding."""
+    PREFIX_SUMS = 2
+    """The rows of all groups lie in one a; an int32 for each group says where the group ends."""
+    MASKED = 3
+    """Each group has a buffer of m rows; an int32 for each group counts the rows that are in use."""
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+class Product(NamedTuple):
+    """One product `d = a @ b.T`, or the products of several groups in one call. Sizes count elements.
+
+    Attributes:
+        m: rows of a and d: of all groups together, or in a MASKED layout of each group's buffer.
+        n: rows of each group's b, which are columns of d.
+        k: columns of a and b.
+        layout: how rows belong to groups.
+        groups: how many weights b holds; 1 for a DENSE product.
+        expected_m: the rows that a MASKED group is expected to use; 0 stands for all m. It chooses the tile.
+        alignment: groups begin at multiples of that many rows; 1 where they begin anywhere.
+        out_fp32: d is float32 instead of bfloat16.
+        accumulate: the product is added to what d holds.
+        zero_padding: rows of no group are written as zeros.
+
+    A tuple, not a dataclass, because each call with a new m makes and hashes one.
+    """
 
     m: int
     n: int
     k: int
+    layout: Layout = Layout.DENSE
+    groups: int = 1
+    expected_m: int = 0
+    alignment: int = 128
+    out_fp32: bool = False
+    accumulate: bool = False
+    zero_padding: bool = True
+
+
+#: The name that a dense product had before there were others.
+Problem = Product
 
 
 @dataclass(frozen=True)

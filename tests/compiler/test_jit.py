@@ -256,7 +256,7 @@ def test_eight_processes_compile_a_kernel_once(place: Path) -> None:
     code = f"""
         import os, time
         from pathlib import Path
-        from minigemm import jit
+        from minigemm.compiler import jit
         from minigemm.types import Config
 
         begin = time.time() + 0.5
