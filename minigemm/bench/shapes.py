@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from ..layout import ceil_div, round_up
-from ..plan.cost import LAYOUTS
+from ..plan.ahead import LAYOUTS
 from ..quantize import BLOCK
 
 __all__ = ["CALIBRATION", "DEFAULT", "Shape", "contiguous", "dense", "masked", "parse"]

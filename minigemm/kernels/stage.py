@@ -99,13 +99,15 @@ class Stage:
         if problem.m == 0 or problem.n == 0 or problem.k == 0:
             return torch.zeros(problem.m, problem.n, dtype=out_dtype, device=device)
         d = torch.empty(problem.m, problem.n, dtype=out_dtype, device=device)
-        launch = self.launch(a, b, d, problem, config)
-        kernel = jit.build(
-            self.source if source is None else Path(source), config, name=self.name, kernel=self.kernel
-        )
-        machine = runtime.of(device)
-        machine.launch(machine.load(kernel, launch.shared, device), launch)
+        self.run(self.launch(a, b, d, problem, config), config, device, source)
         return d
+
+    def run(
+        self, launch: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Compile the stage's kernel, or the reader's own `source`, under `config`, and launch it as described."""
+        path = self.source if source is None else Path(source)
+        runtime.run(jit.build(path, config, name=self.name, kernel=self.kernel), launch, device)
 
     def check(
         self,

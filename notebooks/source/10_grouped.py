@@ -400,8 +400,9 @@ b3 = up[0][:3, :128].contiguous(), up[1][:3, :1].contiguous()
 
 def run(source=None):
     d = torch.zeros(sum(few), 128, dtype=torch.bfloat16)
-    tile = s10_grouped.Config(128, 64, stages=2, consumers=2, ctas=1)
-    s10_grouped.grouped_contiguous(rows3.data, rows3.scale, *b3, d, ids3, tile, alignment=1, source=source)
+    tile = s10_grouped.Config(128, 64, stages=2, consumers=2, ctas=1, layout=s10_grouped.CONTIGUOUS)
+    launch = s10_grouped.launch_contiguous(rows3.data, rows3.scale, *b3, d, ids3, tile)
+    s10_grouped.stage.run(launch, tile, d.device, source)
     return d
 
 

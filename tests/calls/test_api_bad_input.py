@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 import minigemm
-from minigemm import checks, quantize, runtime
+from minigemm import api, checks, quantize, runtime
 from minigemm.compiler import jit
 from minigemm.kernels import s07_promoted, s10_grouped
 from minigemm.layout import ceil_div, empty_m_major
-from minigemm.plan import prepared
 from minigemm.plan.ahead import precompile
 from minigemm.quantize import Quantized
 
@@ -331,9 +326,9 @@ def test_ids_may_be_anything_where_only_the_kernel_reads_them(monkeypatch):
         minigemm.m_grouped_fp8_gemm_nt_contiguous(A, GB, None, OK)
     assert len(read) == 1  # these are CPU tensors
     monkeypatch.setenv("MINIGEMM_DEBUG", "1")
-    assert prepared.debugging()
+    assert api.debugging()
     monkeypatch.setenv("MINIGEMM_DEBUG", "0")
-    assert not prepared.debugging()
+    assert not api.debugging()
 
 
 def test_what_is_no_mistake():
@@ -351,16 +346,3 @@ def test_what_is_no_mistake():
     checks.check_overlap(memory[:, :32], {"c": memory[:, 32:], "other": torch.zeros(3)})
     with pytest.raises(ValueError, match="overlaps c"):
         checks.check_overlap(memory[:, :33], {"c": memory[:, 32:]})
-
-
-def test_debugging_is_read_from_the_environment():
-    code = "from minigemm import api; print(api._debug)"
-    for value, expected in (("1", "True"), ("0", "False"), ("", "False")):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "MINIGEMM_DEBUG": value},
-        )
-        assert run.stdout.strip() == expected

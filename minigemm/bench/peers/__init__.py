@@ -23,7 +23,9 @@ import torch
 
 from ... import api, store
 from ...layout import round_up
-from ...plan import prepared
+from ...plan import choose
+from ...plan.ahead import LAYOUTS
+from ...types import Product
 from ..cases import Case
 from ..shapes import Shape
 
@@ -96,9 +98,10 @@ class MiniGemm(Peer):
         """The constants of the config that the call chooses."""
         m = shape.rows_per_group if shape.layout == "masked" else shape.rows
         expected = shape.m if shape.layout == "masked" else 0
-        return prepared.config_for(
-            prepared.Call(shape.layout, m, shape.n, shape.k, shape.groups, expected), device
-        ).constants()
+        product = Product(
+            m, shape.n, shape.k, LAYOUTS[shape.layout], shape.groups, expected, choose.settings().alignment
+        )
+        return choose.config_for(product, device).constants()
 
 
 class BatchInvariant(Peer):
