@@ -19,8 +19,8 @@ import torch
 from .. import store
 from .clusters import PORTABLE
 from .errors import EmulatorError
-from .machine import block as machine
-from .machine import copies, host_calls, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
+from .machine import running, tensor_core
+from .machine.kernel import Kernel, Memory
 from .machine.tma import TensorMap
 from .ptx.parse import Function, Module, inline_calls, parse
 from .translate import native
@@ -110,29 +110,30 @@ def launch(
             f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {limit} that a CTA of a Hopper GPU can have"
         )
     _check_directives(program.function, block3)
-    memory = machine.Memory()
+
+    # Memory: the arguments, the parameters that hold them, the module's variables.
+    memory = Memory()
     parameters = _parameters(program.function, args, memory)
     memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
     symbols = _module_variables(translated.module, program, memory, variables or {})
-    counts = np.zeros(max(1, len(program.blocks)), np.uint64)
-    collector = (
-        profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)
-        if profile
-        else None
-    )
-    run = machine.Kernel(
-        program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
-        cluster3, cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives, fast,
-        (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None,
+
+    # Run it. What was seen before an error is in the error's report.
+    collector = None
+    if profile:
+        collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)
+    rates = (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None
+    explicit = cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives
+    run = Kernel(
+        program, translated.native, grid3, block3, cluster3, explicit, shared, parameters, symbols, memory,
+        schedule, instruction_limit, hazards, fast, collector, rates,
     )  # fmt: skip
-    run.lengths = np.array([length for _, length in program.blocks] or [0], np.float64)
     if any(site.accumulators for site in program.sites):
         tensor_core.prepare()  # its time is not the kernel's
     started = time.perf_counter()
     try:
-        machine.run(run)
+        running.run(run)
     except EmulatorError as error:
-        error.report = _report(run, translated, time.perf_counter() - started)  # what was seen up to there
+        error.report = _report(run, translated, time.perf_counter() - started)
         raise
     return _report(run, translated, time.perf_counter() - started)
 
@@ -274,7 +275,7 @@ def _entry(module: Module, kernel: str | None) -> str:
 # ---------------------------------------------------------------------------------------------------- arguments
 
 
-def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory) -> np.ndarray:
+def _parameters(function: Function, args: Sequence[Any], memory: Memory) -> np.ndarray:
     if len(args) != len(function.parameters):
         raise ValueError(
             f"args: {function.name} takes {len(function.parameters)} parameters, got {len(args)} arguments"
@@ -293,7 +294,7 @@ def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory)
     return buffer
 
 
-def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memory) -> bytes:
+def _argument(name: str, size: int, kind: str, value: Any, memory: Memory) -> bytes:
     """The bytes of one argument for a parameter of that size and PTX type ("" for a structure). ``name``: what messages call it."""
     if kind in ("f32", "f64") and isinstance(value, (bool, int, np.integer)):
         value = float(value)
@@ -332,7 +333,7 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
     )
 
 
-def _add_tensor(name: str, tensor: torch.Tensor, memory: machine.Memory) -> None:
+def _add_tensor(name: str, tensor: torch.Tensor, memory: Memory) -> None:
     if tensor.device.type != "cpu":
         raise ValueError(f"{name}: the emulator takes CPU tensors, got one on {tensor.device}")
     if tensor.numel():
@@ -358,7 +359,7 @@ class _Owner:
 
 
 def _module_variables(
-    module: Module, program: Program, memory: machine.Memory, given: Mapping[str, Any]
+    module: Module, program: Program, memory: Memory, given: Mapping[str, Any]
 ) -> np.ndarray:
     """Memory for ``__device__`` and ``__constant__`` variables, fresh for each launch; their addresses in the program's order."""
     every = {
@@ -399,7 +400,7 @@ def _module_variables(
 # ---------------------------------------------------------------------------------------------------- report
 
 
-def _report_registers(run: machine.Kernel) -> None:
+def _report_registers(run: Kernel) -> None:
     """What the analysis of the tensor core's registers found, where the kernel really came by."""
     code = run.program.function.code
     executed = {
@@ -446,7 +447,7 @@ def _report_registers(run: machine.Kernel) -> None:
     run.hazard_list += kept.values()
 
 
-def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Report:
+def _report(run: Kernel, translated: Translated, seconds: float) -> Report:
     if run.hazards:
         _report_registers(run)
     code = run.program.function.code

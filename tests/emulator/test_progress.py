@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minigemm import emulator
-from minigemm.emulator.machine import block
+from minigemm.emulator.machine import progress
 from tests.emulator.nvrtc import ptx
 
 SCHEDULES = ("late", "early", 1, 2)
@@ -182,7 +182,7 @@ def test_a_queue_that_is_emptied_by_all():
 
 
 def test_a_loop_that_only_counts_ends_at_the_limit(monkeypatch):
-    monkeypatch.setattr(block, "MANY_ROUNDS", 1000)
+    monkeypatch.setattr(progress, "MANY_ROUNDS", 1000)
     with pytest.raises(emulator.EmulatorError, match="no end after"):
         launch("int n = 0; while (f[0] == 0) { ++n; __nanosleep(1); } o[0] = n;", 1, 1, zeros(), zeros(), parameters="volatile int* f, int* o",
                instruction_limit=2e7)  # fmt: skip
