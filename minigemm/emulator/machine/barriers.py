@@ -1,8 +1,8 @@
 """The mbarriers in a block's shared memory: who arrives, who waits, and the order that they carry.
 
-The state of an mbarrier, and what its misuse means, is in mbarrier.py. Here are the instructions, the threads that
-wait, and the vector clocks: an mbarrier collects the clocks of those who arrive, and publishes them when its phase
-completes, together with the number of copies that had landed by then.
+The state of an mbarrier, and what its misuse means, is in mbarrier.py. Here are the instructions, the threads
+that wait, and the vector clocks: an mbarrier collects the clocks of those who arrive, and publishes them when
+its phase completes, together with the number of copies that had landed by then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from .mbarrier import COUNT_MAX, BarrierMisuse, MBarrier, never_initialised
 
 U32 = 0xFFFFFFFF
 UNUSED = "issue no load that is not used, or wait on its mbarrier before the CTA exits"
-UNAWAITED = "wait on the mbarrier in each CTA that the copy goes to, or end the kernel with a cluster barrier after such a wait"
+UNAWAITED = (
+    "wait on the mbarrier in each CTA that the copy goes to, or end the kernel with a cluster barrier after "
+    "such a wait"
+)
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Barriers(Unit):
         }
 
     def at(self, place: int, site: Site, ids: np.ndarray) -> Barrier:
-        """The mbarrier at a place. Raises Fault if there is none; a hazard if `ids` may not know of it yet."""
+        """The mbarrier at a place. Raises Fault if there is none; reports threads that may not know of it."""
         block = self.block
         barrier = self.at_place.get(place)
         if barrier is None:
@@ -94,10 +97,10 @@ class Barriers(Unit):
             block.order.check_barrier_visible(ids, place, site.index)
         return barrier
 
-    # ------------------------------------------------------------------------------------------- instructions
+    # ------------------------------------------------------------------------------ instructions
 
     def init(self, site: Site, ids: np.ndarray) -> None:
-        """`mbarrier.init [place], count`."""
+        """`mbarrier.init [mbar], count`."""
         block = self.block
         for t in ids.tolist():
             place, count = block.place(int(block.arguments[t, 0]), site, t), int(block.arguments[t, 1] & U32)
@@ -123,7 +126,7 @@ class Barriers(Unit):
         block.go(ids)
 
     def invalidate(self, site: Site, ids: np.ndarray) -> None:
-        """`mbarrier.inval [place]`."""
+        """`mbarrier.inval [mbar]`."""
         block = self.block
         for t in ids.tolist():
             place = block.place(int(block.arguments[t, 0]), site, t)
@@ -133,7 +136,7 @@ class Barriers(Unit):
         block.go(ids)
 
     def arrive(self, site: Site, ids: np.ndarray) -> None:
-        """`mbarrier.arrive`, `.arrive_drop`, `.expect_tx`, `.complete_tx`: `{state, }[place]{, count or bytes}`."""
+        """`mbarrier.arrive`, `arrive_drop`, `expect_tx`, `complete_tx`: `{state, }[mbar]{, count or bytes}`."""
         block = self.block
         places = block.places(block.arguments[ids, 0], site, ids, own=not _reaches_other_ctas(site))
         does = "arrives at" if "arrive" in site.instruction.name else "changes"
@@ -183,8 +186,7 @@ class Barriers(Unit):
                     barrier.remote[w] = int(block.order.clock[w]), int(ids[ids >> 5 == w][0]), site
 
     def wait(self, site: Site, ids: np.ndarray) -> None:
-        """`done, [place], state or parity`: `try_wait` blocks until the phase completes, `test_wait` answers at
-        once."""
+        """`done, [mbar], state or parity`: `try_wait` waits for the end of the phase, `test_wait` does not."""
         block, modifiers = self.block, site.instruction.modifiers
         blocks, by_parity = modifiers[0] == "try_wait", "parity" in modifiers
         places = block.places(block.arguments[ids, 0], site, ids)
@@ -224,7 +226,7 @@ class Barriers(Unit):
             self.block.results[t, 0] = MBarrier.pending_count(int(self.block.arguments[t, 0]))
         self.block.go(ids)
 
-    # ------------------------------------------------------------------------------------------- phases
+    # ------------------------------------------------------------------------------ phases
 
     def collect(self, barrier: Barrier, clocks: Clocks) -> None:
         """Add the clocks of an arrival to what the current phase will publish."""
@@ -235,7 +237,7 @@ class Barriers(Unit):
         np.maximum(arrived.proxy, clocks.proxy, out=arrived.proxy)
 
     def landed(self, barrier: Barrier, number: int, nbytes: int, at: float, site: Site, thread: int) -> None:
-        """A copy has landed: the `number`-th that completes on this mbarrier, at time `at` of a cycle model."""
+        """A copy has landed: number `number` on this mbarrier, at time `at` of a cycle model."""
         barrier.latest = max(barrier.latest, at)
         barrier.in_flight.discard(number)
         try:
@@ -289,13 +291,13 @@ class Barriers(Unit):
             take = block.order.note if "relaxed" in site.instruction.modifiers else block.order.acquire
             take(ids, block.order.fit(barrier.published))
 
-    # ------------------------------------------------------------------------------------------- what it is told
+    # ------------------------------------------------------------------------------ what it is told
 
     def idle(self) -> bool:
         """Nothing else can go on. Returns whether waiters go on with the answer "not yet".
 
-        A try_wait may give up and return false. Each waiter gets that answer once between two events: code that only
-        peeks goes on; code that loops comes back, and then it is a deadlock.
+        A try_wait may give up and return false. Each waiter gets that answer once between two events: code
+        that only peeks goes on; code that loops comes back, and then it is a deadlock.
         """
         block = self.block
         state = (self.marks(), int(block.alive.sum()), len(block.waiting))
@@ -311,8 +313,10 @@ class Barriers(Unit):
         return True
 
     def cta_left(self, rank: int, passed: np.ndarray | None) -> None:
-        """A CTA of a cluster exits: report copies that are still to land in it, and arrivals of others that it does
-        not know of. `passed` is what it knows from the last cluster barrier that it waited at."""
+        """A CTA of a cluster exits: report copies still to land in it, and arrivals that it does not know of.
+
+        `passed` is what it knows from the last cluster barrier at which it waited.
+        """
         block = self.block
         order, cluster = block.order, block.cluster
         if not order:
@@ -367,7 +371,7 @@ class Barriers(Unit):
                 fix = "let expect_tx name exactly the bytes of the copies of that phase"
                 block.hazard("mbarrier-bytes", site, barrier.place, 0, message, parties, fix)
 
-    # ------------------------------------------------------------------------------------------- what others ask
+    # ------------------------------------------------------------------------------ what others ask
 
     def marks(self) -> tuple:
         """The state of all mbarriers, to compare with an earlier one."""
@@ -376,7 +380,7 @@ class Barriers(Unit):
         )
 
     def gone(self, place: int, site: Site, ids: np.ndarray, what: str) -> bool:
-        """Whether a place is in a CTA that has exited. Then nothing happens there, except that it is reported."""
+        """Whether a place is in a CTA that has exited. If so, report the access; nothing else happens."""
         block = self.block
         if not block.gone or block.cluster.rank_at(place) not in block.gone:
             return False

@@ -1,11 +1,13 @@
-"""A block: the threads of a cluster's CTAs, their shared memory, and the queues in which they are ready or wait.
+"""A block: the threads of a cluster's CTAs, their shared memory, and the queues in which they stand.
 
-The CTAs of a cluster run side by side as one `Block` (clusters.py); mostly it is one CTA. Its threads are rows of a
-byte matrix of contexts. Each of them is in one of three places: in `ready`, among those that wait (`waiting`, under a
-ticket), or gone (`alive` is False). Asynchronous work stands in `flight` until it completes.
+The CTAs of a cluster run side by side as one `Block` (clusters.py); mostly it is one CTA. Its threads are
+rows of a byte matrix of contexts. Each of them is in one of three places: in `ready`, among those that wait
+(`waiting`, under a ticket), or gone (`alive` is False). Asynchronous work stands in `flight` until it
+completes.
 
-A `Unit` serves the instructions at which threads stop. It has a block, the state that these instructions need, and
-nothing else: a unit never sees the loop that runs the threads (running.py), which is where all units are listed.
+A `Unit` serves the instructions at which threads stop. It has a block, the state that these instructions
+need, and nothing else: a unit never sees the loop that runs the threads (running.py), which is where all
+units are listed.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def line_of(instruction: Instruction) -> str:
 
 @dataclass
 class Waiting:
-    """Threads that wait at an instruction; `why` says in words what they wait for. Deadlock messages quote it."""
+    """Threads that wait at an instruction; `why` says what for, in the words of a deadlock message."""
 
     ids: np.ndarray
     site: Site
@@ -52,8 +54,8 @@ class Waiting:
 class Block:
     """The CTAs of one cluster while they run.
 
-    `index` is the index of the cluster in the grid of clusters, `linear` its number there. Numbers of threads and
-    places in shared memory are those of clusters.py. `ids` are always thread numbers, ascending.
+    `index` is the index of the cluster in the grid of clusters, `linear` its number there. Numbers of threads
+    and places in shared memory are those of clusters.py. `ids` are always thread numbers, ascending.
     """
 
     def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
@@ -113,7 +115,7 @@ class Block:
         )
         return i, j, k
 
-    # ------------------------------------------------------------------------------------------- threads
+    # ------------------------------------------------------------------------------ threads
 
     def go(self, ids: np.ndarray) -> None:
         """Make threads ready."""
@@ -121,12 +123,15 @@ class Block:
             self.ready.append(ids)
 
     def poll(self, ids: np.ndarray) -> None:
-        """Make threads ready that were only told "not yet". They may wait for what is in flight, or loop forever."""
+        """Make threads ready that were only told "not yet".
+
+        They may wait for what is in flight, or loop forever.
+        """
         self.polls += len(ids)
         self.go(ids)
 
     def wait(self, ids: np.ndarray, site: Site, why: Callable[[], str]) -> int:
-        """Let threads wait. Returns a ticket, with which `wake` makes them ready and `take` only takes them out."""
+        """Let threads wait. Returns a ticket, for `wake` (makes them ready) or `take` (takes them out)."""
         self._ticket += 1
         self.waiting[self._ticket] = Waiting(ids, site, why)
         return self._ticket
@@ -143,11 +148,14 @@ class Block:
         """The number of threads of a CTA that have not exited."""
         return int(self.alive[self.cluster.threads_of(rank)].sum())
 
-    # ------------------------------------------------------------------------------------------- time
+    # ------------------------------------------------------------------------------ time
 
     def launch_async(self, complete: Callable[[], None], at: float = 0.0) -> None:
-        """Start asynchronous work. The schedule says when `complete` runs: at once, late, at a random moment, or at
-        the time `at` of the cycle model."""
+        """Start asynchronous work.
+
+        The schedule says when `complete` runs: at once, late, at a random moment, or at the time `at` of the
+        cycle model.
+        """
         if self.model:
             heapq.heappush(self.landing, (at, len(self.landing) + self.steps * 4096, complete))
         elif self.kernel.schedule == "early":
@@ -181,13 +189,13 @@ class Block:
         """Under a cycle model: the time at which the last of these threads came to where it is."""
         return self.model.at(warps_of(ids).tolist()) if self.model else 0.0
 
-    # ------------------------------------------------------------------------------------------- memory
+    # ------------------------------------------------------------------------------ memory
 
     def place(self, address: int, site: Site, thread: int, own: bool = True) -> int:
         """The place of a shared address, which is a 32-bit register or a generic address.
 
-        `own`: the instruction reaches only the shared memory of the thread's own CTA. Raises Fault for an address
-        that it does not reach.
+        `own`: the instruction reaches only the shared memory of the thread's own CTA. Raises Fault for an
+        address that it does not reach.
         """
         address &= 0xFFFFFFFF
         cluster = self.cluster
@@ -223,7 +231,10 @@ class Block:
         return rank * cluster.window + offset
 
     def shared_bytes(self, place: int, n: int, site: Site, what: str) -> np.ndarray:
-        """The `n` bytes of shared memory at a place, as a view. Raises Fault unless they lie in one CTA's memory."""
+        """The `n` bytes of shared memory at a place, as a view.
+
+        Raises Fault unless they lie in one CTA's memory.
+        """
         cluster = self.cluster
         offset = place % cluster.window if cluster.ranks > 1 else place
         if not c.SHARED_FIRST <= offset <= cluster.size - n:
@@ -234,7 +245,7 @@ class Block:
             )
         return self.shared[place : place + n]
 
-    # ------------------------------------------------------------------------------------------- what is reported
+    # ------------------------------------------------------------------------------ what is reported
 
     @property
     def watched(self) -> bool:
@@ -250,7 +261,7 @@ class Block:
     def hazard(
         self, kind: str, site: Site, place: int, thread: int, message: str, parties: tuple[str, ...], fix: str
     ) -> None:
-        """Report a hazard, if the launch looks for them. `place` is in shared memory; 0 if it is about none."""
+        """Report a hazard, if the launch looks for them. `place`: in shared memory, or 0."""
         if self.order:
             self.order.add(kind, site.index, place, thread, message, parties, fix)
 

@@ -1,7 +1,8 @@
-"""Asynchronous copies: TMA loads and stores, bulk copies, stores to other CTAs, and the bulk groups of stores.
+"""Asynchronous copies: TMA loads and stores, bulk copies, and stores to other CTAs.
 
-What a copy moves, and where a GPU refuses it, is in tma.py. Here is when it lands, and who may see it: a *load* writes
-shared memory and completes on an mbarrier; a *store* reads shared memory and completes with its thread's bulk group.
+What a copy moves, and where a GPU refuses it, is in tma.py. Here is when it lands, and who may see it: a
+*load* writes shared memory and completes on an mbarrier; a *store* reads shared memory and completes with its
+thread's bulk group.
 """
 
 from __future__ import annotations
@@ -89,11 +90,14 @@ class Copies(Unit):
             "st.async": self.store_remote,
         }
 
-    # ------------------------------------------------------------------------------------------- TMA
+    # ------------------------------------------------------------------------------ TMA
 
     def copy_tensor(self, site: Site, ids: np.ndarray) -> None:
-        """Loads `[dst], [map, {coordinates}], [mbar]{, mask}{, policy}`, stores `[map, {coordinates}], [src]{,
-        policy}`."""
+        """TMA copies.
+
+        Loads: `[dst], [map, {coordinates}], [mbar]{, mask}{, policy}`.
+        Stores and reductions: `[map, {coordinates}], [src]{, policy}`.
+        """
         block, modifiers = self.block, site.instruction.modifiers
         tma.require_tile_mode(modifiers)
         rank = next(int(m[0]) for m in modifiers if len(m) == 2 and m[1] == "d" and m[0].isdigit())
@@ -195,11 +199,14 @@ class Copies(Unit):
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         self._store(Store(site, thread, place, span, nbytes, f"box at {tuple(coordinates)}", move))
 
-    # ------------------------------------------------------------------------------------------- without a tensor map
+    # ------------------------------------------------------------------------------ without a tensor map
 
     def copy_bytes(self, site: Site, ids: np.ndarray) -> None:
-        """`[dst], [src], size, [mbar]{, mask}` to shared memory, from global or shared memory; `[dst], [src], size`
-        from shared to global memory."""
+        """Bulk copies without a tensor map.
+
+        To shared memory, from global or shared memory: `[dst], [src], size, [mbar]{, mask}`.
+        From shared to global memory: `[dst], [src], size`.
+        """
         ins = site.instruction
         spaces = [m for m in ins.modifiers if m.startswith(("shared", "global"))]
         for t in ids.tolist():
@@ -270,8 +277,10 @@ class Copies(Unit):
         self._load(load, self._destinations(site, thread, to, mbar, None))
 
     def _watch_source(self, site: Site, thread: int, place: int, size: int) -> Callable[[Barrier], None]:
-        """Note that a copy reads shared memory. Returns what to call when it has: then the phase of its mbarrier
-        tells those who wait for it."""
+        """Note that a copy reads shared memory.
+
+        Returns what to call when it has: then the phase of its mbarrier tells those who wait for it.
+        """
         order = self.block.order
         assert order
         order.called[site.index] = "bulk copy"
@@ -286,7 +295,7 @@ class Copies(Unit):
         return read
 
     def store_remote(self, site: Site, ids: np.ndarray) -> None:
-        """`st.async [dst], values, [mbar]`: a store to a CTA of the cluster that completes on an mbarrier there."""
+        """`st.async [dst], values, [mbar]`: store to a CTA of the cluster; completes on an mbarrier there."""
         block = self.block
         width = int(site.instruction.modifiers[-1][1:]) // 8  # bytes a value
         for t in ids.tolist():
@@ -307,13 +316,15 @@ class Copies(Unit):
             self._load(load, self._destinations(site, t, place, mbar, None))
         block.go(ids)
 
-    # ------------------------------------------------------------------------------------------- loads
+    # ------------------------------------------------------------------------------ loads
 
     def _destinations(
         self, site: Site, thread: int, place: int, mbar: int, mask: int | None
     ) -> list[tuple[int, int]]:
-        """The places, and the mbarriers there, that a load goes to: one CTA's, or with a mask the same offsets of
-        each CTA in it."""
+        """The places, and the mbarriers there, that a load goes to.
+
+        It is one of each, in one CTA; with a mask it is the same offsets in each CTA of the mask.
+        """
         block, cluster = self.block, self.block.cluster
         mbar = block.place(mbar, site, thread, own=False)
         if mask is None:
@@ -394,7 +405,7 @@ class Copies(Unit):
         target, name = self.block.cluster.spot(place), self.barriers.short_name(mbar)
         return f"{load.what} -> shared {target}, {load.nbytes} bytes on mbarrier {name}"
 
-    # ------------------------------------------------------------------------------------------- stores
+    # ------------------------------------------------------------------------------ stores
 
     def _store(self, store: Store) -> None:
         """Start a store."""

@@ -1,6 +1,7 @@
 """`cp.async`, the asynchronous copies of single threads that came before Hopper's.
 
-A copy is an ordinary write of its thread that happens later. Until it completes, its destination is nobody's to touch.
+A copy is an ordinary write of its thread that happens later. Until it completes, its destination is nobody's
+to touch.
 """
 
 from __future__ import annotations
@@ -107,8 +108,10 @@ class CpAsync(Unit):
         self.block.go(ids)
 
     def arrive(self, site: Site, ids: np.ndarray) -> None:
-        """`cp.async.mbarrier.arrive [mbar]`: the mbarrier gets an arrival when all copies of the thread so far have
-        completed. Without `.noinc` the phase expects one more for it."""
+        """`cp.async.mbarrier.arrive [mbar]`: arrive when all copies of the thread so far have completed.
+
+        Without `.noinc` the phase expects one more arrival for it.
+        """
         block = self.block
         for t in ids.tolist():
             place, one = block.place(int(block.arguments[t, 0]), site, t), np.array([t])

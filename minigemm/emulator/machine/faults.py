@@ -48,7 +48,7 @@ def native_fault(block: Block, thread: int) -> Fault:
 
 
 def never_written(block: Block) -> Fault | None:
-    """The fault of a block that has read shared memory which nobody had written, and no hazard explains it."""
+    """The fault for a read of shared memory that nobody had written, unless a hazard explains it."""
     found = block.order.unexplained() if block.order else None
     if found is None:
         return None

@@ -35,14 +35,14 @@ class Fences(Unit):
         self.block.go(ids)
 
     def acquire(self, site: Site, ids: np.ndarray) -> None:
-        """After a load or an atomic with acquire. Where it loads a flag in a loop, the next round may be the same."""
+        """What follows a load or an atomic with acquire. In a loop that loads a flag it only polls."""
         if order := self.block.order:
             for word, group in self._by_word(site, ids):
                 order.see(group, word)
         self.block.poll(ids)
 
     def release(self, site: Site, ids: np.ndarray) -> None:
-        """Before a store or an atomic with release."""
+        """What precedes a store or an atomic with release."""
         if order := self.block.order:
             for word, group in self._by_word(site, ids):
                 order.publish(word, order.release(group))
@@ -62,5 +62,5 @@ class Fences(Unit):
         self.block.poll(ids)
 
     def grid_dependency(self, site: Site, ids: np.ndarray) -> None:
-        """`griddepcontrol`: a launch begins when the one before has ended, so there is nothing to wait for."""
+        """`griddepcontrol`: nothing to wait for, since a launch begins when the one before has ended."""
         self.block.go(ids)

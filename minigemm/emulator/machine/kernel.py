@@ -25,7 +25,7 @@ class Memory:
     ranges: list[tuple[int, int, bool, Any]] = field(default_factory=list)  # base, bytes, writable, owner
 
     def add(self, base: int, nbytes: int, writable: bool, owner: object) -> None:
-        """Add a buffer; messages call it `str(owner)`, and `owner` keeps it alive. An empty one is left out."""
+        """Add a buffer, unless it is empty. Messages call it `str(owner)`, and `owner` keeps it alive."""
         if nbytes:
             self.ranges.append((base, nbytes, writable, owner))
 

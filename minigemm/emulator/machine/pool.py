@@ -1,4 +1,4 @@
-"""The arrays of one resident cluster: contexts, shared memory, and the records that native code reads and fills."""
+"""The arrays of one resident cluster: contexts, shared memory, and the records for native code."""
 
 from __future__ import annotations
 

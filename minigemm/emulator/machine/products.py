@@ -1,9 +1,9 @@
-"""Warpgroup matrix products while they are in flight: when each is computed, and when its accumulators may be read.
+"""Warpgroup matrix products in flight: when each is computed, and when its accumulators may be read.
 
-The four warps of a warpgroup come to `wgmma.mma_async` together. It reads its operands from shared memory through the
-async proxy at some time between its issue and the `wgmma.wait_group` that retires it: at once under the schedule
-"early", at the wait under "late", in between under a seed. Until it is retired, the accumulators of a late product hold
-a NaN, so that a kernel which looks too early computes one.
+The four warps of a warpgroup come to `wgmma.mma_async` together. It reads its operands from shared memory
+through the async proxy at some time between its issue and the `wgmma.wait_group` that retires it: at once
+under the schedule "early", at the wait under "late", in between under a seed. Until it is retired, the
+accumulators of a late product hold a NaN, so that a kernel which looks too early computes one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS = 64  # of A
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """An operand in shared memory: the places (rows, 2) of its 16-byte chunks, and the swizzle of its descriptor."""
+    """An operand in shared memory: the places (rows, 2) of its 16-byte chunks, and its swizzle in bytes."""
 
     name: str
     chunks: np.ndarray
@@ -114,7 +114,7 @@ class TensorCores(Unit):
             self.block.go(threads)
 
     def multiply(self, site: Site, ids: np.ndarray) -> None:
-        """`wgmma.mma_async d, a, b, scale-d, imm-scale-a, imm-scale-b`; a is a descriptor or four registers."""
+        """`wgmma.mma_async d, a, b, scale-d, imm-scale-a, imm-scale-b`."""
         for threads in self.warpgroups.meet(site, ids):
             self._issue(site, threads)
             self.block.go(threads)
@@ -140,7 +140,7 @@ class TensorCores(Unit):
                     self._retire(issued, mma, threads, site)
             self.block.go(threads)
 
-    # ------------------------------------------------------------------------------------------- one product
+    # ------------------------------------------------------------------------------ one product
 
     def _of(self, ids: np.ndarray) -> Issued:
         number = int(ids[0]) // WARPGROUP
@@ -191,7 +191,8 @@ class TensorCores(Unit):
     ) -> tuple[Callable[[np.ndarray], None], list[Operand]]:
         """The product as a function that adds it to sums, and its operands in shared memory.
 
-        Arguments are A (a descriptor, or four registers), the descriptor of B, scale-d, imm-scale-a, imm-scale-b.
+        Arguments are A (a descriptor, or four registers), the descriptor of B, scale-d, imm-scale-a,
+        imm-scale-b.
         """
         block = self.block
         arguments = block.arguments[ids, : len(site.arguments)]
@@ -251,7 +252,7 @@ class TensorCores(Unit):
         return memory[words].view(np.uint8).reshape(len(operand.chunks), 32)
 
     def _retire(self, issued: Issued, mma: Mma, ids: np.ndarray, site: Site) -> None:
-        """Give the registers of a product's accumulator back to the threads, if it is the last product on them."""
+        """Retire a product. After the last one on its accumulator the threads have the registers back."""
         block = self.block
         columns = tuple(offset // 4 for offset in mma.site.accumulators)
         accumulator = issued.accumulators[columns]

@@ -1,14 +1,16 @@
-"""Is anybody getting anywhere? When a block gives way to others, and when nothing can go on: deadlocks and livelocks.
+"""Is anybody getting anywhere? When a block gives way to others, and when it is a deadlock or livelock.
 
-A loop that polls looks the same in each round, whether it will end or not. What tells is that something changes: a
-context, an mbarrier, a clock, at last memory. So every few rounds a fingerprint of these is taken, more often where
-threads only poll, and rarely where they do something that a spinning loop may do too (a fence, a vote, a barrier).
+A loop that polls looks the same in each round, whether it will end or not. What tells is that something
+changes: a context, an mbarrier, a clock, at last memory. So every few rounds a fingerprint of these is taken,
+more often where threads only poll, and rarely where they do something that a spinning loop may do too (a
+fence, a vote, a barrier).
 
 - The fingerprint changed: there is progress.
 - It did not, and something is in flight: that lands.
 - It did not for GIVE_WAY rounds: other CTAs get a turn.
-- It did not for `patience` rounds: memory is looked at, where a loop may make progress alone (a work queue). When that
-  too is the same as at the last look, the block is stuck. When all resident blocks are stuck, it is a deadlock.
+- It did not for `patience` rounds: memory is looked at, where a loop may make progress alone (a work queue).
+  When that too is the same as at the last look, the block is stuck. When all resident blocks are stuck, it is
+  a deadlock.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Progress:
         return self.idle_rounds < GIVE_WAY
 
     def _check_limits(self, ids: np.ndarray) -> None:
-        """Raise EmulatorError at the instruction limit, or when the race detector cannot count any further."""
+        """Raise EmulatorError at the instruction limit, or where the race detector cannot count further."""
         block = self.block
         limit = block.kernel.instruction_limit
         spent = float(block.kernel.counts.sum()) + ROUND_COST * max(0, block.steps - MANY_ROUNDS)
@@ -95,7 +97,7 @@ class Progress:
             )
 
     def _state(self) -> int:
-        """A fingerprint of the contexts and mbarriers; what the race detector keeps in a context does not count."""
+        """A fingerprint of contexts and mbarriers, without what the race detector keeps in a context."""
         block = self.block
         contexts = block.contexts.copy()
         contexts[:, c.ROW : c.ARGUMENTS] = 0
@@ -104,7 +106,7 @@ class Progress:
         return hash((zlib.crc32(contexts.data), self.barriers.marks(), clock, len(block.waiting)))
 
     def _look_at_memory(self) -> None:
-        """Compare memory with what it was at the last look; the same twice means that nothing can change any more."""
+        """Compare memory with the last look: if it is the same, nothing can change any more."""
         mark = zlib.crc32(self.block.shared.data)
         for base, size, writable, _ in self.block.kernel.memory.ranges:
             if writable:
@@ -115,7 +117,7 @@ class Progress:
                 self._patience *= 2  # large buffers take long to look at
             self._memory, self._changed_at = mark, self.block.steps
 
-    # ------------------------------------------------------------------------------------------- messages
+    # ------------------------------------------------------------------------------ messages
 
     def livelock(self) -> Deadlock:
         """The error for a block that is stuck: its threads spin."""

@@ -51,8 +51,10 @@ class Registers(Unit):
         return {"setmaxnreg": self.set_limit}
 
     def set_limit(self, site: Site, ids: np.ndarray) -> None:
-        """`setmaxnreg.dec` gives registers back to the CTA's pool, `.inc` waits until the pool has enough. A warp that
-        exits gives nothing back: PTX does not promise it."""
+        """`setmaxnreg.dec` gives registers back to the CTA's pool, `.inc` waits until the pool has enough.
+
+        A warp that exits gives nothing back: PTX does not promise it.
+        """
         block, raises = self.block, "inc" in site.instruction.modifiers
         for group in self.warpgroups.meet(site, ids):
             pool, warps = self._pool(group), self._warps(group)
@@ -78,7 +80,7 @@ class Registers(Unit):
             self._hand_out(pool)
 
     def check_pressure(self, site: Site, ids: np.ndarray) -> None:
-        """Report a WGMMA at which more FP32 values are live than setmaxnreg left the warpgroup registers for."""
+        """Report a WGMMA at which more FP32 values are live than setmaxnreg left registers."""
         limit = int(self._pool(ids).limits[self._warps(ids)[0]])
         if site.pressure > limit:
             name = self.block.cluster.warpgroup(int(ids[0]) // WARPGROUP)
@@ -89,8 +91,10 @@ class Registers(Unit):
             self.block.hazard("setmaxnreg", site, 0, int(ids[0]), message, (name,), MORE)
 
     def _pool(self, ids: np.ndarray) -> Pool:
-        """The register pool of the threads' CTA. At launch it is the SM's file divided by `.minnctapersm`, split
-        evenly over the warps."""
+        """The register pool of the threads' CTA.
+
+        At launch it is the SM's file divided by `.minnctapersm`, split evenly over the warps.
+        """
         cluster = self.block.cluster
         rank = cluster.rank_of(int(ids[0]))
         if rank not in self._pools:

@@ -1,14 +1,14 @@
 """The machine: which units there are, who is told of what, and who runs when.
 
-A cluster of CTAs that runs is a `Resident`: its block of threads, the units that serve them, and its progress. `run`
-takes threads that are ready, lets native code run each of them until it stops, and has the stopped ones served by the
-unit whose instruction it is; the unit makes them ready again or keeps them waiting. When no thread is ready,
-asynchronous work in flight completes. When there is none, the cluster is done, or it is a deadlock and the message
-names every waiter.
+A cluster of CTAs that runs is a `Resident`: its block of threads, the units that serve them, and its
+progress. `run` takes threads that are ready, lets native code run each of them until it stops, and has the
+stopped ones served by the unit whose instruction it is; the unit makes them ready again or keeps them
+waiting. When no thread is ready, asynchronous work in flight completes. When there is none, the cluster is
+done, or it is a deadlock and the message names every waiter.
 
-Schedules: under "late" asynchronous work completes only when no thread can go on, under "early" at once, and under an
-integer seed at random moments, with warps in random order. A kernel that waits as it must gives the same result under
-each. A cycle model runs the warp whose clock is behind, and lets work land at its time.
+Schedules: under "late" asynchronous work completes only when no thread can go on, under "early" at once, and
+under an integer seed at random moments, with warps in random order. A kernel that waits as it must gives the
+same result under each. A cycle model runs the warp whose clock is behind, and lets work land at its time.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Resident:
             kernel.served = [_served_as(site, served) for site in kernel.program.sites]
         return [served[name] for name in kernel.served]
 
-    # ------------------------------------------------------------------------------------------- who is told of what
+    # ------------------------------------------------------------------------------ who is told of what
 
     def _exited(self, ids: np.ndarray) -> None:
         """Threads have exited: nobody waits for them any longer."""
@@ -127,7 +127,7 @@ class Resident:
         self.block.fields[:, c.GONE] |= 1 << rank
 
     def _idle(self) -> bool:
-        """No thread is ready, and nothing is in flight. Returns whether some thread can go on nevertheless."""
+        """No thread is ready, and nothing is in flight. Returns whether a thread can go on all the same."""
         return self.barriers.idle()
 
     def _end(self) -> None:
@@ -144,7 +144,7 @@ class Resident:
         if found:
             reported += [hazard for hazard in found.found.values() if hazard not in reported]
 
-    # ------------------------------------------------------------------------------------------- who runs when
+    # ------------------------------------------------------------------------------ who runs when
 
     def run(self) -> bool:
         """Run until the cluster is done (True), or only spins (False)."""
@@ -253,7 +253,7 @@ class Resident:
         return block.c32[ids, c.CODE // 4]
 
     def _execute_timed(self, ids: np.ndarray, model: Model) -> np.ndarray:
-        """Under a cycle model: run the threads of one warp, and let its clock advance by what they executed."""
+        """Under a cycle model: run the threads of one warp, and advance its clock by what they executed."""
         block, kernel = self.block, self.block.kernel
         warp, before = int(ids[0]) >> 5, kernel.counts @ kernel.lengths
 

@@ -49,8 +49,10 @@ class ThreadBarriers(Unit):
             self._complete(barrier)
 
     def meet(self, site: Site, ids: np.ndarray) -> None:
-        """`bar.sync a{, b}`, `bar.arrive a, b`, `bar.red.op d, a{, b}, p`: b threads meet at barrier a; without b
-        all threads of the CTA do."""
+        """`bar.sync a{, b}`, `bar.arrive a, b`, `bar.red.op d, a{, b}, p`: b threads meet at barrier a.
+
+        Without b all threads of the CTA do.
+        """
         block, modifiers = self.block, site.instruction.modifiers
         counted = len(site.arguments) == (3 if "red" in modifiers else 2)
         groups = [
@@ -142,8 +144,11 @@ class ThreadBarriers(Unit):
 
 
 class ClusterBarrier(Unit):
-    """The barrier of a cluster. A phase is over when all threads that have not exited have arrived. Each thread waits
-    once before it arrives again."""
+    """The barrier of a cluster.
+
+    A phase is over when all threads that have not exited have arrived. Each thread waits once before it
+    arrives again.
+    """
 
     def __init__(self, block: Block) -> None:
         super().__init__(block)
@@ -154,7 +159,7 @@ class ClusterBarrier(Unit):
         self.groups: list[tuple[np.ndarray, Site]] = []  # the arrivals of this phase
         self.waiters: list[int] = []  # tickets
 
-        # Order. A CTA that has waited may exit after all that its peers did before they arrived, published or not.
+        # Order. A CTA that has waited may exit: all that its peers did before they arrived is over.
         self._collected: Clocks | None = None  # what those who have arrived publish
         self._published: Clocks | None = None  # what the phase before published
         self._came: np.ndarray | None = None  # what those who have arrived know, published or not
@@ -261,10 +266,10 @@ class ClusterBarrier(Unit):
 def check_aligned(
     block: Block, groups: list[tuple[np.ndarray, Site]], name: str, call: str, whole: bool = False
 ) -> None:
-    """Report lanes of a warp that met at a barrier from different instructions, where the aligned form is used.
+    """Report lanes of a warp that came to an aligned barrier from different instructions.
 
-    `whole`: the barrier is for the whole CTA. There CUDA C++ wants all warps at the same place of the source too: the
-    hardware counts warps, compute-sanitizer looks.
+    `whole`: the barrier is for the whole CTA. There CUDA C++ wants all warps at the same place of the source
+    too: the hardware counts warps, compute-sanitizer looks.
     """
 
     def aligned(site: Site) -> bool:

@@ -1,6 +1,7 @@
 """What the lanes of a warp do together: shuffles, votes, `bar.warp`, and loads and stores of 8x8 matrices.
 
-The arithmetic is in collectives.py. Here lanes gather until all that the member mask names have come, or have exited.
+The arithmetic is in collectives.py. Here lanes gather until all that the member mask names have come, or have
+exited.
 """
 
 from __future__ import annotations
@@ -101,10 +102,10 @@ class Warps(Unit):
             masks = self.block.arguments[ids, argument] & FULL
         self._serve(site, self._gather(site, ids, masks))
 
-    # ------------------------------------------------------------------------------------------- gathering
+    # ------------------------------------------------------------------------------ gathering
 
     def _gather(self, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[Complete]:
-        """Collect lanes until all members have come. Returns the warps that are complete; other lanes wait."""
+        """Collect lanes until all members have come. Returns the complete warps; other lanes wait."""
         warps = warps_of(ids)
         if len(ids) == 32 * len(warps) and (masks == FULL).all():  # mostly: whole warps
             return [Complete(w, ids[32 * i : 32 * i + 32]) for i, w in enumerate(warps.tolist())]
@@ -152,7 +153,7 @@ class Warps(Unit):
         del self._gatherings[gathering.key]
         return np.sort(np.concatenate([self.block.take(ticket) for _, _, ticket in gathering.groups]))
 
-    # ------------------------------------------------------------------------------------------- serving
+    # ------------------------------------------------------------------------------ serving
 
     def _serve(self, site: Site, complete: list[Complete]) -> None:
         """Serve the complete warps of one site, all at once."""
@@ -246,8 +247,10 @@ class Warps(Unit):
         return []
 
     def _row_places(self, site: Site, warps: np.ndarray, addresses: np.ndarray, count: int) -> np.ndarray:
-        """The places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used. Raises Fault
-        for a row that is misaligned or not inside the shared memory of its CTA."""
+        """The places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used.
+
+        Raises Fault for a row that is misaligned or not inside the shared memory of its CTA.
+        """
         block = self.block
         rows = addresses[:, : 8 * count] & FULL
         if block.cluster.ranks > 1:

@@ -1,7 +1,7 @@
 """`wgmma.mma_async` as data: matrix descriptors, fragments of registers, and shapes.
 
-Sources: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" (fragments, matrix descriptor, core matrices,
-swizzle).
+Sources: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions" (fragments, matrix descriptor, core
+matrices, swizzle).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ TYPES = {"f32", "f16", "bf16", "tf32", "e4m3", "e5m2", "s32", "s8", "u8", "b1"}
 class Descriptor:
     """A matrix descriptor.
 
-    `start`, `leading` and `stride` are in bytes, `swizzle` is the span in bytes (0: none), `base_offset` is 0 to 7.
+    `start`, `leading` and `stride` are in bytes, `swizzle` is the span in bytes (0: none), `base_offset` is 0
+    to 7.
     """
 
     start: int
@@ -41,8 +42,10 @@ class Descriptor:
         )
 
     def chunks(self, rows: int) -> np.ndarray:
-        """The shared addresses (rows, 2) of the two 16-byte chunks of each row of 32 bytes. K-major, as FP8 always
-        is."""
+        """The shared addresses (rows, 2) of the two 16-byte chunks of each row of 32 bytes.
+
+        K-major, as FP8 always is.
+        """
         return _chunks(self, rows)
 
 
@@ -61,7 +64,8 @@ def _chunks(descriptor: Descriptor, rows: int) -> np.ndarray:
 def matrix_of(fragments: np.ndarray) -> np.ndarray:
     """Turn accumulators (128 threads, n / 2 registers) into a matrix (64, n).
 
-    Register 4j + 2h + i of lane l of warp w holds the element in row 16w + l / 4 + 8h and column 8j + 2(l % 4) + i.
+    Register 4j + 2h + i of lane l of warp w holds the element in row 16w + l / 4 + 8h
+    and column 8j + 2(l % 4) + i.
     """
     n = fragments.shape[1] * 2
     pieces = fragments.reshape(4, 8, 4, n // 8, 2, 2)  # warp, l / 4, l % 4, j, h, i
@@ -97,8 +101,10 @@ class Shape:
 
 @lru_cache(maxsize=256)
 def shape_of(modifiers: tuple[str, ...], operands: int) -> Shape | None:
-    """The shape of a `wgmma.mma_async` with these modifiers and number of operands, or None if it is not emulated:
-    only FP8 operands with FP32 accumulators are, without sparsity."""
+    """The shape of a `wgmma.mma_async` with these modifiers and operands; None if it is not emulated.
+
+    FP8 operands with FP32 accumulators are emulated, without sparsity.
+    """
     result, *inputs = [m for m in modifiers if m in TYPES] or [""]
     shape = next((m for m in modifiers if m.startswith("m64n")), "")
     if "sp" in modifiers or result != "f32" or not shape.endswith("k32"):
