@@ -136,7 +136,7 @@ class Barriers(Unit):
         block.go(ids)
 
     def arrive(self, site: Site, ids: np.ndarray) -> None:
-        """`mbarrier.arrive`, `arrive_drop`, `expect_tx`, `complete_tx`: `{state, }[mbar]{, count or bytes}`."""
+        """`mbarrier.arrive` and `.arrive_drop {state, }[mbar]{, count}`, `.expect_tx` and `.complete_tx`."""
         block = self.block
         places = block.places(block.arguments[ids, 0], site, ids, own=not _reaches_other_ctas(site))
         does = "arrives at" if "arrive" in site.instruction.name else "changes"
@@ -186,7 +186,7 @@ class Barriers(Unit):
                     barrier.remote[w] = int(block.order.clock[w]), int(ids[ids >> 5 == w][0]), site
 
     def wait(self, site: Site, ids: np.ndarray) -> None:
-        """`done, [mbar], state or parity`: `try_wait` waits for the end of the phase, `test_wait` does not."""
+        """`mbarrier.try_wait done, [mbar], state` waits for the end of a phase, `.test_wait` does not."""
         block, modifiers = self.block, site.instruction.modifiers
         blocks, by_parity = modifiers[0] == "try_wait", "parity" in modifiers
         places = block.places(block.arguments[ids, 0], site, ids)

@@ -1,11 +1,11 @@
-"""The tensor memory accelerator: tensor maps, boxes of global and shared memory, swizzles, bulk copies, reductions.
+"""The tensor memory accelerator (TMA): tensor maps, boxes, swizzles, bulk copies, reductions.
 
-Pure functions over bytes: when a copy lands, and who may see it, is the machine's business. A box travels *dense*: the
-elements in row-major order, as one uint8 array, unswizzled; `Descriptor.offsets` says where in shared memory each byte
-of it lives.
+Pure functions over bytes: when a copy lands, and who may see it, is the machine's business. A box travels
+*dense*: the elements in row-major order, as one uint8 array, unswizzled; `Descriptor.offsets` says where in
+shared memory each byte of it lives.
 
-A tensor map is 128 bytes of our own making, so that maps in parameters, structs, `__constant__` and global memory all
-work. `TensorMap` makes them and refuses what `cuTensorMapEncodeTiled` refuses.
+A tensor map is 128 bytes of our own making, so that maps in parameters, structs, `__constant__` and global
+memory all work. `TensorMap` makes them and refuses what `cuTensorMapEncodeTiled` refuses.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """What the TMA takes an element for: `kind` is "u", "s", "f" or "bf", as in the PTX type; `size` is in bytes."""
+    """An element's type for the TMA. `kind` is "u", "s", "f" or "bf", as in PTX; `size` is in bytes."""
 
     kind: str
     size: int
@@ -154,16 +154,19 @@ class Descriptor:
 
     @cached_property
     def box_bytes(self) -> int:
-        """Bytes of one box, which a load completes on its mbarrier, also where the box hangs over the tensor's edge."""
+        """Bytes of one box.
+
+        A load completes as many on its mbarrier, even if the box hangs over the tensor's edge.
+        """
         return math.prod(self.extents) * self.type.size
 
     @cached_property
     def smem_bytes(self) -> int:
-        """Bytes of shared memory from a box's first byte to its last: a swizzled row takes a whole swizzle span."""
+        """Bytes of shared memory that a box spans: a swizzled row takes a whole swizzle span."""
         return self.box_bytes // self.row_bytes * max(self.row_bytes, self.swizzle)
 
     def offsets(self, address: int) -> NDArray[np.int64]:
-        """The shared-memory address of each byte of a dense box that lies at `address`: (box_bytes,), read-only."""
+        """The shared address of each byte of a dense box that lies at `address`: (box_bytes,), read-only."""
         placed = swizzle_offsets(address, self.smem_bytes, self.swizzle)
         if self.smem_bytes == self.box_bytes:
             return placed
@@ -219,10 +222,10 @@ def decode(data: bytes) -> Descriptor:
 class TensorMap:
     """A CPU tensor that a kernel reads or writes through TMA, one `box` at a time.
 
-    `box` and `element_strides` are in `tensor.shape`'s order, innermost last. `swizzle` is the span in bytes (0, 32,
-    64, 128), `fill` ("zero" or "nan") what a load finds outside the tensor. The map keeps the tensor alive. What
-    `cuTensorMapEncodeTiled` refuses is a ValueError that names the argument, what was expected and what came; a dtype
-    that no map can describe is a TypeError.
+    `box` and `element_strides` are in `tensor.shape`'s order, innermost last. `swizzle` is the span in bytes
+    (0, 32, 64, 128), `fill` ("zero" or "nan") what a load finds outside the tensor. The map keeps the tensor
+    alive. What `cuTensorMapEncodeTiled` refuses is a ValueError that names the argument, what was expected
+    and what came; a dtype that no map can describe is a TypeError.
     """
 
     tensor: torch.Tensor
@@ -341,9 +344,10 @@ def require_tile_mode(modifiers: Iterable[str]) -> None:
 
 
 def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool) -> str:
-    """Check where a box lies, when its copy is issued. Raises Fault where a GPU does; returns a warning, or "".
+    """Check where a box lies, when its copy is issued.
 
-    `coordinates` are innermost first, signed. `store` says that the box is written or reduced into the tensor.
+    `coordinates` are innermost first, signed. `store`: the box is written or reduced into the tensor. Raises
+    Fault where a GPU faults. Returns a warning, or "".
     """
     if len(coordinates) != len(descriptor.dims):
         raise Fault(
@@ -373,7 +377,7 @@ def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool
 
 
 def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -> Bytes:
-    """The box at `coordinates` (innermost first, signed), dense: (box_bytes,); outside the tensor it is filled."""
+    """Read the box at `coordinates` (innermost first, signed): dense (box_bytes,), filled outside."""
     inside = _Clipped(descriptor, coordinates)
     if inside.whole:
         return inside.view(memory).flatten()
@@ -386,8 +390,10 @@ def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -
 
 
 def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory) -> None:
-    """Write the dense box `data` (box_bytes,) at `coordinates`; what lies outside the tensor is dropped, except that
-    rows end with a whole 16-byte chunk, as on the hardware."""
+    """Write the dense box `data` (box_bytes,) at `coordinates`.
+
+    Bytes outside the tensor are dropped, except that rows end with a whole 16-byte chunk, as on the hardware.
+    """
     inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
         inside.view(memory)[...] = data.reshape(inside.shape)[inside.part]
@@ -396,9 +402,9 @@ def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, mem
 def reduce(
     descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory, operation: str
 ) -> None:
-    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data` that `scatter` would write.
+    """`cp.reduce.async.bulk.tensor`: combine global memory with the box `data`, which `scatter` would write.
 
-    `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault where the TMA has no such operation for the type.
+    `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault if the TMA has it not for the type.
     """
     inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
@@ -408,7 +414,7 @@ def reduce(
 
 
 class _Clipped:
-    """The part of a box inside the tensor. Byte arrays of a box are (..., rows, row_bytes), outermost first."""
+    """The part of a box inside the tensor. Its byte arrays are (..., rows, row_bytes), outermost first."""
 
     __slots__ = ("_address", "_shape", "_span", "_strides", "empty", "part", "shape", "whole")
 
@@ -453,10 +459,10 @@ class _Clipped:
 
 @lru_cache(maxsize=256)
 def swizzle_offsets(address: int, nbytes: int, swizzle: int) -> NDArray[np.int64]:
-    """Where in shared memory byte i of a swizzled region lies: `shared[offsets[i]] = dense[i]`. (nbytes,), read-only.
+    """The offset of each byte of a swizzled region: `shared[offsets[i]] = dense[i]`. (nbytes,), read-only.
 
-    The hardware permutes 16-byte chunks by absolute address: bits 4-6 ^= bits 7-9 (128-byte swizzle), bits 4-5 ^= bits
-    7-8 (64), bit 4 ^= bit 7 (32). `address` and `nbytes` are multiples of 16.
+    The hardware permutes 16-byte chunks by absolute address: bits 4-6 ^= bits 7-9 (128-byte swizzle), bits
+    4-5 ^= bits 7-8 (64), bit 4 ^= bit 7 (32). `address` and `nbytes` are multiples of 16.
     """
     chunks = np.arange(address // CHUNK, (address + nbytes) // CHUNK, dtype=np.int64)
     chunks ^= (chunks >> 3) & max(swizzle // CHUNK - 1, 0)
@@ -466,10 +472,10 @@ def swizzle_offsets(address: int, nbytes: int, swizzle: int) -> NDArray[np.int64
 
 
 def shared_alignment(address: int, swizzle: int) -> str:
-    """Check the shared-memory address of a tensor copy. Raises Fault where a GPU does; returns a warning, or "".
+    """Check the shared address of a tensor copy. Raises Fault where a GPU faults. Returns a warning, or "".
 
-    Any multiple of 128 works. But the swizzle goes by absolute address: a kernel that computes it from the start of its
-    tile finds other bytes unless the tile starts where the pattern does, every 8 spans.
+    Any multiple of 128 works. But the swizzle goes by absolute address: a kernel that computes it from the
+    start of its tile finds other bytes unless the tile starts where the pattern does, every 8 spans.
     """
     if address % 128:
         raise Fault(
@@ -490,20 +496,20 @@ def shared_alignment(address: int, swizzle: int) -> str:
 
 
 def bulk_load(address: int, shared: int, size: int, memory: Memory) -> Bytes:
-    """`cp.async.bulk` from global memory: a copy of the `size` bytes at `address`, for shared address `shared`."""
+    """`cp.async.bulk` from global memory: a copy of the `size` bytes at `address`, meant for `shared`."""
     _check_bulk(address, shared, size)
     return memory.bytes(address, size).copy() if size else np.zeros(0, np.uint8)
 
 
 def bulk_store(address: int, shared: int, data: Bytes, memory: Memory) -> None:
-    """`cp.async.bulk` to global memory: write `data`, which came from shared address `shared`, at `address`."""
+    """`cp.async.bulk` to global memory: write `data`, which came from `shared`, at `address`."""
     _check_bulk(address, shared, data.size)
     if data.size:
         memory.bytes(address, data.size)[...] = data
 
 
 def bulk_reduce(address: int, shared: int, data: Bytes, memory: Memory, operation: str, type: str) -> None:
-    """`cp.reduce.async.bulk` to global memory: as `reduce`, `type` being the PTX type ("u32", "b64", "bf16"...)."""
+    """`cp.reduce.async.bulk` to global memory: as `reduce`, for a PTX type ("u32", "b64", "bf16"...)."""
     _check_bulk(address, shared, data.size)
     element = _BY_NAME.get(type.replace("b", "u", 1) if type in ("b32", "b64") else type)
     if element is None:
@@ -540,7 +546,7 @@ _OPERATIONS = {
 
 
 def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
-    """`old OP new` for elements of one type, both contiguous arrays of bytes of one shape; the result is a new one."""
+    """Compute `old OP new` for elements of one type; both are contiguous arrays of bytes of one shape."""
     if operation not in _OPERATIONS.get(str(element), ()):
         raise Fault(
             f"bulk reduction .{operation} of {element} elements: the TMA has none, and a GPU stops at it with an "
@@ -562,7 +568,10 @@ def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> By
 
 
 def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
-    """Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0. Compared with an H200."""
+    """Combine floats. Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0.
+
+    Compared with an H200.
+    """
     bits_a, bits_b = old.view(element.integer), new.view(element.integer)
     # FP32 holds the sum of two 16-bit floats so precisely that rounding it again rounds the exact sum.
     a, b = _widen(element, bits_a), _widen(element, bits_b)

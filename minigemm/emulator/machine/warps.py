@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -66,15 +67,6 @@ class Warps(Unit):
     def __init__(self, block: Block) -> None:
         super().__init__(block)
         self._gatherings: dict[tuple[int, str, int], Gathering] = {}
-        self._collectives: dict[str, Collective] = {
-            "shfl": self._shuffle,
-            "vote": self._vote,
-            "match": self._match,
-            "redux": self._redux,
-            "elect": self._elect,
-            "ldmatrix": self._load_matrix,
-            "stmatrix": self._store_matrix,
-        }
 
     def serves(self) -> dict[str, Handler]:
         opcodes = ("shfl", "vote", "match", "redux", "elect", "bar.warp", "ldmatrix", "stmatrix", "movmatrix")
@@ -171,7 +163,7 @@ class Warps(Unit):
     def _compute(self, site: Site, complete: list[Complete]) -> None:
         """Execute a collective. Arrays are (warps, 32); lanes that take no part are not `active`."""
         block = self.block
-        execute = self._collectives.get(site.instruction.opcode)
+        execute = self._COLLECTIVES.get(site.instruction.opcode)
         if execute is None:
             raise Unsupported(f"unknown PTX instruction {site.instruction.name}", site.instruction.location)
         arguments = np.zeros((len(complete), 32, len(site.arguments)), np.int64)
@@ -180,7 +172,7 @@ class Warps(Unit):
             arguments[k, warp.ids & 31] = block.arguments[warp.ids, : len(site.arguments)]
             active[k, warp.ids & 31] = True
 
-        results = execute(site, np.array([warp.warp for warp in complete]), arguments, active)
+        results = execute(self, site, np.array([warp.warp for warp in complete]), arguments, active)
         for k, warp in enumerate(complete):
             for slot, values in enumerate(results):
                 block.results[warp.ids, slot] = values[k, warp.ids & 31]
@@ -266,6 +258,18 @@ class Warps(Unit):
             spot = block.cluster.spot(int(rows[misaligned][0]))
             raise block.fault(f"misaligned row address {spot}: rows are 16-byte aligned", site)
         return addresses & FULL
+
+    _COLLECTIVES: ClassVar[
+        dict[str, Callable[[Warps, Site, np.ndarray, np.ndarray, np.ndarray], Results]]
+    ] = {
+        "shfl": _shuffle,
+        "vote": _vote,
+        "match": _match,
+        "redux": _redux,
+        "elect": _elect,
+        "ldmatrix": _load_matrix,
+        "stmatrix": _store_matrix,
+    }
 
 
 def _each(values: np.ndarray) -> np.ndarray:
