@@ -136,9 +136,23 @@ def launch(
     rates = (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None
     explicit = cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives
     run = Kernel(
-        program, translated.native, grid3, block3, cluster3, explicit, shared, parameters, symbols, memory,
-        schedule, instruction_limit, hazards, fast, collector, rates,
-    )  # fmt: skip
+        program=program,
+        native=translated.native,
+        grid=grid3,
+        block=block3,
+        cluster=cluster3,
+        explicit_cluster=explicit,
+        shared=shared,
+        parameters=parameters,
+        symbols=symbols,
+        memory=memory,
+        schedule=schedule,
+        instruction_limit=instruction_limit,
+        hazards=hazards,
+        fast=fast,
+        profile=collector,
+        rates=rates,
+    )
     if any(site.accumulators for site in program.sites):
         tensor_core.prepare()  # its time is not the kernel's
     started = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..translate.lower import Site
 from ..watch.order import STAY, STEP, Clocks, warps_of
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, distinct
 from .mbarrier import COUNT_MAX, BarrierMisuse, MBarrier, never_initialised
 
 U32 = 0xFFFFFFFF
@@ -140,7 +140,7 @@ class Barriers(Unit):
         block = self.block
         places = block.places(block.arguments[ids, 0], site, ids, own=not _reaches_other_ctas(site))
         does = "arrives at" if "arrive" in site.instruction.name else "changes"
-        for place in np.unique(places).tolist():
+        for place in distinct(places):
             group = ids[places == place]
             if self.gone(place, site, group, f"{does} the mbarrier at"):
                 continue

@@ -61,9 +61,8 @@ class BulkGroups:
     """The stores of one thread: open ones, and committed groups in order."""
 
     open: list[Callable[[], None]] = field(default_factory=list)
-    groups: deque[tuple[list[Callable[[], None]], int]] = field(
-        default_factory=deque
-    )  # copies, clock of the last
+    groups: deque[tuple[list[Callable[[], None]], int]] = field(default_factory=deque)
+    """Copies, clock of the last one."""
     clock: int = 0
     site: Site | None = None  # of the last store
     read: float = 0.0  # under a cycle model: when the last one has read its source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..translate.lower import Site
-from .block import Handler, Unit
+from .block import Handler, Unit, distinct
 
 GLOBAL = -1  # the word that stands for all of global memory
 
@@ -55,7 +55,7 @@ class Fences(Unit):
         inside = addresses >> 56 == 1 if space == "generic" else np.full(len(ids), space == "shared")
         words = np.full(len(ids), GLOBAL, np.int64)
         words[inside] = self.block.places(addresses[inside], site, ids[inside], own=False) >> 2
-        return [(word, ids[words == word]) for word in np.unique(words).tolist()]
+        return [(word, ids[words == word]) for word in distinct(words)]
 
     def sleep(self, site: Site, ids: np.ndarray) -> None:
         """`nanosleep`: a loop around it only polls."""

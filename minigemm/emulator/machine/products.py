@@ -77,9 +77,8 @@ class Issued:
     number: int  # of the warpgroup
     open: list[Mma] = field(default_factory=list)
     groups: deque[list[Mma]] = field(default_factory=deque)
-    accumulators: dict[tuple[int, ...], Accumulator] = field(
-        default_factory=dict
-    )  # by columns of the contexts
+    accumulators: dict[tuple[int, ...], Accumulator] = field(default_factory=dict)
+    """By the columns of the contexts in which their registers are."""
     clock: int = 0
 
     def compute(self, last: Mma) -> None:

@@ -24,7 +24,7 @@ from ..translate.lower import Site
 from ..watch.order import warps_of
 from ..watch.timeline import Model
 from .barriers import Barriers
-from .block import Block, Handler, Unit, line_of
+from .block import Block, Handler, Unit, distinct, line_of
 from .copies import Copies
 from .cp_async import CpAsync
 from .faults import native_fault, never_written
@@ -93,10 +93,9 @@ class Resident:
         self._contexts, self._stride = block.contexts.ctypes.data, block.contexts.strides[0]
         self._records = block.fields.ctypes.data
 
-        self.handlers = self._handlers(
-            self.thread_barriers, self.cluster_barrier, self.fences, self.warps, self.registers,
-            self.tensor_cores, self.barriers, self.copies, self.cp_async, self.host_calls,
-        )  # fmt: skip
+        threads = self.thread_barriers, self.cluster_barrier, self.fences, self.warps
+        asynchronous = self.barriers, self.copies, self.cp_async, self.tensor_cores, self.registers
+        self.handlers = self._handlers(*threads, *asynchronous, self.host_calls)
 
     def _handlers(self, *units: Unit) -> list[Handler]:
         """The handler of each site of the kernel."""
@@ -219,7 +218,7 @@ class Resident:
         if (codes == first).all():
             groups = [(first, ids)]
         else:
-            groups = [(int(code), ids[codes == code]) for code in np.unique(codes)]
+            groups = [(code, ids[codes == code]) for code in distinct(codes)]
         for code, group in groups:
             if code > 0:
                 self.handlers[code - 1](block.kernel.program.sites[code - 1], group)

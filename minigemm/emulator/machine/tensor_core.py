@@ -70,9 +70,8 @@ def format_of(kind: str) -> Format:
     else:
         special[codes & 0x7F == 0x7C] = _INF
         special[codes & 0x7F > 0x7C] = _NAN
-    magnitude[special != _FINITE] = (
-        8 * (special == _INF)[special != _FINITE]
-    )  # of an infinity only the sign counts
+    magnitude[special == _INF] = 8  # only the sign of an infinity counts
+    magnitude[special == _NAN] = 0
     exponent = np.where(magnitude == 0, _ZERO, np.maximum(stored, 1) - bias).astype(np.int32)
     value = torch.arange(256, dtype=torch.uint8).view(_DTYPES[kind]).float().numpy()
     return Format(np.where(codes >> 7, -magnitude, magnitude).astype(np.int32), exponent, special, value)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..translate.lower import Site
 from ..watch.order import Clocks, warps_of
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, distinct
 
 NUMBERS = 16  # barriers of a CTA
 ONE_COUNT = "give every bar.sync and bar.arrive of one barrier the same thread count"
@@ -38,10 +38,8 @@ class ThreadBarriers(Unit):
         self._open: dict[tuple[int, int], NamedBarrier] = {}  # by rank of the CTA and number
 
     def serves(self) -> dict[str, Handler]:
-        names = (
-            "bar.sync", "bar.arrive", "bar.red", "barrier.sync", "barrier.arrive", "barrier.red", "barrier.cta",
-        )  # fmt: skip
-        return dict.fromkeys(names, self.meet)
+        names = [f"{opcode}.{verb}" for opcode in ("bar", "barrier") for verb in ("sync", "arrive", "red")]
+        return dict.fromkeys([*names, "barrier.cta"], self.meet)
 
     def exited(self) -> None:
         """Threads have exited: a barrier that expects all that are left may be complete now."""
@@ -58,7 +56,7 @@ class ThreadBarriers(Unit):
         groups = [
             (rank, number, mine[block.arguments[mine, 0] == number])
             for rank, mine in block.cluster.split(ids)
-            for number in np.unique(block.arguments[mine, 0]).tolist()
+            for number in distinct(block.arguments[mine, 0])
         ]
         for rank, number, group in groups:
             expected = int(block.arguments[group[0], 1]) if counted else None

@@ -79,20 +79,17 @@ class ElementType:
 
 
 # In the order of the codes inside an encoded map. One-byte elements, FP8 among them, are bytes to the TMA.
-_TYPES = tuple(
-    ElementType(*each)
-    for each in (
-        ("u", 1),
-        ("u", 2),
-        ("u", 4),
-        ("s", 4),
-        ("u", 8),
-        ("s", 8),
-        ("f", 2),
-        ("f", 4),
-        ("f", 8),
-        ("bf", 2),
-    )
+_TYPES = (
+    ElementType("u", 1),
+    ElementType("u", 2),
+    ElementType("u", 4),
+    ElementType("s", 4),
+    ElementType("u", 8),
+    ElementType("s", 8),
+    ElementType("f", 2),
+    ElementType("f", 4),
+    ElementType("f", 8),
+    ElementType("bf", 2),
 )
 _BY_NAME = {str(each): each for each in _TYPES}
 _DTYPES = {
@@ -246,91 +243,79 @@ class TensorMap:
 
 def _describe(tensor_map: TensorMap) -> Descriptor:
     """The checked descriptor of a map."""
-    if not isinstance(tensor_map.box, Sequence):
-        raise TypeError(f"box: expected a length for each dimension of the tensor, got {tensor_map.box!r}")
-    tensor, box, swizzle = tensor_map.tensor, tuple(tensor_map.box), tensor_map.swizzle
+    tensor, box, swizzle = tensor_map.tensor, tensor_map.box, tensor_map.swizzle
+    if not isinstance(box, Sequence):
+        raise TypeError(f"box: expected a length for each dimension of the tensor, got {box!r}")
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"tensor: expected a torch.Tensor, got {type(tensor).__name__}")
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise TypeError(f"tensor: expected a dtype that TMA can move ({', '.join(_DTYPES)}), got {name}")
-    element = _BY_NAME[_DTYPES[name]]
-    shape, rank = tuple(tensor.shape), tensor.dim()
+    element, box, rank = _BY_NAME[_DTYPES[name]], tuple(box), tensor.dim()
+
     # The stride of a dimension of one element means nothing, but the driver checks it: any good one will do.
     strides = tuple(
         element.size * stride if size > 1 or i == rank - 1 else CHUNK
-        for i, (size, stride) in enumerate(zip(shape, tensor.stride(), strict=True))
+        for i, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
     )
+    _check_tensor(tensor, strides, element, name)
+
     steps = (1,) * rank if tensor_map.element_strides is None else tuple(tensor_map.element_strides)
-
-    def check(holds: bool, name: str, expected: str, got: object) -> None:
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {got}")
-
-    check(tensor.device.type == "cpu", "tensor", "a CPU tensor", f"one on {tensor.device}")
-    check(1 <= rank <= 5, "tensor", "1 to 5 dimensions", rank)
-    check(
-        all(1 <= each <= 2**32 for each in shape),
-        "tensor",
-        "1 to 2**32 elements a dimension",
-        f"shape {shape}",
-    )
-    check(
-        strides[-1] == element.size or shape[-1] == 1,
-        "tensor",
-        "a contiguous last dimension",
-        f"strides {tuple(tensor.stride())}",
-    )
-    check(
-        all(each % 16 == 0 and each < 2**40 for each in strides[:-1]),
-        "tensor",
-        "strides that are multiples of 16 bytes and less than 2**40",
-        f"{strides[:-1]} bytes for shape {shape}, dtype {name}",
-    )
-    check(
-        tensor.data_ptr() % 16 == 0, "tensor", "a first element at a 16-byte boundary", hex(tensor.data_ptr())
-    )
-    check(len(box) == rank, "box", f"one size for each of the {rank} dimensions", box)
-    check(all(1 <= each <= 256 for each in box), "box", "1 to 256 elements a dimension", box)
-    check(len(steps) == rank, "element_strides", f"one step for each of the {rank} dimensions", steps)
-    check(all(1 <= each <= 8 for each in steps), "element_strides", "1 to 8 in each dimension", steps)
-    check(tensor_map.interleave in (0, 16, 32), "interleave", "0, 16 or 32", tensor_map.interleave)
+    _expect(len(box) == rank, "box", f"one size for each of the {rank} dimensions", box)
+    _expect(all(1 <= each <= 256 for each in box), "box", "1 to 256 elements a dimension", box)
+    _expect(len(steps) == rank, "element_strides", f"one step for each of the {rank} dimensions", steps)
+    _expect(all(1 <= each <= 8 for each in steps), "element_strides", "1 to 8 in each dimension", steps)
+    _expect(tensor_map.interleave in (0, 16, 32), "interleave", "0, 16 or 32", tensor_map.interleave)
     if tensor_map.interleave:
         raise Unsupported(f"tensor maps with interleave={tensor_map.interleave}")
-    check(swizzle in _SPANS, "swizzle", "0, 32, 64 or 128 bytes", swizzle)
+    _expect(swizzle in _SPANS, "swizzle", "0, 32, 64 or 128 bytes", swizzle)
+
+    # The bytes of the box: of a row, and of all that moves.
     inner = box[-1] * element.size
-    check(
-        inner % 16 == 0,
-        "box",
-        "a last dimension that is a multiple of 16 bytes",
-        f"{inner} bytes ({box}, {name})",
-    )
-    check(
-        not swizzle or inner <= swizzle,
-        "box",
-        f"a last dimension of at most {swizzle} bytes, the swizzle's span",
-        f"{inner} bytes ({box}, {name})",
-    )
     moved = element.size * math.prod(-(-size // step) for size, step in zip(box, steps, strict=True))
-    check(moved <= BOX_MAX, "box", f"at most {BOX_MAX} bytes", f"{moved} bytes ({box}, {name})")
-    check(tensor_map.fill in _FILLS, "fill", '"zero" or "nan"', repr(tensor_map.fill))
-    check(
-        tensor_map.fill == "zero" or element.is_float,
-        "fill",
-        'a floating-point dtype with "nan" (FP8 travels as bytes)',
-        name,
-    )
+    row, whole = f"{inner} bytes ({box}, {name})", f"{moved} bytes ({box}, {name})"
+    limit = f"a last dimension of at most {swizzle} bytes, the swizzle's span"
+    _expect(inner % 16 == 0, "box", "a last dimension that is a multiple of 16 bytes", row)
+    _expect(not swizzle or inner <= swizzle, "box", limit, row)
+    _expect(moved <= BOX_MAX, "box", f"at most {BOX_MAX} bytes", whole)
+
+    fill = tensor_map.fill
+    floats = 'a floating-point dtype with "nan" (FP8 travels as bytes)'
+    _expect(fill in _FILLS, "fill", '"zero" or "nan"', repr(fill))
+    _expect(fill == "zero" or element.is_float, "fill", floats, name)
     return Descriptor(
-        tensor.data_ptr(),
-        shape[::-1],
-        (element.size, *strides[-2::-1]),
-        box[::-1],
-        (1, *steps[-2::-1]),  # the driver ignores the innermost one
-        element,
-        swizzle,
-        tensor_map.fill,
-        tensor_map.interleave,
+        address=tensor.data_ptr(),
+        dims=tuple(tensor.shape)[::-1],
+        strides=(element.size, *strides[-2::-1]),
+        box=box[::-1],
+        element_strides=(1, *steps[-2::-1]),  # the driver ignores the innermost one
+        type=element,
+        swizzle=swizzle,
+        fill=fill,
+        interleave=tensor_map.interleave,
     )
+
+
+def _check_tensor(tensor: torch.Tensor, strides: tuple[int, ...], element: ElementType, name: str) -> None:
+    """Raise ValueError unless a map can describe the tensor. `strides` are in bytes, `name` is its dtype."""
+    shape, rank = tuple(tensor.shape), tensor.dim()
+    _expect(tensor.device.type == "cpu", "tensor", "a CPU tensor", f"one on {tensor.device}")
+    _expect(1 <= rank <= 5, "tensor", "1 to 5 dimensions", rank)
+    sizes = "1 to 2**32 elements a dimension"
+    _expect(all(1 <= each <= 2**32 for each in shape), "tensor", sizes, f"shape {shape}")
+    contiguous = strides[-1] == element.size or shape[-1] == 1
+    _expect(contiguous, "tensor", "a contiguous last dimension", f"strides {tuple(tensor.stride())}")
+    good = all(each % 16 == 0 and each < 2**40 for each in strides[:-1])
+    expected = "strides that are multiples of 16 bytes and less than 2**40"
+    _expect(good, "tensor", expected, f"{strides[:-1]} bytes for shape {shape}, dtype {name}")
+    address = tensor.data_ptr()
+    _expect(address % 16 == 0, "tensor", "a first element at a 16-byte boundary", hex(address))
+
+
+def _expect(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise ValueError for an argument that is not as expected."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def require_tile_mode(modifiers: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from ..errors import Unsupported
 from ..translate.lower import Site
 from ..watch.order import warps_of
 from . import collectives
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, distinct
 
 FULL = 0xFFFFFFFF
 MASK = {
@@ -107,15 +107,15 @@ class Warps(Unit):
         for w in warps.tolist():
             here = ids >> 5 == w
             mine, named = ids[here], masks[here]
-            for mask in np.unique(named).tolist():
+            for mask in distinct(named):
                 group = mine[named == mask]
-                outside = [int(t) for t in group if not mask >> (int(t) & 31) & 1]
-                if outside:
+                outside = group[np.int64(mask) >> (group & 31) & 1 == 0]
+                if len(outside):
                     message = (
-                        f"lane {outside[0] & 31} executes {name} with member mask {mask:#010x}, which does not "
+                        f"lane {int(outside[0]) & 31} executes {name} with member mask {mask:#010x}, which does not "
                         "hold it"
                     )
-                    raise block.fault(message, site, np.array(outside[:1]))
+                    raise block.fault(message, site, outside)
                 if len(group) == 32 or self._members(w, mask) == len(group):
                     complete.append(Complete(w, group))
                     continue
@@ -166,16 +166,15 @@ class Warps(Unit):
         execute = self._COLLECTIVES.get(site.instruction.opcode)
         if execute is None:
             raise Unsupported(f"unknown PTX instruction {site.instruction.name}", site.instruction.location)
-        arguments = np.zeros((len(complete), 32, len(site.arguments)), np.int64)
+        count = len(site.arguments)
+        warps, ids = [warp.warp for warp in complete], np.concatenate([warp.ids for warp in complete])
+        rows, lanes = np.repeat(np.arange(len(complete)), [len(warp.ids) for warp in complete]), ids & 31
+        arguments = np.zeros((len(complete), 32, count), np.int64)
         active = np.zeros((len(complete), 32), bool)
-        for k, warp in enumerate(complete):
-            arguments[k, warp.ids & 31] = block.arguments[warp.ids, : len(site.arguments)]
-            active[k, warp.ids & 31] = True
-
-        results = execute(self, site, np.array([warp.warp for warp in complete]), arguments, active)
-        for k, warp in enumerate(complete):
-            for slot, values in enumerate(results):
-                block.results[warp.ids, slot] = values[k, warp.ids & 31]
+        arguments[rows, lanes] = block.arguments[ids, :count]
+        active[rows, lanes] = True
+        for slot, values in enumerate(execute(self, site, np.array(warps), arguments, active)):
+            block.results[ids, slot] = values[rows, lanes]
 
     def _shuffle(self, site: Site, warps: np.ndarray, arguments: np.ndarray, active: np.ndarray) -> Results:
         values, lanes, clamp = arguments[..., 0] & FULL, arguments[..., 1], arguments[..., 2]
