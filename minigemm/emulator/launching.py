@@ -22,7 +22,9 @@ from .errors import EmulatorError
 from .machine import block as machine
 from .machine import copies, host_calls, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
 from .machine.tma import TensorMap
-from .ptx.parse import Function, Module, inline_calls, parse
+from .ptx.inlining import inline_calls
+from .ptx.parse import parse
+from .ptx.program import Function, Module
 from .translate import native
 from .translate.lower import Program, translate
 from .watch import profile as profiling

@@ -8,7 +8,9 @@ import time
 import pytest
 
 from minigemm.emulator.errors import EmulatorError, Unsupported
-from minigemm.emulator.ptx.parse import (
+from minigemm.emulator.ptx.inlining import inline_calls
+from minigemm.emulator.ptx.parse import parse
+from minigemm.emulator.ptx.program import (
     Address,
     Function,
     Immediate,
@@ -22,8 +24,6 @@ from minigemm.emulator.ptx.parse import (
     Special,
     Symbol,
     Vector,
-    inline_calls,
-    parse,
 )
 from tests.emulator.nvrtc import ptx
 

@@ -26,7 +26,7 @@ import numpy as np
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT, Cluster
 from ..errors import Deadlock, EmulatorError, Fault, Location, Unsupported
-from ..ptx.parse import Symbol
+from ..ptx.program import Symbol
 from ..translate.lower import Program, Site
 from ..translate.native import Native
 from ..watch.order import Order, warps_of

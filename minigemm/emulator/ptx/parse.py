@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import EmulatorError, Location
 from .constants import evaluate, floating
-from .inlining import inline_calls
 from .program import (
     Address,
     Function,
@@ -38,29 +37,7 @@ from .program import (
     Vector,
 )
 
-# The other modules of the emulator take a program's parts, and what makes them, from here.
-__all__ = [
-    "Address",
-    "Function",
-    "Immediate",
-    "Instruction",
-    "Label",
-    "Location",
-    "Module",
-    "Negated",
-    "Operand",
-    "Pair",
-    "Parameter",
-    "Part",
-    "Register",
-    "Sink",
-    "Special",
-    "Symbol",
-    "Variable",
-    "Vector",
-    "inline_calls",
-    "parse",
-]
+__all__ = ["parse"]
 
 #: Bytes of each type that a variable can have; the handles of textures, surfaces and samplers are 64 bits wide.
 SIZES = {

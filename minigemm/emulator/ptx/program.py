@@ -5,6 +5,7 @@ Source: PTX ISA, chapters "State Spaces, Types, and Variables", "Instruction Ope
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import Location
@@ -27,6 +28,8 @@ __all__ = [
     "Symbol",
     "Variable",
     "Vector",
+    "registers",
+    "symbols",
 ]
 
 
@@ -115,6 +118,33 @@ class Part:
 
 
 Operand = Register | Special | Immediate | Symbol | Address | Vector | Label | Sink | Negated | Pair | Part
+
+
+def registers(operand: Operand) -> set[str]:
+    """Return the names of the registers in an operand."""
+    return {part.name for part in _parts(operand) if isinstance(part, Register)}
+
+
+def symbols(operand: Operand) -> set[str]:
+    """Return the names of the variables and functions in an operand."""
+    return {part.name for part in _parts(operand) if isinstance(part, Symbol)}
+
+
+def _parts(operand: Operand) -> Iterator[Operand]:
+    """Yield the operand and every operand inside it."""
+    inside: tuple[Operand, ...] = ()
+    match operand:
+        case Vector(items):
+            inside = items
+        case Pair(first, second):
+            inside = (first, second)
+        case Negated(register) | Part(register):
+            inside = (register,)
+        case Address(base, _, coordinates):
+            inside = (base, *(coordinates or ()))
+    yield operand
+    for part in inside:
+        yield from _parts(part)
 
 
 @dataclass(slots=True)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ptx.program import Immediate, Instruction, Vector
-from .arithmetic import registers
+from ..ptx.program import Immediate, Instruction, Vector, registers
 
 __all__ = ["RegisterMisuse", "find_misuse"]
 

@@ -14,31 +14,13 @@ Source: PTX ISA, chapters "Integer Arithmetic", "Floating-Point", "Half Precisio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
-from ..errors import Unsupported
-from ..ptx.parse import Immediate, Instruction, Negated, Operand, Pair, Register, Sink, Vector
+from ..ptx.program import Immediate, Instruction, Operand, Pair, Vector
+from .builder import BITS, Builder
 
-#: LLVM type of each PTX type. Floats are bits until an operation casts them.
-BITS = {
-    "pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "bf16": 16, "b32": 32, "u32": 32, "s32": 32,
-    "f32": 32, "f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "tf32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64, "f32x2": 64,
-    "e4m3x2": 16, "e5m2x2": 16,
-}  # fmt: skip
 FLOATS = {"f32": "float", "f64": "double"}
 HALVES = {"f16", "bf16", "f16x2", "bf16x2"}
 ROUNDINGS = ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna")
-
-
-class Builder(Protocol):
-    """What an operation needs from the lowering: temporaries, operands in, results out."""
-
-    def temp(self) -> str: ...
-    def emit(self, line: str) -> None: ...
-    def let(self, expression: str) -> str: ...
-    def read(self, operand: Operand, bits: int) -> str: ...
-    def write(self, operand: Operand, value: str, bits: int) -> None: ...
-    def unsupported(self, ins: Instruction, why: str) -> Unsupported: ...
 
 
 Operation = Callable[[Builder, Instruction], None]
@@ -903,26 +885,3 @@ def to_fp8(b: Builder, ins: Instruction, to: str, source: str) -> None:
         values = [relu(b, v) for v in values]
     low, high = (b.let(f"call i16 @to_{to[:4]}(float {v})") for v in values)
     b.write(ins.operands[0], b.let(f"or i16 {low}, {b.let(f'shl i16 {high}, 8')}"), 16)
-
-
-def defined_and_used(ins: Instruction) -> tuple[set[str], set[str]]:
-    """Registers that an instruction of the table writes and reads: the first operand is the destination."""
-    return registers(ins.operands[0]), set().union(set(), *(registers(o) for o in ins.operands[1:]))
-
-
-def registers(operand: Operand) -> set[str]:
-    if isinstance(operand, Register):
-        return {operand.name}
-    if isinstance(operand, Vector):
-        return set().union(set(), *(registers(o) for o in operand.items))
-    if isinstance(operand, Pair):
-        return registers(operand.first) | registers(operand.second)
-    if isinstance(operand, Negated):
-        return registers(operand.operand)
-    if isinstance(operand, Sink):
-        return set()
-    base = getattr(operand, "base", None)
-    found = registers(base) if base is not None else set()
-    for coordinate in getattr(operand, "coordinates", None) or ():
-        found |= registers(coordinate)
-    return found
