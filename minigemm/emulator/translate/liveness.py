@@ -18,8 +18,9 @@ _NO_RESULT = ("st", "bra", "brx", "ret", "exit", "trap", "red")
 
 
 def successors(function: Function) -> list[list[int]]:
-    """Return, for each instruction, those that may come next; a taken branch first. The length of the code is
-    the end.
+    """Return, for each instruction, those that may come next, the target of a branch first.
+
+    The length of the code stands for the end.
     """
     return [_successors(function, i, ins) for i, ins in enumerate(function.code)]
 

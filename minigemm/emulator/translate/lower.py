@@ -13,7 +13,8 @@ A GPU runs 32 threads in step. Here a thread is a function call, and the threads
    the others.
 
 So there are no lane masks and no reconvergence code: divergence is just threads at different sites. The price
-is that a warp-wide instruction is a stop of 32 threads, and that no CPU vector unit works for several of them.
+is that a warp-wide instruction is a stop of 32 threads, and that no CPU vector unit works for several of
+them.
 
 Every access is checked: bounds, alignment, and on shared memory initialisation and order (memory.py,
 shadow.py). Accesses are logged for the counters (watch/profile.py).

@@ -170,9 +170,7 @@ class Memory:
         return self.own(request, self.b.let(f"sub i64 {where}, %shared_base"), where)
 
     def own(self, request: Request, where: str, address: str) -> str:
-        """Shared memory of the own CTA. `where` counts from its beginning; the kernel calls the place
-        `address`.
-        """
+        """Shared memory of the own CTA. `where` counts from its beginning; the kernel calls it `address`."""
         b = self.b
         b.program.accesses[request.index] = Access("shared", request.size, request.store)
         self.inside_shared(request, where, address)
