@@ -23,7 +23,9 @@ from .errors import EmulatorError
 from .machine import running, tensor_core
 from .machine.kernel import Kernel, Memory
 from .machine.tma import TensorMap
-from .ptx.parse import Function, Module, inline_calls, parse
+from .ptx.inlining import inline_calls
+from .ptx.parse import parse
+from .ptx.program import Function, Module
 from .translate import native
 from .translate.lower import Program, translate
 from .watch import profile as profiling

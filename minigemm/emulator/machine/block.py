@@ -24,7 +24,7 @@ import numpy as np
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
 from ..errors import Fault
-from ..ptx.parse import Instruction
+from ..ptx.program import Instruction
 from ..translate.lower import Site
 from ..watch.order import warps_of
 from ..watch.report import Event

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from ..ptx.parse import Symbol
+from ..ptx.program import Symbol
 from ..translate.lower import Site
 from .block import Block, Handler, Unit
 

@@ -23,7 +23,7 @@ class Native:
 
 
 def _machine() -> llvm.TargetMachine:
-    """A new target machine: an execution engine takes its own over."""
+    """Return a new target machine: an execution engine takes over the one that it is given."""
     global _ready
     if not _ready:
         llvm.initialize_native_target()
@@ -36,19 +36,19 @@ def _machine() -> llvm.TargetMachine:
 
 
 def cache_key(text: str) -> str:
-    """Key of the machine code of ``text`` (whatever determines the IR) on this processor."""
+    """Return the key of the machine code of ``text`` (whatever determines the IR) on this processor."""
     parts = (text, llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def compile_ir(ir: str) -> bytes:
-    """An object file with the function ``step``."""
+    """Compile LLVM IR to an object file with the function ``step``."""
     with _lock:
         machine = _machine()
         module = llvm.parse_assembly(ir)
         module.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=2)
-        # NVRTC has unrolled what is worth it, and threads run one at a time
+        # NVRTC has unrolled what is worth it, and threads run one at a time.
         options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
@@ -56,7 +56,7 @@ def compile_ir(ir: str) -> bytes:
 
 
 def load(code: bytes) -> Native:
-    """Object code, ready to be called."""
+    """Make object code ready to be called."""
     with _lock:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -11,7 +11,7 @@ from .report import Counters, LineCount, Request
 
 if TYPE_CHECKING:
     from ..errors import Location
-    from ..ptx.parse import Instruction
+    from ..ptx.program import Instruction
     from ..translate.lower import Access
 
 SPACES = ("global", "shared", "generic")  # in the order of their numbers in requests.py
