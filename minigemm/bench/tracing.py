@@ -183,6 +183,26 @@ def overhead(
 # ---------------------------------------------------------------------------------------------------- the build
 
 
+def show(timeline: Timeline) -> None:
+    """Print a traced timeline in a few lines."""
+    about = timeline.about
+    where = "by the emulator's model, not a measurement (no Hopper GPU here)"
+    if timeline.source == "measured":
+        where = f"measured on {about['gpu']}"
+    product = f"{about['m']} x {about['n']} x {about['k']}"
+    end = f"{timeline.end:,.0f} {timeline.unit}"
+    print(f"{about['stage']}, {product}, CTA {about['cta']}: {end}, {where}")
+
+    busy, copies = timeline.share("busy", "tensor core"), timeline.share("busy", "TMA")
+    print(f"  the tensor core is busy {busy:.0%}; TMA has {copies:.1f} copies in flight on average")
+    print("  " + ", ".join(f"{what} {count}" for what, count in about["events"].items()))
+    if about["lost"]:
+        print(f"  {about['lost']} events found no room and are not shown")
+    if cost := about.get("overhead"):
+        bits = "the same bits" if cost["same_bits"] else "OTHER BITS"
+        print(f"  the trace build takes {cost['slowdown']:.3f} of the plain one's time and gives {bits}")
+
+
 def build(stage: Stage, config: Config, source: Path | None = None) -> jit.Kernel:
     """The trace build of a stage, or of a reader's own version: the same lines, the same symbol. Raises ValueError where it has no `ptx.cuh` to extend."""
     path = stage.source if source is None else Path(source)
