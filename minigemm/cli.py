@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bench.add_argument(
         "--ncu", nargs="*", metavar="SHAPE",
-        help="hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, masked:GROUPSxMxNxK or multicast; default: 7 shapes and it",
+        help="hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, "
+        "masked:GROUPSxMxNxK, multicast or stages; default: 7 shapes and multicast",
     )  # fmt: skip
     bench.add_argument("--host", action="store_true", help="the host's time a call, on a Hopper GPU")
     bench.add_argument(
@@ -342,7 +343,7 @@ def _trace(options: argparse.Namespace) -> int:
     else:
         if options.json is not None:
             Path(options.json).write_text(text + "\n", encoding="utf-8")
-        _show_trace(timeline)
+        tracing.show(timeline)
     if options.plot is not None:
         from . import views
 
@@ -351,27 +352,6 @@ def _trace(options: argparse.Namespace) -> int:
         except ImportError as error:
             return _fail(f"plot: {error}; pip install matplotlib")
     return 0 if cost is None or cost.same_bits else 1
-
-
-def _show_trace(timeline: Any) -> None:
-    about = timeline.about
-    where = (
-        f"measured on {about['gpu']}"
-        if timeline.source == "measured"
-        else "by the emulator's model, not a measurement (no Hopper GPU here)"
-    )
-    print(
-        f"{about['stage']}, {about['m']} x {about['n']} x {about['k']}, CTA {about['cta']}: {timeline.end:,.0f} {timeline.unit}, {where}"
-    )
-    print(
-        f"  the tensor core is busy {timeline.share('busy', 'tensor core'):.0%}; TMA has {timeline.share('busy', 'TMA'):.1f} copies in flight on average"
-    )
-    print("  " + ", ".join(f"{what} {count}" for what, count in about["events"].items()))
-    if about["lost"]:
-        print(f"  {about['lost']} events found no room and are not shown")
-    if cost := about.get("overhead"):
-        bits = "the same bits" if cost["same_bits"] else "OTHER BITS"
-        print(f"  the trace build takes {cost['slowdown']:.3f} of the plain one's time and gives {bits}")
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -436,15 +416,15 @@ def _compared(options: argparse.Namespace, store: Any) -> dict[str, Any]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from . import bench
-    from .bench import report, shapes
+    from .bench import report, workloads
 
     if options.rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {options.rounds}")
     if options.plot is not None:
         report.check_plot()
-    chosen = [shapes.parse(text, options.layout) for text in options.shape or ()]
+    chosen = [workloads.parse(text, options.layout) for text in options.shape or ()]
     if not chosen and (options.peers or not options.host):
-        chosen = [shape for shape in shapes.DEFAULT if options.layout in (None, shape.layout)]
+        chosen = [each for each in workloads.DEFAULT if options.layout in (None, str(each.product.layout))]
     peers = bench.named(options.peer)
     reference = bench.Reference.read(options.reference) if options.reference is not None else None
     with Progress(
