@@ -226,7 +226,7 @@ def _add_bench(commands: Any) -> None:
     measurement("--multicast", "s09_multicast beside s08_persistent at the same tiles, on a Hopper GPU")
     ncu = (
         "hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, "
-        "masked:GROUPSxMxNxK or multicast; default: 7 shapes and it"
+        "masked:GROUPSxMxNxK, multicast or stages; default: 7 shapes and multicast"
     )
     bench.add_argument("--ncu", nargs="*", metavar="SHAPE", help=ncu)
     measurement("--host", "the host's time a call, on a Hopper GPU")
@@ -305,15 +305,15 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from . import bench
-    from .bench import report, shapes
+    from .bench import report, workloads
 
     if options.rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {options.rounds}")
     if options.plot is not None:
         report.check_plot()
-    chosen = [shapes.parse(text, options.layout) for text in options.shape or ()]
+    chosen = [workloads.parse(text, options.layout) for text in options.shape or ()]
     if not chosen and (options.peers or not options.host):
-        chosen = [shape for shape in shapes.DEFAULT if options.layout in (None, shape.layout)]
+        chosen = [each for each in workloads.DEFAULT if options.layout in (None, str(each.product.layout))]
     peers = bench.named(options.peer)
     reference = bench.Reference.read(options.reference) if options.reference is not None else None
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["H100", "H200", "Chip", "of"]
+__all__ = ["CLOCK_HZ", "FLUSH_BYTES", "H100", "H200", "PRODUCTS_PER_CYCLE", "SHARED_LIMIT", "Chip", "of"]
+
+CLOCK_HZ = 1_755_000_000  # of the SMs of an H100 SXM
+PRODUCTS_PER_CYCLE = 4096  # FP8 products of an SM's tensor core
+SHARED_LIMIT = 227 * 1024  # bytes of shared memory that a CTA can have
+FLUSH_BYTES = 256 << 20  # zeroed before a timed call: more than the L2 cache holds
 
 
 @dataclass(frozen=True)

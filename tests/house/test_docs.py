@@ -1,4 +1,4 @@
-"""What the README and the pages show works as shown: the first examples run, and every link leads to a file."""
+"""The README and the pages work as shown: the first examples run, and every link leads to a file."""
 
 from __future__ import annotations
 
