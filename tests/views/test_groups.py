@@ -100,7 +100,8 @@ def test_a_layout_says_where_groups_end():
 @pytest.mark.parametrize(("groups", "ctas", "cta"), [(8, 4, 1), (40, 7, 3), (70, 50, 20)])
 @pytest.mark.parametrize("layout", [MASKED, PREFIX_SUMS])
 def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
-    """Each search ends in the group whose share of the running sum holds its number; the lanes' sums are those of itertools."""
+    """Each search ends in the group whose share of the running sum holds its number; the lanes' sums are
+    those of itertools."""
     generator = torch.Generator().manual_seed(groups)
     counts = torch.randint(0, 300, (groups,), generator=generator) * (
         torch.rand(groups, generator=generator) > 0.3
@@ -134,7 +135,8 @@ def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
             assert list(batch.up_to[:lanes]) == up_to[batch.group0 : batch.group0 + lanes]
             assert list(batch.sums[1][1:lanes]) == [x + y for x, y in itertools.pairwise(batch.tiles[:lanes])]
             assert [search.number < x for x in batch.up_to] == list(batch.reached)
-        place = f"number {search.number} is in group {group}: tile {search.number - up_to[group] + total[group]} of its {total[group]}"
+        tile = search.number - up_to[group] + total[group]
+        place = f"number {search.number} is in group {group}: tile {tile} of its {total[group]}"
         if search is walk[0] or search is walk[-2]:  # a picture takes longer than all the rest
             assert drawn(views.search(search, groups)).splitlines()[-1] == place
 
