@@ -71,6 +71,7 @@ class Order:
         self.cluster, self.threads, self.warps = cluster, cluster.rows, -(-cluster.rows // 32)
         threads = self.threads
         self.place = place
+        self.lines: dict[int, str] = {}  # what `_at` said of a site
         self.store_columns = 4 * cluster.ranks if asynchronous else 0  # the TMA stores of some threads
         readers = (
             self.warps + self.store_columns + (self.warps // 4 if asynchronous else 0)
@@ -768,8 +769,11 @@ class Order:
         return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
 
     def _at(self, site: int) -> str:
-        location, line = self.place(site)
-        return str(location) if location else f"PTX line {line}"
+        text = self.lines.get(site)  # a race on a tile asks for the same few sites thousands of times
+        if text is None:
+            location, line = self.place(site)
+            text = self.lines[site] = str(location) if location else f"PTX line {line}"
+        return text
 
     def _who(self, cell: int) -> str:
         column = cell >> 32 & 255
