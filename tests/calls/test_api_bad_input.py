@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -354,13 +353,12 @@ def test_what_is_no_mistake():
 
 
 def test_debugging_is_read_from_the_environment():
-    code = "from minigemm import api; print(api._debug)"
-    for value, expected in (("1", "True"), ("0", "False"), ("", "False")):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "MINIGEMM_DEBUG": value},
-        )
-        assert run.stdout.strip() == expected
+    code = """if True:
+        import importlib, os
+        from minigemm import api
+        for value in ("1", "0", ""):
+            os.environ["MINIGEMM_DEBUG"] = value
+            print(importlib.reload(api)._debug)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "False", "False"]
