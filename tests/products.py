@@ -1,4 +1,4 @@
-"""What the stage tests share: random problems, and a launch into a poisoned, guarded output."""
+"""Inputs that are the same on every machine, random problems, and a launch into a poisoned, guarded output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import random
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from minigemm import quantize
@@ -14,6 +15,7 @@ from minigemm.layout import to_m_major
 from minigemm.plan import choose, prepared
 from minigemm.quantize import Quantized
 from minigemm.types import Config, Layout, Problem, Product
+from minigemm.verify.recordings import splitmix64
 
 STAGES = {module.stage.name: module for module in stages()}
 GUARD = 512  # elements before and behind d
@@ -236,13 +238,37 @@ def configs() -> list[tuple[str, Config]]:
     ]
 
 
+def drawn(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:
+    """Draw a float32 matrix (rows, k) from integers, so that every machine and every torch draws the same bits.
+
+    torch.randn does not: its last bits depend on the processor. A test that compares bits, counts or errors takes its
+    inputs from here. Every element is an integer below 2**24 times a power of two, which float32 holds exactly.
+
+    Args:
+        kind: "activations" has heavy tails, and about one column in 100 is thirty times larger. "weights" is nearly
+            normal. "positive" is like "weights", without the signs.
+    """
+    bits = splitmix64(seed, rows * k).reshape(rows, k)
+    # the sum of four uniform numbers of 12 bits is nearly normal
+    x = sum((bits >> np.uint64(12 * i) & np.uint64(0xFFF)).astype(np.int64) for i in range(4)) - 2 * 0xFFF
+    if kind == "activations":
+        rare = bits >> np.uint64(48) & np.uint64(0xFF)
+        x = x * np.where(rare == 0, 16, np.where(rare < 16, 4, 1))
+        loud = splitmix64(seed + 1, k) % np.uint64(100) == 0
+        loud[seed % max(k, 1) :][:1] = True
+        x = x * np.where(loud, 30, 1)
+    elif kind == "positive":
+        x = abs(x)
+    return torch.from_numpy(x.astype(np.float32)) / 4096
+
+
 def operands(
     m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None
 ) -> tuple[Quantized, Quantized]:
-    """a and b, quantized as the stage wants them; with one scale each where none is named."""
+    """Draw a and b from integers and quantize them as the stage wants them; with one scale each where none is named."""
     of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
-    a = quantize.quantize(quantize.activations(m, k, seed=seed, device=device), of_a)
-    b = quantize.quantize(quantize.weights(n, k, seed=seed + 1, device=device), of_b)
+    a = quantize.quantize(drawn(m, k, 2 * seed).to(device), of_a)
+    b = quantize.quantize(drawn(n, k, 2 * seed + 1, "weights").to(device), of_b)
     return a, b
 
 

@@ -7,9 +7,8 @@ import warnings
 
 import pytest
 
-from minigemm import emulator, observe, quantize
-from minigemm.quantize import activations, weights
-from tests.products import STAGES
+from minigemm import emulator, observe
+from tests.products import STAGES, operands
 
 TILES = {
     "s02_tiled": (
@@ -257,12 +256,11 @@ def test_planted_bug(bug, tile, tmp_path):
         text = text.replace(gone, instead, 1)
     mine = tmp_path / f"{name}.cu"
     mine.write_text(text)
-    k = 192 if name < "s04" else 1024
-    a, b = (
-        quantize.quantize(x, granularity)
-        for x, granularity in zip((activations(70, k), weights(72, k)), stage.granularities, strict=True)
-    )
     config = STAGES[name].Config(**TILES[name][tile])
+    # two tiles each way, and more steps along k than the ring has slots twice over, if the ring goes from tile to tile
+    # with all of a CTA's tiles
+    steps = 3 if name < "s05" else 4 if name > "s08" else min(2 * config.stages + 1, 8)
+    a, b = operands(70, 72, 96 if name < "s04" else 128 * steps, 0, "cpu", STAGES[name])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, where it sees the bug too
         for schedule in ("late", "early", 1, 2):
@@ -282,7 +280,7 @@ def test_planted_bug_of_the_splits(old, tile, tmp_path):
     text = stage.source.read_text()
     assert text.count(old) == 1
     mine.write_text(text.replace(old, "//"))
-    a, b = quantize.quantize(activations(70, 256), "1x128"), quantize.quantize(weights(72, 256), "128x128")
+    a, b = operands(70, 72, 256, 0, "cpu", STAGES["s10_grouped"])
     for schedule in ("late", "early", 1, 2):
         config = stage.config(block_n=16, stages=8, ctas=1, **tile)
         check_found(

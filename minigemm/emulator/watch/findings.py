@@ -58,13 +58,17 @@ class Findings:
         """`place(site)` gives the source location and PTX line of an instruction index."""
         self.cluster, self.place = cluster, place
         self.found: dict[tuple[str, str, str], Hazard] = {}
+        self.lines: dict[int, str] = {}  # site -> its source line in words
         self.racing: set[str] = set()  # source lines that some finding names
         # Reads of words that nobody had written, one for each source line: (site, address, thread).
         self.unwritten: dict[str, tuple[int, int, int]] = {}
 
     def at(self, site: int) -> str:
         """Return the source line of an instruction in words."""
-        return place_in_words(*self.place(site))
+        text = self.lines.get(site)  # a race on a tile asks for the same few sites thousands of times
+        if text is None:
+            text = self.lines[site] = place_in_words(*self.place(site))
+        return text
 
     def scene(self, site: int, address: int, other: int = -1) -> Scene:
         """Return the scene of an access at `site` to a shared address, in conflict with one at `other`."""
