@@ -46,7 +46,7 @@ CASES = (
 SCHEDULES = ("late", "early", 1)
 MARGIN = 1.5  # how many times as busy as in s04 the tensor core must be; a full ring of four gives 2.1
 ENDLESS = 4e5  # basic blocks of a launch; the longest case needs a tenth
-PATIENCE = 2  # so many runs may fail to end; then no other is tried
+PATIENCE = 2  # after this many runs that do not end, no other is tried
 SHOWN = 2  # hazards told in full
 
 TASKS = (

@@ -103,7 +103,7 @@ def sectors(request: Request, title: str = "") -> Picture:
 
 
 def _together(request: Request) -> int:
-    """How many lanes shared memory serves at once: 32, or 16 for 8 bytes a lane and 8 for 16."""
+    """Count the lanes that shared memory serves at once: 32, or 16 for 8 bytes a lane and 8 for 16."""
     return 32 if request.bytes <= WORD else 32 * WORD // request.bytes
 
 
@@ -150,6 +150,7 @@ def banks(request: Request, title: str = "") -> Picture:
     groups = len({thread % 32 // together for thread in request.threads})
     extra = len(waves) - groups
 
+    # A row for each wavefront; a second one of the same lanes is late.
     made, axes = figure(9, 1.0 + 0.3 * len(waves))
     seen: set[int] = set()
     for y, wave in enumerate(waves):
@@ -204,6 +205,7 @@ def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, 
     if not 0 <= k < row_bytes:
         raise ValueError(f"k: expected 0 to {row_bytes - 1}, a byte of the row, got {k}")
 
+    # A panel has the lines of 128 bytes that its rows take.
     lines = [ceil_div(rows * (row_bytes + padding), BANKS * WORD) for padding in paddings]
     heights = [n + 1.5 for n in lines]
     height = sum(0.62 + 0.21 * n for n in lines) + 0.3

@@ -103,6 +103,7 @@ def cluster(report: Report, consumers: int, names: Sequence[str] = ("a", "b", "s
             f"names: expected one for each of the {len(tiles)} tiles of a slot, got {len(names)}"
         )
 
+    # From above: a row for each tile of the slot, then the barriers of both CTAs and their consumers.
     made, axes = figure(10, 2.9 + 1.05 * len(tiles))
     for y, (name, tile) in enumerate(zip(names, tiles, strict=True)):
         _draw_tile(axes, y, name, tile)

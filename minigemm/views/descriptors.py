@@ -1,5 +1,5 @@
-"""How the tensor core finds its operands: the 64 bits of a matrix descriptor, the bytes of shared memory that
-they lead to, and what a width costs."""
+"""The way of the tensor core to its operands: the 64 bits of a matrix descriptor, the bytes of shared memory
+that they lead to, and what a width costs."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def descriptor(bits: int, title: str = "") -> Picture:
         "swizzle": "no swizzle" if not found.swizzle else f"{found.swizzle}-byte swizzle",
     }
 
+    # The bits, pale where they are 0, grey where they belong to no field.
     made, axes = figure(10, 1.95)
     for bit in range(64):
         colour = next((c for _, first, count, c in _FIELDS if first <= bit < first + count), None)
@@ -61,6 +62,7 @@ def descriptor(bits: int, title: str = "") -> Picture:
         ink = GREY if colour is None else ink_on(colour) if one else INK
         label(axes, 63.5 - bit, 0.5, str(one), family="monospace", color=ink)
 
+    # Above them the fields' names, below them their values; a narrow field's words begin at its left edge.
     said = []
     for name, first, count, colour in _FIELDS:
         left, right = 64 - first - count, 64 - first
@@ -192,6 +194,7 @@ def wgmma_widths(marked: Sequence[int] = (8, 64, 128, 256), rates: Rates | None 
     reading = [_operand_bytes(n) / rates.shared_bandwidth for n in every]
     longer = [max(pair) for pair in zip(computing, reading, strict=True)]
 
+    # Left the bytes for each product, right the cycles of the two things that take time.
     made, (left, right) = figure(10, 3.1, 1, 2)
     left.plot(every, each, color=BLUE, linewidth=2)
     right.plot(every, computing, color=GREEN, linewidth=2, label=f"products, {rates.products:,} a cycle")

@@ -34,12 +34,14 @@ def number_line() -> Picture:
     finite = every[~every.isnan()].unique()
     made, (line, rows) = figure(9.5, 5.8, 2, height_ratios=(1, 5))
 
+    # Above, all numbers on one line.
     line.vlines(finite.tolist(), 0, 1, color=BLUE, linewidth=0.7)
     line.set(yticks=[], xlim=(-465, 465), xticks=(-448, -256, -128, 0, 128, 256, 448), xlabel="value")
     apart = f"{finite[-1] - finite[-2]:g} apart at the ends, dense near zero"
     line.set_title(f"All {len(finite)} finite numbers of e4m3: {apart}")
     line.spines["left"].set_visible(False)
 
+    # Below, those without a sign, each with its value.
     positive = every[:127]
     for code, value in enumerate(positive.tolist()):
         exponent, mantissa = code >> 3, code & 7

@@ -1,6 +1,6 @@
-// The parts that each CTA takes, one after the other, and what the lanes of one CTA tell each other on
-// the way. One warp per CTA. Between the scheduler and the warp's shuffles and ballots stands a spy that
-// writes down what passes.
+// The parts that each CTA takes, one after the other, and what the lanes of one CTA tell each other
+// on the way. One warp per CTA. Between the scheduler and the warp's shuffles and ballots stands a
+// spy that writes down what passes.
 
 #include "ptx.cuh"
 

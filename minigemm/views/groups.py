@@ -231,6 +231,7 @@ def masked_layout(found: Routing, rows: int, config: s10_grouped.Config) -> Pict
     parts = sorted((part for cta in walk for part in cta), key=lambda part: part.row0)
     possible = ceil_div(rows, config.block_m)
 
+    # Each group's buffer with all tiles that it could have, and over them the tiles that are taken.
     made, axes = figure(9.8, 1.1 + 0.42 * found.experts)
     dashed = {"fill": False, "edgecolor": GREY, "linestyle": ":", "linewidth": 0.7}
     for group in range(found.experts):
@@ -345,7 +346,7 @@ def _working(part: Part, config: s10_grouped.Config) -> list[bool]:
 
 
 def _consumers(parts: Sequence[Part], config: s10_grouped.Config) -> tuple[int, int]:
-    """How many consumers multiply, and how many are skipped."""
+    """Count the consumers that multiply, and those that are skipped."""
     working = [one for part in parts for one in _working(part, config)]
     return sum(working), len(working) - sum(working)
 

@@ -28,6 +28,7 @@ def ladder(file: Path | str = results.FOLDER / "h100_ladder.json") -> Picture:
     machine, chip = data["machine"], of(data["machine"]["gpu"])
     roof = chip.fp8 / 1e12  # TFLOPS
 
+    # A panel for each product, where the datasheet's rate stands behind every bar.
     height = 0.6 + 0.3 * len(runs) / len(products)
     made, every = figure(10, height, 1, len(products), sharex=True, squeeze=False)
     said = []

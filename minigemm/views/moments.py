@@ -120,6 +120,7 @@ class _Ring:
     def see(self, event: Event) -> None:
         """Take one event in, and add a moment if it changes a slot or if threads meet."""
         kind = event.kind
+        # TMA fills slots ...
         if kind == "tma load issued":
             tile = self.tile_of[self.asked]
             slot = self.slot_of[tile]
@@ -133,8 +134,10 @@ class _Ring:
             self.flying[slot] -= 1
             if (last := self.last[slot]) in self.complete and not self.flying[slot]:
                 self._say(event, f"the rest of tile {last} lands in slot {slot}, after its phase")
+        # ... their barriers say when they are full, or free again ...
         elif kind == "phase":
             self._phase(event)
+        # ... and the tensor core reads them, until all warpgroups' products of a tile are retired.
         elif kind == "wgmma issued":
             tile = self._tile(self.issues, event.agent)
             if tile not in self.reading and tile not in self.done:

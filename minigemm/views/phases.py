@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..emulator.watch.report import Event, Report
 from .shapes import beside, centred, label, rectangle
@@ -107,35 +108,8 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
     rows = ["thread 0 asks", *copied, "mbarrier: bytes landed", "all threads meet"]
     barrier, meet = len(rows) - 2, len(rows) - 1
     made, axes = figure(10, 1.3 + 0.56 * len(rows))
-    last = None
-    for load in loads:
-        x = place[load.issued.step]
-        axes.plot([x], [0], "o", color=BLUE, markersize=7)
-        if load.at != last:  # a box for a and one for b begin at the same place often: say it once
-            beside(axes, x, 0, f"({', '.join(map(str, load.at))})", (-4, 8), va="baseline", size=7)
-        last = load.at
-        end = place[load.landed.step] if load.landed else len(order) - 0.5
-        in_flight = {"facecolor": PALE, "edgecolor": BLUE, "linestyle": "--"}
-        style = {"facecolor": BLUE, "alpha": 0.8} if load.landed else in_flight
-        centred(axes, x, 1 + targets.index(load.to), max(end - x, 0.16), 0.36, **style)
-
-    most = max(max(phase.bytes for phase in history), 1)
-    for number, phase in enumerate(history):
-        start, end = place[phase.start], place[phase.end] if phase.end is not None else len(order) - 0.5
-        colour = SKY if number % 2 == 0 else ORANGE
-        centred(axes, start, barrier, end - start, 0.76, facecolor=PALE, edgecolor="white")
-        for i, (step, total) in enumerate(phase.landed):
-            x0 = min(place[step], end - 0.16)
-            x1 = place[phase.landed[i + 1][0]] if i + 1 < len(phase.landed) else end
-            height = 0.76 * total / most
-            top = barrier + 0.38 - height
-            rectangle(axes, x0, top, max(x1 - x0, 0.16), height, facecolor=colour, alpha=0.9)
-        if phase.end is not None:
-            axes.plot([end] * 2, [barrier - 0.44, barrier + 0.44], color=INK, linewidth=2)
-        last_line = f"{phase.bytes:,} B" if phase.end is not None else "open"
-        text = f"phase {number}\nparity {number % 2}\n{last_line}" if end - start > 0.9 else str(number)
-        label(axes, start + 0.08, barrier, text, ha="left", size=7, linespacing=1.0)
-
+    _draw_loads(axes, loads, targets, place)
+    _draw_history(axes, history, barrier, place)
     for event in report.events:
         x = place[event.step]
         if event.kind == "barrier":
@@ -153,6 +127,43 @@ def phases(report: Report, title: str = "", names: Mapping[int, str] | None = No
     complete = [phase for phase in history if phase.end is not None]
     axes.set_title(title or f"{len(loads)} loads by TMA, {len(complete)} phases completed")
     return Picture(made, _in_words(loads, complete, history[-1]))
+
+
+def _draw_loads(axes: Any, loads: list[Copy], targets: list[int], place: Mapping[int, int]) -> None:
+    """Draw a mark where thread 0 asks for a box, and a bar from there to its landing; dashed, it never
+    lands."""
+    last = None
+    for load in loads:
+        x = place[load.issued.step]
+        axes.plot([x], [0], "o", color=BLUE, markersize=7)
+        if load.at != last:  # a box for a and one for b begin at the same place often: say it once
+            beside(axes, x, 0, f"({', '.join(map(str, load.at))})", (-4, 8), va="baseline", size=7)
+        last = load.at
+        end = place[load.landed.step] if load.landed else len(place) - 0.5
+        in_flight = {"facecolor": PALE, "edgecolor": BLUE, "linestyle": "--"}
+        style = {"facecolor": BLUE, "alpha": 0.8} if load.landed else in_flight
+        centred(axes, x, 1 + targets.index(load.to), max(end - x, 0.16), 0.36, **style)
+
+
+def _draw_history(axes: Any, history: list[_Phase], middle: int, place: Mapping[int, int]) -> None:
+    """Draw the mbarrier's row: a field for each phase that fills up with bytes, and a line where it
+    completes."""
+    most = max(max(phase.bytes for phase in history), 1)
+    for number, phase in enumerate(history):
+        start, end = place[phase.start], place[phase.end] if phase.end is not None else len(place) - 0.5
+        colour = SKY if number % 2 == 0 else ORANGE
+        centred(axes, start, middle, end - start, 0.76, facecolor=PALE, edgecolor="white")
+        for i, (step, total) in enumerate(phase.landed):
+            x0 = min(place[step], end - 0.16)
+            x1 = place[phase.landed[i + 1][0]] if i + 1 < len(phase.landed) else end
+            height = 0.76 * total / most
+            top = middle + 0.38 - height
+            rectangle(axes, x0, top, max(x1 - x0, 0.16), height, facecolor=colour, alpha=0.9)
+        if phase.end is not None:
+            axes.plot([end] * 2, [middle - 0.44, middle + 0.44], color=INK, linewidth=2)
+        last_line = f"{phase.bytes:,} B" if phase.end is not None else "open"
+        text = f"phase {number}\nparity {number % 2}\n{last_line}" if end - start > 0.9 else str(number)
+        label(axes, start + 0.08, middle, text, ha="left", size=7, linespacing=1.0)
 
 
 def _in_words(loads: list[Copy], complete: list[_Phase], last: _Phase) -> str:

@@ -42,6 +42,7 @@ def channel_errors(x: torch.Tensor) -> Picture:
     loud, where = rms > OUTLIER * rms.median(), torch.arange(channels)
     outliers = f"{int(loud.sum())} outlier channels of {channels}"
 
+    # Above, the size of each channel.
     made, (size, *panels) = figure(9, 6, 1 + len(GRANULARITIES), sharex=True, height_ratios=(1.3, 1, 1, 1))
     bottom = float(rms[rms > 0].min()) / 2 if (rms > 0).any() else 0.1
     size.vlines(range(channels), bottom, rms.tolist(), color=GREY, linewidth=0.8)
@@ -50,6 +51,7 @@ def channel_errors(x: torch.Tensor) -> Picture:
     if loud.any():
         size.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
 
+    # Below, the error of each channel, a panel for each granularity.
     errors = {}
     for granularity in GRANULARITIES:
         wrong = dequantize(quantize(x, granularity)) - x
@@ -114,6 +116,8 @@ def scale_sweep(
     x = _matrix(x)
     if not multiples or not all(0 < multiple < float("inf") for multiple in multiples):
         raise ValueError(f"multiples: expected positive numbers, got {multiples!r}")
+
+    # The errors at each scale: of e4m3's median channel, of all elements together, of INT8's median channel.
     amax = x.abs().amax()
     median: list[float] = []
     together: list[float] = []
@@ -180,6 +184,7 @@ def outlier_sweep(
             "channels: expected some of the columns, got all of them, which leaves no others to look at"
         )
 
+    # A line for each granularity: the error of the channels that did not grow.
     made, axes = figure(8, 3.6)
     said = []
     for granularity, colour, mark in zip(GRANULARITIES, SERIES, "o^s", strict=False):

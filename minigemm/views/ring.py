@@ -122,7 +122,7 @@ def _in_words(slots: Sequence[Slot], number: int) -> str:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a tile needs: bytes, slots, and cycles of the model."""
+    """The needs of a tile: bytes, slots, and cycles of the model."""
 
     slot: int  # bytes of a slot
     rest: int  # bytes of shared memory beside the slots
@@ -165,6 +165,7 @@ def ring_budget(configs: Sequence[Any], rates: Rates | None = None) -> Picture:
                 f"configs: expected those of a stage with a ring, which have `stages`, got {config!r}"
             )
 
+    # A row for each tile: first what is no slot, then the slots that fit; dashed ones are needed and do not.
     made, axes = figure(10, 1.25 + 0.5 * len(configs))
     tiles = [f"{config.block_m} x {config.block_n}" for config in configs]
     said = []

@@ -46,6 +46,7 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
         if not 0 <= block < scale.shape[1]:
             raise ValueError(f"block: expected one of the {scale.shape[1]} columns of {name!r}, got {block}")
 
+    # A panel for each tensor; needed scales that follow each other in memory are one piece.
     lines = [ceil_div(_span(scale), _LINE) for scale in scales.values()]
     height = 1.0 + sum(0.27 * count + 0.42 for count in lines)
     made, panels = figure(9.5, height, len(scales), squeeze=False, height_ratios=lines)
@@ -75,7 +76,7 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
 
 
 def _span(scale: torch.Tensor) -> int:
-    """How many floats of memory lie from a tensor's first element to its last."""
+    """Count the floats of memory from a tensor's first element to its last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(scale.shape, scale.stride(), strict=True))
 
 
@@ -115,6 +116,7 @@ def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
     if not block_ns:
         raise ValueError("block_ns: expected at least one width of a tile, got none")
 
+    # Above the blocks of b's scales, below them a row of tiles for each width.
     made, axes = figure(9.5, 1.3 + 0.5 * len(block_ns))
     made.get_layout_engine().set(h_pad=0.08)
     for block in range(ceil_div(n, BLOCK)):
@@ -187,6 +189,7 @@ def scale_map(
     if not 0 <= step < a.scale.shape[1]:
         raise ValueError(f"step: expected one of the {a.scale.shape[1]} blocks of 128 along k, got {step}")
 
+    # The scales of the tile's rows and columns; their product is drawn by its power of two.
     row0, column0 = tile[0] * block_m, tile[1] * block_n
     rows, columns = min(block_m, a.data.shape[0] - row0), min(block_n, b.data.shape[0] - column0)
     sfa = a.scale[row0 : row0 + rows, step].float().cpu()
@@ -194,6 +197,7 @@ def scale_map(
     sfb = b.scale[[(column0 + c) // BLOCK for c in range(columns)], step].float().cpu()
     factor = (sfa[:, None] * sfb[None, :]).log2()
 
+    # The map, left of it the scales of a, above it those of b.
     made, panels = figure(8.6, 4.6, 2, 2, width_ratios=(1, 14), height_ratios=(1, 7))
     made.get_layout_engine().set(h_pad=0.08)
     panels[0, 0].axis("off")
@@ -258,6 +262,7 @@ def error_curves(
     def said(error: float) -> str:
         return f"{error:.3g}" if not percent else f"{error:.1%}"
 
+    # Ticks stand at the given x, and with `percent` at round shares.
     made, axes = figure(8.6, 3.8)
     made.get_layout_engine().set(h_pad=0.08)
     for i, (name, line) in enumerate(errors.items()):

@@ -1,4 +1,4 @@
-"""How every picture looks: one palette that colour-blind readers can tell apart, one set of sizes, one
+"""The look of every picture: one palette that colour-blind readers can tell apart, one set of sizes, one
 object that Jupyter draws.
 
 matplotlib is imported when the first picture is made, and pyplot never: a picture belongs to nobody's window.

@@ -183,6 +183,7 @@ def per_product(reports: Mapping[str, Report], products: int) -> Picture:
     loaded = [report.counters["shared_load_bytes"] / products for report in reports.values()]
     left.barh(rows, loaded, color=BLUE, height=0.66)
 
+    # Right, instructions by class: bars behind one another.
     mixes = [report.counters["instructions_by_class"] for report in reports.values()]
     shares = {name: [mix.get(name, 0) / products for mix in mixes] for name in _CLASSES}
     shares["other"] = [sum(n for name, n in mix.items() if name not in _CLASSES) / products for mix in mixes]

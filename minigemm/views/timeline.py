@@ -115,6 +115,7 @@ def timeline(
     if not 0 <= start < last:
         raise ValueError(f"end: expected more than start, which is 0 or more, got {start} to {last}")
 
+    # All panels have one scale and one set of colours.
     panels = {}
     for name, line in lines.items():
         panels[name] = _rows(line, {**_names(runs[name]), **(names or {})}, rows, start, last)

@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Search:
-    """How a CTA found the tile of a number."""
+    """The way of a CTA to the tile of a number."""
 
     number: int
     batches: tuple[Batch, ...]  # the groups that it looked at
@@ -197,7 +197,7 @@ def _walk(
     if len(index) != wanted:
         raise ValueError(f"index: expected {wanted} numbers, got {len(index)}")
 
-    # A CTA has fewer than `most` parts, so that a walk with so many does not end.
+    # A CTA has fewer than `most` parts: a walk that reaches `most` does not end.
     config = replace(config, layout=layout)
     constants = config.constants()
     down = rows if contiguous else (groups + 1) * (ceil_div(rows, constants["BLOCK_M"]) + 1)
