@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         set_mk_alignment_for_contiguous_layout,
         set_num_sms,
     )
-    from .compiler.inspection import inspect
+    from .kernels import inspect
     from .layout import is_m_major, to_m_major
     from .plan.ahead import precompile
     from .runtime.emulated import observe
@@ -36,7 +36,7 @@ __all__ = [
 
 _SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}
 _HOMES = {
-    "inspect": "compiler.inspection", "is_m_major": "layout", "observe": "runtime.emulated", "precompile": "plan.ahead", "to_m_major": "layout",
+    "inspect": "kernels", "is_m_major": "layout", "observe": "runtime.emulated", "precompile": "plan.ahead", "to_m_major": "layout",
     **dict.fromkeys((
         "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size",
         "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import quantize
+from ..hopper import PRODUCTS_PER_CYCLE
 from ..layout import ceil_div
 from ..machine import best_device, identity
 from ..quantize import BLOCK
@@ -81,7 +82,7 @@ METRICS = {
 }
 NSIGHT = Path("/opt/nvidia/nsight-compute")  # where the toolkit puts it, a folder for each version
 SURE = "gpu__time_duration"  # a list of metrics that lacks it is not understood
-OPERATIONS = 8192  # of FP8 a cycle and SM: 4096 products and as many sums
+OPERATIONS = 2 * PRODUCTS_PER_CYCLE  # of FP8 a cycle and SM: products, and as many sums
 SECTOR = 32  # bytes
 PATIENCE = 540  # seconds for ncu and all calls
 LABEL = "minigemm-call-"  # of the NVTX ranges; a number follows

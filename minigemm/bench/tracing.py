@@ -41,8 +41,9 @@ from ..bench.timing import time_on_gpu
 from ..compiler import jit
 from ..emulator import Rates, Report
 from ..emulator.watch.timeline import Interval, Timeline
+from ..hopper import CLOCK_HZ, SHARED_LIMIT
 from ..kernels import stage_named
-from ..kernels.stage import SHARED_LIMIT, Stage
+from ..kernels.stage import Stage
 from ..layout import round_up
 from ..machine import identity
 from ..quantize import BLOCK, Quantized
@@ -387,7 +388,7 @@ def _ns_a_cycle(times: np.ndarray, properties: Any) -> float:
     ns, cycles = spans[good].sum(0) if good.any() else (0, 0)
     if ns > 0 and 0.2 < cycles / ns < 4:
         return float(ns / cycles)
-    return 1e6 / float(getattr(properties, "clock_rate", 0) or 1_755_000)
+    return 1e6 / float(getattr(properties, "clock_rate", 0) or CLOCK_HZ / 1000)
 
 
 # ---------------------------------------------------------------------------------------------------- the records

@@ -1,13 +1,11 @@
-"""What the compiler made of a stage, on a machine without a GPU: source, PTX, SASS, registers, spills, shared memory.
+"""A compiled kernel, taken apart on a machine without a GPU: source, PTX, SASS, registers, spills, shared memory.
 
-print(minigemm.inspect("s01_naive"))
-minigemm.inspect(s03_tma, s03_tma.Config(block_m=64)).sass
+`minigemm.inspect`, which knows the stages, stands above this: in `minigemm.kernels`.
 """
 
 from __future__ import annotations
 
 import html
-import importlib
 import re
 import shutil
 import subprocess
@@ -17,14 +15,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
-from ..types import Config, Problem
+from ..types import Config
 from . import diagnostics, jit
 
-__all__ = ["Inspection", "Instruction", "inspect"]
+__all__ = ["Inspection", "Instruction", "take_apart"]
 
-_PROBLEM = Problem(4096, 4096, 4096)  # the one whose default config is shown when none is given
 _WHERE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
 _LABEL = re.compile(r"(\.L_x_\d+|\$[\w$]+):")
 _CODE = re.compile(r"\s*/\*([0-9a-f]+)\*/\s*(.*?)\s*;")
@@ -155,46 +151,15 @@ class Inspection:
         )
 
 
-def inspect(
-    stage: ModuleType | str | Path,
-    config: Config | None = None,
-    *,
-    source: str | Path | None = None,
-    kernel: str | None = None,
-) -> Inspection:
-    """Compiles a stage and takes the result apart. Needs no GPU.
+def take_apart(path: Path, config: Config, *, name: str, kernel: str) -> Inspection:
+    """Compile the CUDA C++ file at `path` under `config`, and take the result apart. Needs no GPU.
 
-    `stage` is a stage's module (`from minigemm.kernels import s01_naive`), its name (`"s01_naive"`), or the path of any
-    .cu file, whose `extern "C"` symbol is then `kernel` (by default the file's own name). Without `config` it is the
-    stage's default for a 4096 x 4096 x 4096 problem; a bare file gets no constants. `source` is the reader's own
-    version of a stage's file, as in the stage's `gemm`.
-
-    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not compile.
+    `name` and `kernel` are those of `jit.build`. Raises ValueError when there is no such file, and CompileError (a
+    ValueError) when it does not compile.
     """
-    if isinstance(stage, Path) or (isinstance(stage, str) and stage.endswith(".cu")):
-        path, name, config = Path(stage), Path(stage).stem, config or Config()
-    else:
-        module = _stage(stage) if isinstance(stage, str) else stage
-        if not isinstance(module, ModuleType) or module.__file__ is None:
-            raise TypeError(
-                f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}"
-            )
-        path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
-        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
-        config = config or module.default_config(_PROBLEM)
-    path = Path(source) if source is not None else path
-    built = jit.build(path, config, name=name, kernel=kernel or name)
+    built = jit.build(path, config, name=name, kernel=kernel)
     usage = _usage(built.log, built.kernel)
     return Inspection(built, config, path, path.read_text(encoding="utf-8-sig"), *usage)
-
-
-def _stage(name: str) -> ModuleType:
-    stages = sorted(file.stem for file in jit.HEADERS.glob("s[0-9][0-9]_*.cu"))
-    if name not in stages:
-        raise ValueError(
-            f"stage: expected one of {', '.join(stages)} or the path of a .cu file, got {name!r}"
-        )
-    return importlib.import_module(f"{__package__}.kernels.{name}")
 
 
 def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..emulator import Rates
 from ..emulator.watch.report import Event, Report
-from ..kernels.stage import SHARED_LIMIT
+from ..hopper import SHARED_LIMIT
 from ..quantize import BLOCK
 from .phases import Copy, copies
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, Picture, drawn, figure, ink_on

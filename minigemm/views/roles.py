@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..hopper import REGISTER_LIMIT as MOST
+from ..hopper import SM_REGISTERS as FILE
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, Picture, drawn, figure, ink_on
 
 __all__ = ["handshake", "registers"]
 
-FILE = 65536  # registers of an SM
 WARPGROUP = 128  # threads
-MOST = 255  # registers that the compiler gives to a thread
 PRODUCER, CONSUMER = ORANGE, BLUE
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..emulator.watch.report import Report
 from ..emulator.watch.timeline import Interval, Timeline
+from ..hopper import PRODUCTS_PER_CYCLE, SMS
 from ..layout import ceil_div
 from ..types import Config
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, SERIES, SKY, Picture, drawn, figure
@@ -15,7 +16,6 @@ from .walks import tile_order
 
 __all__ = ["in_turn", "raster", "raster_traffic", "tail", "waves"]
 
-_PRODUCTS = 4096  # FP8 products a cycle of an SM's tensor core: NVIDIA H100 datasheet
 _WAVES = (GREEN, BLUE, ORANGE, SKY)  # neighbours in time differ
 
 
@@ -42,14 +42,14 @@ def in_turn(run: Report, times: int) -> Report:
 
 
 @drawn
-def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132) -> Picture:
+def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = SMS) -> Picture:
     """Every SM's tiles in their order, a panel for each config: where the last wave is not full, SMs have nothing left to do.
 
     The axis is the tensor core's cycles for the products of a tile and nothing else. Raises ValueError for sizes below 1 and where there is no config.
     """
     _check(m, n, k, configs)
     walks = {name: tile_order(m, n, config, ctas) for name, config in configs.items()}
-    cycles = {name: _area(config) * k / _PRODUCTS for name, config in configs.items()}
+    cycles = {name: _area(config) * k / PRODUCTS_PER_CYCLE for name, config in configs.items()}
     last = max(max(map(len, walk)) * cycles[name] for name, walk in walks.items())
     made, panels = figure(9.5, 0.7 + 1.15 * len(walks), len(walks), 1, squeeze=False, sharex=True)
     made.get_layout_engine().set(h_pad=0.07)
@@ -84,7 +84,7 @@ def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132
 
 
 @drawn
-def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = 132) -> Picture:
+def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = SMS) -> Picture:
     """The share of the SMs' tensor cores that computes elements of d (m, n), against m: what last waves and tiles over the edge leave of it.
 
     Raises ValueError for sizes below 1 and fewer than two m.
@@ -126,7 +126,7 @@ def raster(
     k: int,
     configs: Mapping[str, Config],
     wave: int = 0,
-    ctas: int = 132,
+    ctas: int = SMS,
     scheduler: str | os.PathLike[str] | None = None,
 ) -> Picture:
     """The tiles of one wave on d, and the rows of a (left) and of b (above) that it reads, a panel for each config; from the scheduler's own walk.
@@ -194,7 +194,7 @@ def raster(
 
 
 @drawn
-def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int], ctas: int = 132) -> Picture:
+def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int], ctas: int = SMS) -> Picture:
     """Bytes of a and b that a wave needs, on average over all waves, against the width of the raster's groups; for groups of columns and of rows.
 
     Raises ValueError for sizes below 1 and where there is no width.

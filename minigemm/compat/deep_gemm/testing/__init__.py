@@ -11,8 +11,6 @@ import torch
 
 __all__ = ["bench_kineto", "calc_diff", "count_bytes", "get_arch_major"]
 
-FLUSH_BYTES = 256 << 20  # more than the L2 cache holds
-
 
 def calc_diff(x: torch.Tensor, y: torch.Tensor) -> float:
     """1 - 2 <x, y> / (<x, x> + <y, y>), in FP64: 0 for equal tensors, and for two of zeros."""
@@ -63,6 +61,8 @@ def bench_kineto(
         raise RuntimeError(
             "bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does"
         )
+    from minigemm.bench.timing import FLUSH_BYTES
+
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
     fn()  # compiled, before anything is timed
     with (
