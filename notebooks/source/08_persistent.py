@@ -302,7 +302,7 @@ def attempt(old, new, schedule="late", shown=1, ctas=1):
 # **Forget the wait** before d is overwritten. **Guess:** does the result show it? In which schedule?
 
 # %%
-FREE = "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read\n"
+FREE = "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();\n"
 for schedule in ("late", "early"):
     attempt(FREE, "", schedule=schedule, shown=schedule == "late")
 attempt(FREE, "", shown=0, ctas=3)
@@ -314,7 +314,7 @@ attempt(FREE, "", shown=0, ctas=3)
 # **Keep the wait, forget to tell.** Thread 0 waits, but the barrier behind it is gone.
 
 # %%
-attempt("      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that\n", "")
+attempt("      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows\n", "")
 
 # %% [markdown]
 # A wait binds the thread that waits. The other three warps write when they like.
@@ -340,7 +340,8 @@ attempt("    const int row0 = tile.m * BLOCK_M, column0", "    scheduler.next(ti
 # **Leave early**, without the wait at the very end. Shared memory then goes to the next CTA while TMA still reads it.
 
 # %%
-attempt("  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory must last", "  //")
+LAST = "\n  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();"
+attempt(LAST, "")
 
 # %% [markdown]
 # ## 7. On hardware

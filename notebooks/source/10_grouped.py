@@ -452,7 +452,7 @@ broken = attempt("shared.parts.init(4 * kConsumers + kLoaders);", "shared.parts.
 # **Nothing to do, nothing to say.** A consumer without rows skips the products, and forgets to hand back its slots.
 
 # %%
-broken = attempt("this consumer's rows\n      release(shared, ring.slot);", "")
+broken = attempt("ring.phase);\n      release(shared, ring.slot);", "ring.phase);")
 
 # %% [markdown]
 # The count on `empty` is that of all consumers' warps. Who has no work must still say that he is done.

@@ -89,7 +89,7 @@ BUGS = {
     "s03: no barrier before the next load": ("s03_tma", TILE_READ, "    //", ("tile-overwritten", "tma-load-overwrites"), "overwrites", None),
     "s03: no proxy fence": ("s03_tma", "  fence_proxy_async();", "  //", ("proxy-fence",), "missing fence.proxy.async", "cp_async_bulk_tensor_store("),
     "s03: no barrier before the store": (
-        "s03_tma", "  __syncthreads();      // all threads arrive with their part of d written and fenced", "  //",
+        "s03_tma", "  __syncthreads();      // all threads arrive with their part of d fenced", "  //",
         ("tma-store-too-early", "tma-store-overwritten"), "barrier", None,
     ),
     "s03: store not awaited": ("s03_tma", "cp_async_bulk_wait_group_read<0>();", ";", ("tma-store-not-awaited",), "never waited", None),
@@ -124,7 +124,7 @@ BUGS = {
                                        "cvt_rn_bf16x2_f32("),
     "s05: loads beyond k": ("s05_pipelined", "if (threadIdx.x == 0 && ahead < k)", "if (threadIdx.x == 0)", ("tma-load-not-awaited",), "nobody waited for",
                             "load(shared, before"),
-    "s05: phase never flips": ("s05_pipelined", "stage = 0, phase ^= 1;", "stage = 0;", ("tma-not-complete", "Deadlock"), "parity",
+    "s05: phase never flips": ("s05_pipelined", "      phase ^= 1;", "      ;", ("tma-not-complete", "Deadlock"), "parity",
                                "mbarrier_wait_parity|compute("),
     "s06: producer does not wait for an empty slot": (
         "s06_warp_specialized", "mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);", ";", ("slot-overwritten", "Deadlock"),
@@ -173,7 +173,7 @@ BUGS = {
         "s08_persistent", "      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until", "      //", ("tma-store-overwritten",),
         "while the TMA store", "stmatrix_x4(|store(d_map",
     ),
-    "s08: last store not awaited": ("s08_persistent", "  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory", "  //",
+    "s08: last store not awaited": ("s08_persistent", "\n  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();", "\n  ;",
                                     ("tma-store-not-awaited",), "never waited", None),
     "s08: the consumers begin each tile in slot 0": (
         "s08_persistent", "    float acc[kWaves][BLOCK_N / 2] = {};", "    float acc[kWaves][BLOCK_N / 2] = {}; stage = 0, phase = 0;",
@@ -205,7 +205,7 @@ BUGS = {
         "s09_multicast", "  barrier_cluster_wait();  // all threads", "  //", ("mbarrier-init", "cta-not-started", "Fault", "cluster-barrier", "Deadlock"), "", None,
     ),
     "s09: a CTA ends while the other may arrive at its barriers": (
-        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // and", "  // and", ("cta-exited",), "CTA rank", None,
+        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();\n}", "}", ("cta-exited",), "CTA rank", None,
     ),
     "s09: the other half is not expected": (
         "s09_multicast", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0]) / CLUSTER_N + sizeof(shared.b[0]) / CLUSTER_M",
@@ -217,17 +217,17 @@ BUGS = {
                                                   "mbarrier_wait_parity(&shared."),
     "s09: a mask for three": ("s09_multicast", "full, 0b11);", "full, 0b111);", ("Fault",), "names CTA rank 2", "multicast("),
     "s09: both load the first half": (
-        "s09_multicast", "cluster_ctarank() % CLUSTER_N * kPartM, column = cluster_ctarank() % CLUSTER_M * kPartN;", "0, column = 0;",
+        "s09_multicast", ("row = cluster_ctarank() % CLUSTER_N * kPartM;", "column = cluster_ctarank() % CLUSTER_M * kPartN;"), ("row = 0;", "column = 0;"),
         ("slot-overwritten", "race", "tma-load-overwrites", "uninitialized", "tma-not-complete", "Fault"), "", None,
     ),
     "s09: released before every lane has its scales": ("s09_multicast", "          __syncwarp();", "          //", ("tile-overwritten",), "may still read it",
                                                        "load(shared, stage"),
     "s10: a consumer without rows keeps its slots": (
-        "s10_grouped", "this consumer's rows\n      release(shared, ring.slot);", "", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+        "s10_grouped", "ring.phase);\n      release(shared, ring.slot);", "ring.phase);", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
     ),
     "s10: a part is told before it is written": (
         "s10_grouped", INCLUDE,
-        scheduler(("part[i % kAhead] = next, mbarrier_arrive(&told[i % kAhead]);", "mbarrier_arrive(&told[i % kAhead]), part[i % kAhead] = next;")),
+        scheduler(("      part[i % kAhead] = next;\n", ""), ("&told[i % kAhead]);\n    }", "&told[i % kAhead]);\n      part[i % kAhead] = next;\n    }")),
         ("race",), "data race", None,
     ),
     "s10: a part is read before it is told": (
@@ -239,7 +239,7 @@ BUGS = {
         ("race",), "data race", None,
     ),
     "s10: a cache policy of its own": (
-        "s10_grouped", "const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();", "const u64 b_policy = part.down;",
+        "s10_grouped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();", "const u64 b_policy = part.down;",
         ("Fault",), "was not made by createpolicy", "b_policy);",
     ),
     "s03: two arrivals expected": ("s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",), "1 of 2 arrivals", None),

@@ -46,12 +46,12 @@ ANSWERS = {
     "one-buffer": (
         edited(
             ("i < STAGES - 1 &&", "i < 1 &&"), ("(STAGES - 1) * BLOCK_K;", "BLOCK_K;"), ("load(shared, before, a_map", "load(shared, 0, a_map"),
-            ("if (++stage == STAGES) stage = 0, phase ^= 1;", "phase ^= 1;"), ("wgmma_wait_group<1>();", "wgmma_wait_group<0>();"),
+            ("if (++stage == STAGES) {\n      stage = 0;\n      phase ^= 1;\n    }", "phase ^= 1;"), ("wgmma_wait_group<1>();", "wgmma_wait_group<0>();"),
         ),
         {"structure", "overlap"},
     ),
     "no-wait": (edited((LOADED, "")), {"result", "hazards"}),
-    "never-flips": (edited(("stage = 0, phase ^= 1;", "stage = 0;")), {"result", "hazards", "bytes"}),
+    "never-flips": (edited(("      phase ^= 1;\n", "")), {"result", "hazards", "bytes"}),
     "endless": (edited((LOADED, LOADED + " for (volatile int forever = 1; forever;) {}")), set(POINTS) - {"compiles"}),
     "no-semicolon": (edited((LOADED, LOADED.removesuffix(";"))), set(POINTS)),
     "reads-files": ('#include "/etc/passwd"\n' + LAB.solution, set(POINTS)),
