@@ -46,8 +46,7 @@ bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
 // The tiles of a and b that begin at (row0, k0) and (column0, k0). For one thread.
 void load(Shared& shared, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0, int column0,
           int k0) {
-  // The zeros over the edge count too.
-  mbarrier_arrive_expect_tx(&shared.full, sizeof(shared.a) + sizeof(shared.b));
+  mbarrier_arrive_expect_tx(&shared.full, sizeof(shared.a) + sizeof(shared.b));  // the zeros too
   cp_async_bulk_tensor_load(shared.a, &a_map, k0, row0, &shared.full);
   cp_async_bulk_tensor_load(shared.b, &b_map, k0, column0, &shared.full);
 }

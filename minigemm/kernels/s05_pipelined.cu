@@ -47,8 +47,7 @@ bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
 void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0,
           int column0, int k0) {
   u64* full = &shared.full[stage];
-  // The zeros over the edge count too.
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));
+  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));  // the zeros too
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
   cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, column0, full);
 }

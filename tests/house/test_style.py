@@ -14,9 +14,9 @@ FOLDER = Path(stages()[0].stage.source).parent
 KERNELS = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")])
 COLUMNS = 100
 LINES = 300  # of a stage
-STEP = 155  # lines that differ from the stage before; most steps have fewer than 120
+STEP = 170  # lines that differ from the stage before; half of the steps have fewer than 120
 #: The library's own kernel does several steps at once: it is to become two stages, which keep the law.
-LARGE = {"s10_grouped": (380, 450)}  # lines, changed lines
+LARGE = {"s10_grouped": (390, 450)}  # lines, changed lines
 
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"')
 _COMMENT = re.compile(r"//.*")
