@@ -53,7 +53,7 @@ class Chip:
         return min(self.fp8 if peak is None else peak, intensity * self.bandwidth)
 
     def floor(self, m: int, n: int, k: int) -> float:
-        """Return the least seconds of an FP8 product with BF16 output: its operations, or its bytes moved once."""
+        """Return the least seconds of an FP8 product with BF16 output: for its operations, or its bytes."""
         return max(2 * m * n * k / self.fp8, (k * (m + n) + 2 * m * n) / self.bandwidth)
 
 

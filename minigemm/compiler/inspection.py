@@ -1,4 +1,4 @@
-"""A compiled kernel, taken apart on a machine without a GPU: source, PTX, SASS, registers, spills, shared memory.
+"""A compiled kernel, taken apart without a GPU: source, PTX, SASS, registers, spills, shared memory.
 
 `minigemm.inspect`, which knows the stages, stands above this: in `minigemm.kernels`.
 """
@@ -28,12 +28,12 @@ _CODE = re.compile(r"\s*/\*([0-9a-f]+)\*/\s*(.*?)\s*;")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One SASS instruction. `line` is the line of the stage's file that it stands for, 0 where there is none."""
+    """One SASS instruction. `line` is the line of the stage's file that it comes from, 0 for none."""
 
     address: int
     text: str
     line: int
-    label: str = ""  # the branch target that stands in front of it
+    label: str = ""  # the branch target in front of it
 
     @property
     def opcode(self) -> str:
@@ -43,10 +43,11 @@ class Instruction:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """A compiled stage, taken apart. Bytes are a thread's for `spills` and `stack`, a CTA's for `shared_memory`.
+    """A compiled kernel, taken apart. `spills` and `stack` are bytes of a thread, `shared_memory` of a CTA.
 
-    `spills` counts the bytes of spill stores and loads in the code. `shared_memory` is the static part: what the launch
-    adds is in the stage's `launch`. `sass`, `instructions` and what is made from them need nvdisasm (from PyPI).
+    `spills` counts the bytes of spill stores and loads in the code. `shared_memory` is the static part; the
+    stage's `launch` knows what a launch adds. `sass`, `instructions`, `opcodes` and `at` need nvdisasm (from
+    PyPI).
     """
 
     kernel: jit.Kernel
@@ -60,17 +61,17 @@ class Inspection:
 
     @property
     def ptx(self) -> str:
-        """The PTX, as both runtimes get it."""
+        """The PTX that both runtimes get."""
         return self.kernel.ptx
 
     @property
     def log(self) -> str:
-        """What NVRTC and ptxas said, unabridged."""
+        """The log of NVRTC and ptxas, unabridged."""
         return self.kernel.log
 
     @property
     def warnings(self) -> str:
-        """What is worth knowing in the log, with the lines it speaks of; empty when there is nothing."""
+        """The warnings in the log, with the source lines at fault; empty when there are none."""
         found = diagnostics.parse(self.log, self.ptx, self.path.name)
         return diagnostics.render(
             [each for each in found if each.file != jit.PRELUDE], {self.path.name: self.source}
@@ -78,12 +79,12 @@ class Inspection:
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
-        """The kernel's SASS in program order, without the padding behind it."""
+        """The kernel's SASS in program order, without the padding at its end."""
         return _instructions(_disassembled(self.kernel.cubin), self.kernel.kernel, self.path.name)
 
     @cached_property
     def sass(self) -> str:
-        """The SASS as text, each run of instructions under the source line that it stands for."""
+        """The SASS as text, each run of instructions under the source line that it comes from."""
         lines = self.source.splitlines()
         out, before = [], 0
         for each in self.instructions:
@@ -101,7 +102,7 @@ class Inspection:
         return Counter(each.opcode for each in self.instructions)
 
     def at(self, line: int) -> tuple[Instruction, ...]:
-        """The instructions that stand for one line of the stage's file."""
+        """Return the instructions that come from one line of the stage's file."""
         return tuple(each for each in self.instructions if each.line == line)
 
     def _figures(self) -> dict[str, str]:
@@ -154,7 +155,7 @@ class Inspection:
 def take_apart(path: Path, config: Config, *, name: str, kernel: str) -> Inspection:
     """Compile the CUDA C++ file at `path` under `config`, and take the result apart. Needs no GPU.
 
-    `name` and `kernel` are those of `jit.build`. Raises ValueError when there is no such file, and CompileError (a
+    `name` and `kernel` go to `jit.build`. Raises ValueError when there is no such file, and CompileError (a
     ValueError) when it does not compile.
     """
     built = jit.build(path, config, name=name, kernel=kernel)
@@ -163,7 +164,7 @@ def take_apart(path: Path, config: Config, *, name: str, kernel: str) -> Inspect
 
 
 def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:
-    """Registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them for `kernel`."""
+    """Return registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them."""
     _, _, told = log.partition(f"Compiling entry function '{kernel}'")
     told = told.partition("Compiling entry function")[0]
 
@@ -190,7 +191,7 @@ def _disassembled(cubin: bytes) -> str:
 
 
 def _nvdisasm() -> str:
-    """The program's path: from a wheel, else from a toolkit."""
+    """Return the path of nvdisasm: from a wheel, else from a toolkit."""
     for place in sys.path:
         for found in sorted(Path(place).glob("nvidia/*/bin/nvdisasm*"), reverse=True):
             return str(found)
@@ -200,7 +201,10 @@ def _nvdisasm() -> str:
 
 
 def _instructions(listing: str, kernel: str, home: str) -> tuple[Instruction, ...]:
-    """The instructions of `kernel` in nvdisasm's listing. Of inlined calls, the innermost line of `home` counts."""
+    """Return the instructions of `kernel` in nvdisasm's listing.
+
+    Where calls are inlined, the innermost line in the file `home` counts.
+    """
     _, _, code = listing.partition(f".text.{kernel}:\n")
     code = code.partition("//-----")[0]
     found: list[Instruction] = []
@@ -231,7 +235,7 @@ def _counts(opcodes: Counter[str], limit: int) -> str:
 
 
 def _row(number: int, text: str, opcodes: Counter[str], most: int) -> str:
-    """One source line with a bar for its share of the instructions, and their opcodes."""
+    """Return a source line as HTML, with a bar for its share of the instructions, and their opcodes."""
     count = sum(opcodes.values())
     bar = (
         f'<div style="width:{max(2, 60 * count // most)}px;height:.6em;background:#76b900"></div>'

@@ -57,13 +57,14 @@ def inspect(
     """Compile a stage and take the result apart. Needs no GPU.
 
     Args:
-        stage: a stage's module (`from minigemm.kernels import s01_naive`), its name or number ("s01_naive", "1"), or
-            the path of any .cu file.
+        stage: a stage's module (`from minigemm.kernels import s01_naive`), its name or number ("s01_naive",
+            "1"), or the path of any .cu file.
         config: by default the stage's own for a 4096 x 4096 x 4096 product. A bare file gets no constants.
         source: your own version of a stage's file, as in the stage's `gemm`.
         kernel: the `extern "C"` symbol; by default the stage's, or for a bare file the file's own name.
 
-    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not compile.
+    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not
+    compile.
     """
     if isinstance(stage, Path) or (isinstance(stage, str) and stage.endswith(".cu")):
         path, name, config = Path(stage), Path(stage).stem, config or Config()

@@ -61,7 +61,7 @@ def is_legal(config: Config, product: Product) -> Legality:
 
 
 def default_config(product: Product) -> Config:
-    """Return the quickest of a few tiles on 132 SMs: 128 x 256 for a large d, down to 64 x 64 for a small one."""
+    """Return the quickest of a few on 132 SMs: 128 x 256 for a large d, down to 64 x 64 for a small one."""
     choices = (Config(), Config(128, 128, 5), Config(64, 128, 6, 1), Config(64, 64, 8, 1))
     return quickest(choices, product)
 

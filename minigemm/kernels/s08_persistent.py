@@ -62,7 +62,7 @@ def is_legal(config: Config, product: Product) -> Legality:
 
 
 def default_config(product: Product) -> Config:
-    """Return the quickest of a few tiles on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
+    """Return the quickest of a few on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
     choices = (
         Config(),
         Config(192, 128, 4, 3),

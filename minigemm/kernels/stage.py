@@ -109,7 +109,7 @@ class Stage(Generic[C]):
     def run(
         self, launch: Launch, config: C, device: torch.device, source: str | os.PathLike[str] | None = None
     ) -> None:
-        """Compile the stage's kernel, or the reader's own `source`, under `config`, and launch it as described."""
+        """Compile the stage's kernel, or the reader's own `source`, under `config`, and launch it."""
         path = self.source if source is None else Path(source)
         kernel = jit.build(path, config, name=self.name, kernel=self.kernel)
         machine = runtime.of(device)

@@ -98,7 +98,7 @@ class RingConfig(TileConfig):
         return (a, b, self.block_m * self.block_n * 2, 16 * self.stages)
 
     def constants(self) -> dict[str, int]:
-        """Return the tile's constants and the registers of both roles; not `ctas`, which the launch decides."""
+        """Return the tile's constants and both roles' registers; not `ctas`, which the launch decides."""
         producer, consumer = self.registers
         constants = {name: value for name, value in super().constants().items() if name != "CTAS"}
         return {**constants, "PRODUCER_REGISTERS": producer, "CONSUMER_REGISTERS": consumer}
@@ -152,7 +152,8 @@ def wgmma(n: int) -> str:
     by descriptors; d is FP32, and each thread of the warpgroup holds n / 2 of its elements. n is a multiple
     of 8 up to 256. The instruction lists every one of these registers, so that its text depends on n: the
     prelude holds the one shape that a kernel needs.
-    Source: https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
+    Source:
+    https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
     """
     count = n // 2
     registers = ", ".join(f"%{i}" for i in range(count))

@@ -1,7 +1,7 @@
-"""Every bad call of the stages and of the library, and what it must say. Nothing is compiled or launched for any of them.
+"""Every bad call of the stages and of the library, and its message. None compiles or launches anything.
 
-`TABLE` has a row for each; its column `where` says who must refuse: each "stage", those with "one scale", the dense "call",
-"both" (each stage and the dense call), or the "contiguous" or "masked" call.
+`TABLE` has a row for each; its column `where` says who must refuse: each "stage", those with "one scale", the
+dense "call", "both" (each stage and the dense call), or the "contiguous" or "masked" call.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def nothing_compiles(monkeypatch):
 
 @dataclass(frozen=True)
 class Pair:
-    """Data and scales, which a stage gets as a Quantized and a call as a tuple. Without scales, good ones are made."""
+    """Data and scales: a Quantized for a stage, a tuple for a call. Without scales, good ones are made."""
 
     data: object
     scale: object = ...
@@ -120,7 +120,8 @@ GB, OK = grouped_b(), ids()
 GA = (fp8(G, T, K), torch.ones(G, T, 3))
 COUNTS = torch.tensor([0, 5, T], dtype=torch.int32)
 
-# case: where, a, b, keywords, the error, its words. "both" has the words of a stage: a call says a[0] and a[1] instead.
+# case: where, a, b, keywords, the error, its words. "both" has the words of a stage: a call says a[0] and
+# a[1] instead.
 TABLE = {
     "a is a tensor": ("call", A[0], B, {},
         TypeError, r"a: expected \(data, scales\) or a Quantized, got Tensor"),
@@ -430,7 +431,7 @@ def persistent(stage: str) -> bool:
 
 
 def concerns(case: str, stage: str) -> bool:
-    """Whether the stage must refuse: scales that are bad for blocks may be good alone, and the other way round."""
+    """Whether the stage must refuse: scales that are bad for blocks may be good alone."""
     where, *operands = TABLE[case][:3]
     if where == "one scale":
         return not block_scaled(stage)
@@ -531,7 +532,7 @@ ILLEGAL = {
         ({"block_m": 128, "block_n": 240, "stages": 2, "consumers": 1}, "registers a thread exceed the 248"),
     ],
     "s07_promoted": [
-        ({"block_m": 128, "block_n": 176}, "block_n must be at most 128, or 144, 160 or 192, so that no tile needs three scales"),
+        ({"block_m": 128, "block_n": 176}, "at most 128, or 144, 160 or 192, so that no tile needs three scales"),
         ({"block_m": 128, "block_n": 256, "stages": 2}, "registers a thread exceed the 232"),
         ({"stages": 4}, "bytes of shared memory exceed"),
         ({"stages": 0}, "stages must be at least 2"),
@@ -689,8 +690,8 @@ def test_an_image_that_the_driver_refuses(monkeypatch):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("hazards", "x"), ("hazards", 1), ("hazards", None), ("fast", "yes"), ("timeline", "x"), ("timeline", 2), ("requests", "x"), ("requests", -1),
-    ("requests", True), ("requests", 1.5),
+    ("hazards", "x"), ("hazards", 1), ("hazards", None), ("fast", "yes"), ("timeline", "x"), ("timeline", 2),
+    ("requests", "x"), ("requests", -1), ("requests", True), ("requests", 1.5),
 ])  # fmt: skip
 def test_bad_observations(name, value):
     with pytest.raises(TypeError, match=f"{name}: expected .*, got {value!r}"), observe(**{name: value}):
@@ -791,7 +792,7 @@ def test_ids_may_be_anything_where_only_the_kernel_reads_them(monkeypatch, nothi
 
 
 def test_what_is_no_mistake():
-    """Groups in any order, repeated, empty, ended by padding; sums of empty groups; scales of one column with any stride."""
+    """Groups in any order, repeated, empty, ended by padding; sums of empty groups; scales of any stride."""
     checks.check_ids(ids(*[1] * 128, *[0] * 100, *[-1] * 28, *[1] * 7), 3, 128)
     checks.check_ids(ids(2, -1, 0, 0, 2), 3, 1)
     checks.check_ids(ids(-1, 2, 2, -1, 2), 3, 128)

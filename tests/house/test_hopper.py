@@ -1,4 +1,4 @@
-"""The GPU's numbers stand once in minigemm.hopper, and once in the emulator, which imports nothing of minigemm."""
+"""The GPU's numbers stand once in minigemm.hopper, and once in the emulator, which stands alone."""
 
 from __future__ import annotations
 

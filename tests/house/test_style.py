@@ -1,4 +1,4 @@
-"""The law for kernels: 100 columns, one statement a line, 300 lines a stage, and steps that can be read as a diff."""
+"""The law for kernels: 100 columns, one statement a line, 300 lines a stage, steps that read as a diff."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def code_of(line: str) -> str:
 
 
 def statements(line: str) -> int:
-    """Count the statements that begin or end on a line: semicolons outside parentheses, and comma operators."""
+    """Count the statements of a line: semicolons outside parentheses, and comma operators."""
     code = code_of(line).strip()
     inside = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|(?<=[=,] )\{[^{}]*\}")
     while inside.search(code):
