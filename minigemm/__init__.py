@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         set_mk_alignment_for_contiguous_layout,
         set_num_sms,
     )
-    from .compiler.inspection import inspect
+    from .kernels import inspect
     from .layout import is_m_major, to_m_major
     from .plan.ahead import precompile
     from .runtime.emulated import observe
@@ -39,7 +39,7 @@ __all__ = [
 
 _SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}
 _HOMES = {  # of the names that are not in api.py
-    "inspect": "compiler.inspection",
+    "inspect": "kernels",
     "is_m_major": "layout",
     "observe": "runtime.emulated",
     "precompile": "plan.ahead",

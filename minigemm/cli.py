@@ -129,11 +129,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .compiler.inspection import inspect
-    from .kernels import stage_named
+    from .kernels import inspect
 
     try:
-        found = inspect(stage_named(options.stage))
+        found = inspect(options.stage)
     except ValueError as error:
         return _fail(str(error))
     print(found if options.show == "summary" else getattr(found, options.show))

@@ -18,10 +18,9 @@ import torch
 
 from .. import emulator, quantize
 from ..compiler import jit
-from ..compiler.inspection import inspect
 from ..emulator import Report
 from ..emulator.watch.timeline import Timeline
-from ..kernels import s04_wgmma, s05_pipelined
+from ..kernels import inspect, s04_wgmma, s05_pipelined
 from ..kernels.stage import Stage
 from ..layout import ceil_div
 from ..quantize import BLOCK, Quantized

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..hopper import PRODUCTS_PER_CYCLE, SMS
 from ..kernels.s10_grouped import Config
 from ..layout import ceil_div
 from ..types import Layout, Product
@@ -32,7 +33,7 @@ from ..types import Layout, Product
 __all__ = ["H100", "Cost", "Machine", "cost", "tiles_of"]
 
 STEP = 128  # columns of k
-MMA_RATE = 4096  # FP8 products per cycle and SM
+MMA_RATE = PRODUCTS_PER_CYCLE  # FP8 products per cycle and SM
 SHARED_RATE = 113  # bytes per cycle and SM, as measured
 L2_RATE = 57  # bytes per cycle and SM, as long as the whole chip has them
 #: Cycles before the first product and behind the last: launch, barriers, the first bytes from memory, the last store.
@@ -55,7 +56,7 @@ class Machine:
     The defaults are those of an H100 SXM.
     """
 
-    sms: int = 132
+    sms: int = SMS
     l2_rate: int = 9100
     memory_rate: int = 1720
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..emulator import Rates
 from ..emulator.watch.report import Report
-from ..kernels.stage import SHARED_LIMIT
+from ..hopper import SHARED_LIMIT
 from ..quantize import BLOCK
 from .moments import BOTH, FILLING, FREE, FULL, READ, Moment, Slot, moments
 from .shapes import amount, centred, label, legend, rectangle

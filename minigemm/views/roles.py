@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..hopper import REGISTER_LIMIT as MOST
+from ..hopper import SM_REGISTERS as FILE
 from .shapes import arrow, at_right, centred, label, rectangle
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, THOUSANDS, Picture, drawn, figure, ink_on
 
 __all__ = ["handshake", "registers"]
 
-FILE = 65536  # registers of an SM
 WARPGROUP = 128  # threads
-MOST = 255  # registers that the compiler gives to a thread
 PRODUCER, CONSUMER = ORANGE, BLUE
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..emulator.watch.report import Report
 from ..emulator.watch.timeline import Timeline
+from ..hopper import PRODUCTS_PER_CYCLE, SMS
 from ..layout import ceil_div
 from ..types import Config
 from .shapes import label, rectangle, unframed
@@ -32,7 +33,6 @@ from .walks import tile_order
 
 __all__ = ["in_turn", "raster", "raster_traffic", "tail", "waves"]
 
-_PRODUCTS = 4096  # FP8 products a cycle of an SM's tensor core: NVIDIA H100 datasheet
 _WAVES = (GREEN, BLUE, ORANGE, SKY)  # neighbours in time differ
 
 
@@ -59,7 +59,7 @@ def in_turn(run: Report, times: int) -> Report:
 
 
 @drawn
-def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132) -> Picture:
+def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = SMS) -> Picture:
     """Draw every SM's tiles in their order, a panel for each config: where the last wave is not full, SMs
     have nothing left to do.
 
@@ -68,7 +68,7 @@ def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132
     """
     _check(m, n, k, configs)
     walks = {name: tile_order(m, n, config, ctas) for name, config in configs.items()}
-    cycles = {name: _area(config) * k / _PRODUCTS for name, config in configs.items()}
+    cycles = {name: _area(config) * k / PRODUCTS_PER_CYCLE for name, config in configs.items()}
     last = max(max(map(len, walk)) * cycles[name] for name, walk in walks.items())
 
     made, panels = figure(9.5, 0.7 + 1.15 * len(walks), len(walks), squeeze=False, sharex=True)
@@ -111,7 +111,7 @@ def waves(m: int, n: int, k: int, configs: Mapping[str, Config], ctas: int = 132
 
 
 @drawn
-def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = 132) -> Picture:
+def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = SMS) -> Picture:
     """Plot the share of the SMs' tensor cores that computes elements of d (m, n) against m. Last waves and
     tiles over the edge take the rest.
 
@@ -150,7 +150,7 @@ def raster(
     k: int,
     configs: Mapping[str, Config],
     wave: int = 0,
-    ctas: int = 132,
+    ctas: int = SMS,
     scheduler: str | os.PathLike[str] | None = None,
 ) -> Picture:
     """Draw the tiles of one wave on d, and the rows of a (left) and of b (above) that it reads, a panel for
@@ -214,7 +214,7 @@ def _draw_wave(
 
 
 @drawn
-def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int], ctas: int = 132) -> Picture:
+def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int], ctas: int = SMS) -> Picture:
     """Plot the bytes of a and b that a wave needs, on average over all waves, against the width of the
     raster's groups, for groups of columns and of rows.
 

@@ -19,6 +19,7 @@ import torch
 
 from .. import types
 from ..compiler import jit
+from ..hopper import SMS
 from ..kernels import s10_grouped
 from ..layout import ceil_div
 from ..runtime import emulated
@@ -71,7 +72,7 @@ class Search:
 
 
 def tile_order(
-    m: int, n: int, config: types.Config, ctas: int = 132, scheduler: str | os.PathLike[str] | None = None
+    m: int, n: int, config: types.Config, ctas: int = SMS, scheduler: str | os.PathLike[str] | None = None
 ) -> list[list[tuple[int, int]]]:
     """List the tiles of d (m, n) as (row, column), in the order in which each CTA takes them.
 
@@ -104,7 +105,7 @@ def group_parts(
     groups: int,
     span: int = 1,
     zero_padding: bool = True,
-    ctas: int = 132,
+    ctas: int = SMS,
 ) -> list[list[Part]]:
     """List the parts of each CTA in its order.
 
@@ -129,7 +130,7 @@ def group_search(
     config: s10_grouped.Config,
     groups: int,
     span: int = 1,
-    ctas: int = 132,
+    ctas: int = SMS,
     cta: int = 0,
 ) -> list[Search]:
     """Tell what one CTA's warp did to find each of its tiles, from the values that its shuffles and ballots

@@ -322,7 +322,7 @@ report = attempt("__syncthreads();        // all threads arrive when they are", 
 # **A phase that is not flipped**, in both schedules: copies as late as they may land, and at once.
 
 # %%
-FLIP = "if (++stage == STAGES) stage = 0, phase ^= 1;"
+FLIP = "if (++stage == STAGES) {\n      stage = 0;\n      phase ^= 1;\n    }"
 NEVER = "if (++stage == STAGES) stage = 0;"
 report = attempt(FLIP, NEVER)
 print()

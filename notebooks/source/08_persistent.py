@@ -330,8 +330,7 @@ def attempt(old, new, schedule="late", shown=1, ctas=1):
 # schedule?
 
 # %%
-FREE = ("      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();"
-        "  // the tile before is read\n")
+FREE = "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();\n"
 for schedule in ("late", "early"):
     attempt(FREE, "", schedule=schedule, shown=schedule == "late")
 attempt(FREE, "", shown=0, ctas=3)
@@ -345,7 +344,7 @@ attempt(FREE, "", shown=0, ctas=3)
 
 # %%
 attempt("      bar_sync(1 + warpgroup, kWarpgroup);"
-        "  // this consumer's threads wait until its thread 0 knows that\n", "")
+        "  // this consumer's threads wait until thread 0 knows\n", "")
 
 # %% [markdown]
 # A wait binds the thread that waits. The other three warps write when they like.
@@ -376,8 +375,8 @@ attempt("    const int row0 = tile.m * BLOCK_M, column0",
 # TMA still reads it.
 
 # %%
-attempt("  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();"
-        "  // shared memory must last", "  //")
+LAST = "\n  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();"
+attempt(LAST, "")
 
 # %% [markdown]
 # ## 7. On hardware

@@ -274,8 +274,8 @@ attempt(BEGIN, "  __syncthreads();  // all threads")
 # **Leave without the other.** No barrier at the end:
 
 # %%
-END = "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // and the barriers"
-attempt(END, "  // and the barriers")
+END = "  barrier_cluster_arrive();\n  barrier_cluster_wait();\n}"
+attempt(END, "}")
 
 # %% [markdown]
 # The result is right, always: it was stored long before. What goes wrong, goes wrong in the *next*

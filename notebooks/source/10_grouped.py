@@ -497,7 +497,7 @@ broken = attempt("shared.parts.init(4 * kConsumers + kLoaders);",
 # back its slots.
 
 # %%
-broken = attempt("this consumer's rows\n      release(shared, ring.slot);", "")
+broken = attempt("ring.phase);\n      release(shared, ring.slot);", "ring.phase);")
 
 # %% [markdown]
 # The count on `empty` is that of all consumers' warps. Who has no work must still say that he is

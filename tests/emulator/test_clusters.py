@@ -637,8 +637,7 @@ def test_a_cta_exits_while_a_copy_reads_its_shared_memory(schedule):
     line = source(body)[: source(body).index(BETWEEN)].count("\n") + 1
     hazards = found(body.replace("sync();  // the end", ""), schedule=schedule)
     assert [h.kind for h in hazards] == ["cta-exited"]
-    assert 0 <= hazards[0].location.line - line <= BETWEEN.count("
-")
+    assert 0 <= hazards[0].location.line - line <= BETWEEN.count("\n")
     assert (
         "CTA rank 0 exits while the bulk copies of thread 0 of CTA rank 0 may still read its shared memory"
         in hazards[0].message
