@@ -16,7 +16,7 @@
 # **This lesson adds** Hopper's tensor core: the FMAs of all lessons before are gone. The tiles stay where TMA put them.
 #
 # **Where it lives:** `minigemm/kernels/s04_wgmma.cu`, the kernel; `minigemm/kernels/s04_wgmma.py`, its launch;
-# `minigemm/kernels/instructions.py`, the one instruction; `minigemm/emulator/tensor_core.py`, its arithmetic.
+# `minigemm/kernels/tile.py`, the one instruction; `minigemm/emulator/tensor_core.py`, its arithmetic.
 
 # %%
 import minigemm
