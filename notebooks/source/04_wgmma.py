@@ -18,7 +18,7 @@
 # where TMA put them.
 #
 # **Where it lives:** `minigemm/kernels/s04_wgmma.cu`, the kernel; `minigemm/kernels/s04_wgmma.py`,
-# its launch; `minigemm/kernels/instructions.py`, the one instruction;
+# its launch; `minigemm/kernels/tile.py`, the one instruction;
 # `minigemm/emulator/machine/tensor_core.py`, its arithmetic.
 
 # %%

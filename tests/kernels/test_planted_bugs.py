@@ -376,7 +376,7 @@ def test_planted_bug(bug, tile, tmp_path):
     "old", ["if (other == 1 && split == 0) mbarrier_wait", "if (split > 0) mbarrier_wait"]
 )
 def test_planted_bug_of_the_splits(old, tile, tmp_path):
-    """s10: the sums are read before they are there, or overwritten by the next tile's before they are read."""
+    """s10: the sums are read too early, or overwritten by the next tile before they are read."""
     stage = STAGES["s10_grouped"].stage
     mine = tmp_path / "s10_grouped.cu"
     text = stage.source.read_text()
