@@ -21,10 +21,14 @@ help:  ## list these commands
 tour: .venv/ready-run  ## run every stage on this machine and show what it did
 	$(BIN)/python -m minigemm tour $(ARGS)
 
+# Some tests start a Python of their own, which would compile all of torch's modules again if none may be kept.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/ready-dev  ## lint, check types, run the tests
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@echo 'mypy, beside the tests'; $(BIN)/python -m mypy >.venv/mypy.log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS); tests=$$?; \
+	wait $$types; types=$$?; echo 'mypy:'; cat .venv/mypy.log; \
+	[ $$tests -eq 0 ] && [ $$types -eq 0 ]
 
 lab: .venv/ready-course  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(ARGS)

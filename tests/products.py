@@ -1,4 +1,4 @@
-"""What the stage tests share: random problems, and a launch into a poisoned, guarded output."""
+"""Inputs that are the same on every machine, random problems, and a launch into a poisoned, guarded output."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import itertools
 import random
 from types import ModuleType
 
+import numpy as np
 import torch
 
-from minigemm import quantize, runtime
-from minigemm.compiler import jit
+from minigemm import quantize
 from minigemm.kernels import stages
+from minigemm.layout import to_m_major
+from minigemm.plan import choose, prepared
 from minigemm.quantize import Quantized
-from minigemm.types import Config, Problem
+from minigemm.types import Config, Layout, Problem, Product
+from minigemm.verify.recordings import splitmix64
 
 STAGES = {module.stage.name: module for module in stages()}
 GUARD = 512  # elements before and behind d
@@ -235,13 +238,37 @@ def configs() -> list[tuple[str, Config]]:
     ]
 
 
+def drawn(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:
+    """Draw a float32 matrix (rows, k) from integers, so that every machine and every torch draws the same bits.
+
+    torch.randn does not: its last bits depend on the processor. A test that compares bits, counts or errors takes its
+    inputs from here. Every element is an integer below 2**24 times a power of two, which float32 holds exactly.
+
+    Args:
+        kind: "activations" has heavy tails, and about one column in 100 is thirty times larger. "weights" is nearly
+            normal. "positive" is like "weights", without the signs.
+    """
+    bits = splitmix64(seed, rows * k).reshape(rows, k)
+    # the sum of four uniform numbers of 12 bits is nearly normal
+    x = sum((bits >> np.uint64(12 * i) & np.uint64(0xFFF)).astype(np.int64) for i in range(4)) - 2 * 0xFFF
+    if kind == "activations":
+        rare = bits >> np.uint64(48) & np.uint64(0xFF)
+        x = x * np.where(rare == 0, 16, np.where(rare < 16, 4, 1))
+        loud = splitmix64(seed + 1, k) % np.uint64(100) == 0
+        loud[seed % max(k, 1) :][:1] = True
+        x = x * np.where(loud, 30, 1)
+    elif kind == "positive":
+        x = abs(x)
+    return torch.from_numpy(x.astype(np.float32)) / 4096
+
+
 def operands(
     m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None
 ) -> tuple[Quantized, Quantized]:
-    """a and b, quantized as the stage wants them; with one scale each where none is named."""
+    """Draw a and b from integers and quantize them as the stage wants them; with one scale each where none is named."""
     of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
-    a = quantize.quantize(quantize.activations(m, k, seed=seed, device=device), of_a)
-    b = quantize.quantize(quantize.weights(n, k, seed=seed + 1, device=device), of_b)
+    a = quantize.quantize(drawn(m, k, 2 * seed).to(device), of_a)
+    b = quantize.quantize(drawn(n, k, 2 * seed + 1, "weights").to(device), of_b)
     return a, b
 
 
@@ -253,14 +280,10 @@ def guarded_gemm(
     dtype = torch.float32 if getattr(config, "out_fp32", False) else torch.bfloat16
     problem = stage.check(a, b, config, None, dtype)
     config = config or stage.default_config(problem)
-    device = a.data.device
     words = problem.m * problem.n * dtype.itemsize // 2
-    memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=device)
+    memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=a.data.device)
     d = memory[GUARD : GUARD + words].view(dtype).view(problem.m, problem.n)
-    kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
-    launch = stage.launch(a, b, d, problem, config)
-    machine = runtime.of(device)
-    machine.launch(machine.load(kernel, launch.shared, device), launch)
+    stage.run(stage.launch(a, b, d, problem, config), config, d.device)
     outside = torch.cat([memory[:GUARD], memory[GUARD + words :]])
     assert (outside == POISON).all(), "the kernel wrote beside d"
     poisoned = (
@@ -270,6 +293,19 @@ def guarded_gemm(
     )
     assert not poisoned.any(), "the kernel left elements of d unwritten"
     return d
+
+
+def grouped(layout: Layout, tensors: tuple[torch.Tensor, ...], config: Config, **options: object) -> None:
+    """What a call does after its checks, for numbers of groups that it would refuse.
+
+    tensors: a, sfa, b, sfb, d, and the numbers. options: more of the product, such as `alignment`.
+    """
+    a, sfa, b, sfb, d, numbers = tensors
+    groups, n, k = b.shape
+    fp32 = d.dtype == torch.float32
+    product = Product(a.shape[-2], n, k, layout, groups, out_fp32=fp32, **options)
+    laid_out = (a, to_m_major(sfa), b, sfb, d, numbers)
+    prepared.execute(product, laid_out, choose.suited(product, config))
 
 
 def random_problem(source: random.Random, device: str) -> tuple[int, int, int]:

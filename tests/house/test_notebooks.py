@@ -1,4 +1,5 @@
-"""The lessons: each notebook is what its source gives, keeps the house rules, and runs from top to bottom on a CPU."""
+"""The lessons: each notebook is what its source gives, keeps the house rules, and runs from top to bottom on
+a CPU."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def test_the_notebook_is_what_its_source_gives(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 def test_runs_from_top_to_bottom(name):
     made, kept = build.unrun(name), committed(name)
     seconds = build.run(made)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ... import api
-from ...plan import prepared
+from ...plan import choose
 from ...types import Layout
 from ..cases import Case
 from ..workloads import Workload
@@ -37,9 +37,8 @@ class MiniGemm(Peer):
 
     def config(self, workload: Workload, device: torch.device) -> dict[str, int]:
         """Return the constants of the config that the call chooses."""
-        m, n, k, layout, groups, expected_m, *_ = workload.product
-        call = prepared.Call(str(layout), m, n, k, groups, expected_m)
-        return prepared.config_for(call, device).constants()
+        product = workload.product._replace(alignment=choose.settings().alignment)
+        return choose.config_for(product, device).constants()
 
 
 class BatchInvariant(Peer):

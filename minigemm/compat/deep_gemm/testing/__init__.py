@@ -63,6 +63,7 @@ def bench_kineto(
         raise RuntimeError(
             "bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does"
         )
+
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
     fn()  # compiled, before anything is timed
     with (
