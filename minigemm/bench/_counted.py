@@ -25,8 +25,8 @@ from ..quantize import BLOCK
 from ..types import Product
 from ..verify.judge import relative_error, tolerance
 from . import cases
-from .comparison import reason
 from .counters import MULTICAST, STAGES, workload_of
+from .failures import reason
 from .multicast import CLUSTERS, PRODUCTS, TILES, staged
 from .ncu import LABEL
 from .peers import CublasLt, MiniGemm, Peer
@@ -36,7 +36,7 @@ __all__ = ["asked_bytes", "main"]
 
 LADDER = Product(4096, 4096, 4096)  # at which the stages are counted
 
-#: What a call is, and a function that compiles it, checks it and returns it.
+#: The description of a call, and a function that compiles it, checks it and returns it.
 Prepared = tuple[dict[str, Any], Callable[[], Callable[[], Any]]]
 
 

@@ -6,85 +6,32 @@ Protocol. A time is the GPU time of all kernels of a call by torch.profiler, wit
 is flushed before each call. Operands are normal random numbers in BF16, quantized and laid out beforehand. In
 each round everybody is called once; a figure is the median over the rounds. A result that is wrong against
 the float64 product is called wrong and not timed.
-
-Reference. A reference is a file with the times of other libraries on another machine, under the same
-protocol. It is one JSON list with an object for each shape (`kind` "dense": m, n, k; "contiguous" and
-"masked": groups, m_per_group, n, k) that holds `deep_gemm_us` and, of dense shapes, `cublaslt_unscaled_us`.
-Machines of one kind still differ in clock and cooling, so the file's times are scaled by a factor: this run's
-time of cuBLASLt with one scale per tensor at 4096 x 4096 x 7168, over the file's. DG(shape) is `deep_gemm_us`
-times that factor. DG / minigemm says how many times faster minigemm's call is, and for each layout there is
-the geometric mean over its shapes.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .. import hopper
 from ..hopper import Chip
 from ..machine import best_device, identity
 from . import cases, host_overhead
-from .peers import CublasLt, MiniGemm, Missing, Peer, named
+from .failures import Lost, check_alive, reason
+from .peers import MiniGemm, Peer, named
+from .reference import Reference, refer
 from .timing import FLUSHED, copy_bandwidth, gpu_seconds
-from .workloads import CALIBRATION, DEFAULT, LAYOUTS, Workload
+from .workloads import DEFAULT, Workload
 
-__all__ = ["ROUNDS", "Reference", "compare", "means", "reason", "row_of"]
+__all__ = ["ROUNDS", "compare", "means", "row_of"]
 
 ROUNDS = 30
 OWN = MiniGemm.name
 NO_GPU = "bench needs a Hopper GPU (compute capability 9.0), and torch sees none"
-
-
-class Lost(Exception):
-    """The GPU does not answer this process any more: a kernel failed so that CUDA does not recover."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The times of other libraries on another machine, in microseconds, by (layout, groups, m, n, k)."""
-
-    name: str
-    gpu: str
-    times: Mapping[tuple[str, int, int, int, int], Mapping[str, float]]
-
-    @staticmethod
-    def read(path: str | Path) -> Reference:
-        """Return the reference in this file. ValueError if the file holds none."""
-        try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
-            times, gpu = {}, ""
-            for entry in entries:
-                kind = entry["kind"]
-                if kind == "machine":
-                    gpu = entry.get("gpu", "")
-                elif kind in LAYOUTS:
-                    m = entry["m" if kind == "dense" else "m_per_group"]
-                    key = (kind, entry.get("groups", 1), m, entry["n"], entry["k"])
-                    timed = {
-                        name: us for name, us in entry.items() if name.endswith("_us") and us is not None
-                    }
-                    times[key] = {name: float(us) for name, us in timed.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            got = f"{path} ({type(error).__name__}: {error})"
-            raise ValueError(f"reference: expected a JSON list of timed shapes, got {got}") from error
-        found = Reference(Path(path).name, gpu, times)
-        if found.us(CALIBRATION, "cublaslt_unscaled_us") is None:
-            wanted = f"cublaslt_unscaled_us of {CALIBRATION}, by which machines are compared"
-            raise ValueError(f"reference: expected {wanted}, and {path} has none")
-        return found
-
-    def us(self, workload: Workload, name: str = "deep_gemm_us") -> float | None:
-        """Return this library's time of the workload, or None if the file has none."""
-        sizes = workload.sizes()
-        key = sizes["layout"], sizes["groups"], sizes["m"], sizes["n"], sizes["k"]
-        return self.times.get(key, {}).get(name)
 
 
 def compare(
@@ -103,7 +50,7 @@ def compare(
         workloads: the products to time; without any, `rows` stays empty.
         peers: by default all of PEERS. Peers that are missing are named in `skipped`, with the reason.
         rounds: how many calls of each count.
-        reference: times to compare with; the module says how.
+        reference: times to compare with; see `reference`.
         with_host: whether to measure the host's time per call too (`host_overhead.host_time`).
         progress: is told what is going on.
         store: is given the results, unfinished, after each workload.
@@ -130,7 +77,7 @@ def compare(
             run.time_rows(workloads, named() if peers is None else peers)
         if workloads and reference is not None:
             progress("comparing with the reference")
-            results["reference"] = _refer(results["rows"], reference, device, rounds)
+            results["reference"] = refer(results["rows"], reference, device, rounds)
     except Lost as lost:
         results["lost"] = str(lost)
     results["means"] = means(results["rows"])
@@ -159,7 +106,7 @@ def _started(machine: dict[str, Any], chip: Chip, rounds: int) -> dict[str, Any]
 
 @dataclass
 class _Comparison:
-    """A comparison under way. What is done stays in `results` when the GPU is lost."""
+    """A comparison under way. Finished rows stay in `results` when the GPU is lost."""
 
     device: Any
     chip: Chip
@@ -175,7 +122,7 @@ class _Comparison:
             self.results["host"] = host_overhead.host_time(self.device)
         except Exception as error:
             self.results["host"] = {"error": reason(error)}
-            _alive(self.device, f"{OWN}'s host time", error)
+            check_alive(self.device, f"{OWN}'s host time", error)
         self.store(self.results)
 
     def time_rows(self, workloads: Sequence[Workload], peers: Iterable[Peer]) -> None:
@@ -203,23 +150,13 @@ def _present(peers: Iterable[Peer], results: dict[str, Any], progress: Callable[
     return found
 
 
-def reason(error: BaseException) -> str:
-    """Return the error as one line of at most 300 characters."""
-    if isinstance(error, Missing):
-        return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"{error.name} is not installed"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"[:300]
-
-
 def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, chip: Chip) -> dict[str, Any]:
     """Let each peer compute the workload, check the results, and time whoever is right."""
     peers = list(peers)
     try:
         case = cases.make(workload, device)
     except RuntimeError as error:  # there is no memory for them
-        _alive(device, f"the tensors of {workload}", error)
+        check_alive(device, f"the tensors of {workload}", error)
         why = f"failed: no tensors: {reason(error)}"
         return row_of(workload, {}, chip, skipped={peer.name: why for peer in peers})
 
@@ -239,7 +176,7 @@ def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, ch
             errors[name] = case.error(call(), peer.scales)
         except Exception as error:  # a peer's failure is a word in the table and does not end the run
             skipped[name] = f"failed: {reason(error)}"
-            _alive(device, f"{name} at {workload}", error)
+            check_alive(device, f"{name} at {workload}", error)
             continue
         if errors[name] <= peer.tolerance:
             calls[name] = call
@@ -264,27 +201,15 @@ def _timed(
     try:
         return gpu_seconds(calls, device, rounds), False
     except Exception as error:
-        _alive(device, f"one of {', '.join(calls)} at {workload}", error)
+        check_alive(device, f"one of {', '.join(calls)} at {workload}", error)
     seconds: dict[str, list[float]] = {}
     for name, call in calls.items():
         try:
             seconds.update(gpu_seconds({name: call}, device, rounds))
         except Exception as error:
             skipped[name] = f"could not be timed: {reason(error)}"
-            _alive(device, f"{name} at {workload}", error)
+            check_alive(device, f"{name} at {workload}", error)
     return seconds, True
-
-
-def _alive(device: Any, what: str, error: BaseException) -> None:
-    """Raise Lost if the GPU does not answer after that error."""
-    import torch
-
-    try:
-        torch.cuda.synchronize(device)
-        torch.zeros(1, device=device).item()
-    except Exception as fault:
-        lost = f"{what} left the GPU unusable for this process: {reason(error)}"
-        raise Lost(f"{lost}; --peer leaves others out") from fault
 
 
 def row_of(
@@ -348,39 +273,3 @@ def means(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         layout: {name: math.exp(statistics.fmean(found)) for name, found in of_layout.items()}
         for layout, of_layout in logs.items()
     }
-
-
-def _refer(rows: Sequence[dict[str, Any]], reference: Reference, device: Any, rounds: int) -> dict[str, Any]:
-    """Add DeepGEMM's time on this machine to each row that the reference knows. Return the results' entry."""
-    said: dict[str, Any] = {"file": reference.name, "gpu": reference.gpu, "factor": None, "error": ""}
-    try:
-        factor = said["factor"] = _factor(reference, rows, device, rounds)
-    except ValueError as error:
-        return {**said, "error": str(error)}
-    for row in rows:
-        us, own = reference.us(_workload(row)), row["timed"].get(OWN)
-        if us is not None and own is not None:
-            row["reference"] = {"deep_gemm_us": us * factor, "ratio": us * factor / own["median_us"]}
-    return said
-
-
-def _workload(row: Mapping[str, Any]) -> Workload:
-    return Workload.of(LAYOUTS[row["layout"]], row["m"], row["n"], row["k"], row["counts"])
-
-
-def _factor(reference: Reference, rows: Iterable[Mapping[str, Any]], device: Any, rounds: int) -> float:
-    """Return cuBLASLt's time at CALIBRATION, from the rows or measured, over the reference's."""
-    there = reference.us(CALIBRATION, "cublaslt_unscaled_us")
-    if there is None:
-        raise ValueError(f"reference: {reference.name} has no cublaslt_unscaled_us of {CALIBRATION}")
-    name = CublasLt.name
-    for row in rows:
-        if _workload(row) == CALIBRATION and name in row["timed"]:
-            return row["timed"][name]["median_us"] / there
-    try:
-        call = CublasLt().prepare(cases.make(CALIBRATION, device))
-        return statistics.median(gpu_seconds({name: call}, device, rounds)[name]) * 1e6 / there
-    except Exception as error:
-        _alive(device, f"{name} at {CALIBRATION}", error)
-        why = f"cuBLASLt could not be timed at {CALIBRATION}: {reason(error)}"
-        raise ValueError(f"reference: {why}") from error

@@ -53,7 +53,7 @@ DEFAULT = (
     "masked:4x256x7168x2048",
     MULTICAST,
 )
-#: What is counted, by its key in a row. Times in seconds, clocks in Hz, sectors of 32 bytes, shares in per
+#: The metrics by their key in a row. Times in seconds, clocks in Hz, sectors of 32 bytes, shares in per
 #: cent of the most that is possible.
 METRICS = {
     "time_s": "gpu__time_duration.sum",
@@ -67,11 +67,11 @@ METRICS = {
     # Some versions count WGMMA here.
     "tensor_hmma_percent": "sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "tma_percent": "sm__pipe_tma_cycles_active.avg.pct_of_peak_sustained_elapsed",
-    # What L2 moves for the SMs, read and written; then the bytes to its other half and to DRAM too.
+    # L2's traffic for the SMs, read and written; then its bytes to its other half and to DRAM too.
     "l2_sectors": "lts__t_sectors_srcunit_tex.sum",
     "l2_read_sectors": "lts__t_sectors_srcunit_tex_op_read.sum",
     "l2_all_bytes": "lts__t_bytes.sum",
-    # What came to the SMs.
+    # The bytes that came to the SMs.
     "sm_read_bytes": "l1tex__m_xbar2l1tex_read_bytes.sum",
     "sm_tma_read_bytes": "l1tex__m_xbar2l1tex_read_bytes_mem_global_op_tma_ld.sum",
     "dram_read_bytes": "dram__bytes_read.sum",

@@ -17,7 +17,7 @@ from ..types import Launch, Product, TensorMap
 __all__ = ["as_text", "emulator_speed"]
 
 REPEATS = 7
-#: What the emulator is asked to do, by the name in results: (hazards, profile).
+#: The emulator's modes by their name in results: (hazards, profile).
 MODES = {"plain": (False, False), "hazards": (True, False), "observed": (True, True)}
 
 

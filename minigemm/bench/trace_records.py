@@ -50,7 +50,7 @@ _NAMES = {
     Record.ARRIVE: "arrivals",
     Record.EXPECT: "expect_tx",
 }
-#: What a warp waits for, by the record of its waiting and the record's argument.
+#: The names of the things that a warp waits for, by kind of record; {} is the record's argument.
 _WAITS = {
     Record.MBARRIER: "mbarrier {:#x}",
     Record.PRODUCTS: "WGMMA",

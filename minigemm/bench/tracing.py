@@ -291,7 +291,7 @@ class _Run:
             about["clock_ghz"] = round(1 / scale, 4)
             about["start_ns"] = int(times[self.cta, 0] - times[:, 0].min())
 
-        # What the records do not say: the bytes of a store to d, and the products of a step along k.
+        # Two facts beside the records: the bytes of a store to d, and the products of a step along k.
         maps = [arg for arg in self.description.args if isinstance(arg, TensorMap)]
         boxes = [arg.box for arg in maps if arg.tensor.data_ptr() == self.d.data_ptr()]
         store_bytes = int(np.prod(boxes[0])) * self.d.element_size() if boxes else 0

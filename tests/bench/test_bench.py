@@ -20,12 +20,13 @@ import torch
 import minigemm
 from minigemm import bench, cli, hopper, quantize, views
 from minigemm.bench import cases, comparison, host_overhead, multicast, peers, report, timing, workloads
-from minigemm.bench.comparison import Reference
+from minigemm.bench.failures import Lost
 from minigemm.bench.peers import PEERS, MiniGemm, Missing, Peer
 from minigemm.bench.peers.cublas import CublasLtBlocks
 from minigemm.bench.peers.cutlass import Cutlass
 from minigemm.bench.peers.deep_gemm import DeepGemm
 from minigemm.bench.peers.minigemm import BatchInvariant
+from minigemm.bench.reference import Reference, refer
 from minigemm.bench.workloads import Workload, contiguous, dense, masked
 from minigemm.types import Layout, Product
 
@@ -69,7 +70,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(comparison, "copy_bandwidth", lambda device: CHIP.bandwidth)
     monkeypatch.setattr(comparison, "gpu_seconds", seconds)
-    monkeypatch.setattr(comparison, "_alive", lambda *arguments: None)
+    monkeypatch.setattr(comparison, "check_alive", lambda *arguments: None)
     monkeypatch.setattr(cases, "make", lambda shape, device, make=cases.make: make(shape, CPU))
     monkeypatch.setattr(
         MiniGemm, "config", lambda self, shape, device, config=MiniGemm.config: config(self, shape, CPU)
@@ -380,7 +381,7 @@ def test_times_that_cannot_be_had_together(on_cpu, monkeypatch):
 
 def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, capsys):
     def gone(device, what, error):
-        raise comparison.Lost(f"{what} left the GPU unusable")
+        raise Lost(f"{what} left the GPU unusable")
 
     calls = iter([None, RuntimeError("illegal memory access")])
 
@@ -391,7 +392,7 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
 
     breaking = Stand("breaking")
     breaking.prepare = sometimes
-    monkeypatch.setattr(comparison, "_alive", gone)
+    monkeypatch.setattr(comparison, "check_alive", gone)
     results = comparison.compare(TINY, [MiniGemm(), breaking], rounds=1)
     assert len(results["rows"]) == 1 and results["lost"] == "breaking at 2x20x24x64 left the GPU unusable"
     report.show(results)
@@ -428,7 +429,7 @@ def test_ratios_to_a_reference(tmp_path, on_cpu):
     assert reference.us(dense(1, 1, 16)) is None
     rows = [comparison.row_of(shape, {"minigemm": [1.5e-6]}, CHIP) for shape in (TINY[0], other, *TINY[1:])]
     rows.append(comparison.row_of(workloads.CALIBRATION, {"minigemm": [336e-6], "cublaslt": [300e-6]}, CHIP))
-    said = comparison._refer(rows, reference, CPU, 1)
+    said = refer(rows, reference, CPU, 1)
     assert said == {"file": "there.json", "gpu": "NVIDIA H200", "factor": pytest.approx(2), "error": ""}
     assert [row.get("reference", {}).get("ratio") for row in rows] == [
         pytest.approx(4),
