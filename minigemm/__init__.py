@@ -1,6 +1,7 @@
 """FP8 GEMMs for Hopper GPUs, built stage by stage, and an emulator that runs the same kernels without one.
 
-Importing minigemm costs next to nothing: the public names below arrive when they are first used.
+Importing minigemm costs next to nothing: the public names below arrive when they are first used. To add
+one, name it in `__all__`, import it for type checkers, and say where it lives if that is not api.py.
 """
 
 from __future__ import annotations
@@ -22,36 +23,38 @@ if TYPE_CHECKING:
         set_mk_alignment_for_contiguous_layout,
         set_num_sms,
     )
-    from .compiler.inspection import inspect
+    from .kernels import inspect
     from .layout import is_m_major, to_m_major
     from .plan.ahead import precompile
     from .runtime.emulated import observe
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "compat", "emulator", "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms",
-    "get_tma_aligned_size", "inspect", "is_m_major", "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "observe",
-    "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms", "to_m_major",
+    "__version__", "compat", "emulator", "fp8_gemm_nt", "get_batch_invariant",
+    "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size", "inspect", "is_m_major",
+    "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "observe",
+    "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
+    "to_m_major",
 ]  # fmt: skip
 
 _SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}
-_HOMES = {
-    "inspect": "compiler.inspection", "is_m_major": "layout", "observe": "runtime.emulated", "precompile": "plan.ahead", "to_m_major": "layout",
-    **dict.fromkeys((
-        "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size",
-        "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
-    ), "api"),
-}  # fmt: skip
+_HOMES = {  # of the names that are not in api.py
+    "inspect": "kernels",
+    "is_m_major": "layout",
+    "observe": "runtime.emulated",
+    "precompile": "plan.ahead",
+    "to_m_major": "layout",
+}
 
 
 def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value  # found at once from now on
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'api')}")
+    value = globals()[name] = getattr(home, name)  # found at once from now on
+    return value
 
 
 def __dir__() -> list[str]:

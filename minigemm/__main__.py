@@ -2,4 +2,5 @@
 
 from .cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # the processes that grade labs import this module under another name
+    raise SystemExit(main())

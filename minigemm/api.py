@@ -2,41 +2,52 @@
 
     d = minigemm.fp8_gemm_nt(a, b)      # a: (data, scales) or a Quantized, (m, k); b likewise, (n, k); d (m, n) = a @ b.T
 
-CUDA tensors run on their own Hopper GPU, on torch's current stream there, without waiting; CPU tensors run the same kernel on the emulator. What is
-wrong with an argument raises TypeError or ValueError that names it, before anything is compiled or launched. No call reads device data on the host:
-what only the data shows (ids out of range, counts over the buffer) is checked for CPU tensors, and on a GPU where MINIGEMM_DEBUG=1 asks for it.
+CUDA tensors run on their own Hopper GPU, on torch's current stream there, without waiting; CPU tensors run the same
+kernel on the emulator. A wrong argument raises TypeError or ValueError that names it, before anything is compiled or
+launched. No call reads device data on the host: what only the data shows (ids out of range, counts over the buffer) is
+checked for CPU tensors, and on a GPU where MINIGEMM_DEBUG=1 asks for it.
 
 Operands, common to all calls:
 
 - data: float8_e4m3fn, last dimension contiguous, k a multiple of 16, row strides multiples of 16 bytes, 16-byte aligned.
-- scales of a: float32, one for each 1x128 block, (m, ceil(k / 128)). M-major with rows padded for TMA (`to_m_major`), as they are; any other order is
-  laid out first, which is one small kernel more.
+- scales of a: float32, one for each 1x128 block, (m, ceil(k / 128)). M-major with rows padded for TMA (`to_m_major`), as
+  they are; any other order is laid out first, which is one small kernel more.
 - scales of b: float32, one for each 128x128 block, (ceil(n / 128), ceil(k / 128)), row-major.
 - d: bfloat16 or float32, made where it is not given. Rows contiguous; any row stride that keeps them apart.
+
+Every call goes two ways. `_repeat` starts a launch that an earlier call left prepared, if the tensors are the same or
+differ in m alone. Otherwise the call is checked, gets a config, and launches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from typing import Any
 
 import torch
 
 from . import checks, runtime
-from .kernels.s10_grouped import Config
+from .kernels.s10_grouped import CONTIGUOUS, DENSE, MASKED, PREFIX_SUMS, Config
 from .layout import tma_aligned_size, to_m_major
-from .plan import prepared
-from .plan.prepared import Call
+from .plan import choose, prepared
 from .quantize import Quantized
+from .types import Product
 
 __all__ = [
-    "fp8_gemm_nt", "get_batch_invariant", "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size",
-    "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
-]  # fmt: skip
+    "fp8_gemm_nt",
+    "get_batch_invariant",
+    "get_mk_alignment_for_contiguous_layout",
+    "get_num_sms",
+    "get_tma_aligned_size",
+    "m_grouped_fp8_gemm_nt_contiguous",
+    "m_grouped_fp8_gemm_nt_masked",
+    "set_batch_invariant",
+    "set_mk_alignment_for_contiguous_layout",
+    "set_num_sms",
+]
 
 Operand = Quantized | tuple[torch.Tensor, torch.Tensor]
-_debug = (
-    prepared.debugging()
-)  # once: reading the environment takes longer than all other checks of a repeated call
+READ = ("a", "b", "the scales of a", "the scales of b")  # as messages name what the kernel reads
 
 
 def fp8_gemm_nt(
@@ -48,34 +59,30 @@ def fp8_gemm_nt(
     out_dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """`d = a @ b.T`, or `c + a @ b.T`.
+    """Compute `d = a @ b.T`, or `c + a @ b.T`.
 
     Args:
         a: (m, k), with 1x128 scales.
         b: (n, k), with 128x128 scales: the weights.
         d: (m, n) to write to. Shares no memory with a and b.
         c: (m, n) of d's dtype to add, in FP32 before the result is rounded: d itself, or memory apart from it.
-        out_dtype: of a d that is made: bfloat16 (the default) or float32.
+        out_dtype: the dtype of a d that is made: bfloat16 (the default) or float32.
         config: a `kernels.s10_grouped.Config` instead of the one that is chosen.
 
     Returns:
-        d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale or NaN in the data spread to their rows
-        and columns of d.
+        d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale or NaN in
+        the data spread to their rows and columns of d.
     """
-    options = ("dense", c is None)
+    options = (DENSE, c is None)
     if (done := _repeat(options, a, b, d, c, out_dtype, config)) is not None:
         return done
+
     data_a, scale_a, data_b, scale_b = _operands(a, b, 2, 2)
     (m, k), n = data_a.shape, data_b.shape[0]
-    d = _output(
-        d,
-        c,
-        out_dtype,
-        (m, n),
-        {"a": data_a, "b": data_b, "the scales of a": scale_a, "the scales of b": scale_b},
-    )
-    call = Call("dense", m, n, k, out_fp32=d.dtype == torch.float32, accumulate=c is not None)
-    return _run(call, (data_a, scale_a, data_b, scale_b, d), c, config, options)
+    d = _output(d, c, out_dtype, (m, n), (data_a, data_b, scale_a, scale_b))
+
+    product = Product(m, n, k, out_fp32=d.dtype == torch.float32, accumulate=c is not None)
+    return _launch(product, (data_a, scale_a, data_b, scale_b, d), c, config, options)
 
 
 def m_grouped_fp8_gemm_nt_contiguous(
@@ -90,52 +97,56 @@ def m_grouped_fp8_gemm_nt_contiguous(
     out_dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """Each row of a times the weights of its own group: `d[i] = a[i] @ b[group of i].T`; rows of no group are zeros.
+    """Multiply each row of a by the weights of its own group: `d[i] = a[i] @ b[group of i].T`; rows of no group are zeros.
 
     Args:
         a: (m, k), with 1x128 scales: the rows of all groups.
         b: (groups, n, k), with 128x128 scales (groups, ceil(n / 128), ceil(k / 128)), contiguous.
         d: (m, n) to write to.
-        grouped_layout: int32. The group of each row, (m,), -1 for padding; groups may come in any order, and repeat. With `use_psum_layout` (groups,):
-            where each group ends, which is its start + its rows; a group starts at the next multiple of the alignment behind the one before.
+        grouped_layout: int32. The group of each row, (m,), -1 for padding; groups may come in any order, and repeat.
+            With `use_psum_layout` (groups,): where each group ends, which is its start + its rows; a group starts at the
+            next multiple of the alignment behind the one before.
         c: (m, n) of d's dtype to add; rows of no group then hold c.
-        use_psum_layout: which of the two.
+        use_psum_layout: grouped_layout says where groups end.
         ensure_zero_padding: False leaves rows of no group as they are.
         out_dtype, config: as in `fp8_gemm_nt`.
 
-    The alignment is `get_mk_alignment_for_contiguous_layout()`: groups begin at multiples of it. Set to 1, they begin and end anywhere and nothing is
-    padded; a tile never writes rows of another group.
+    The alignment is `get_mk_alignment_for_contiguous_layout()`: groups begin at multiples of it. Set to 1, they begin
+    and end anywhere and nothing is padded; a tile never writes rows of another group.
     """
     checks.check_flag("use_psum_layout", use_psum_layout)
     checks.check_flag("ensure_zero_padding", ensure_zero_padding)
-    options = ("contiguous", c is None, use_psum_layout, ensure_zero_padding)
+    layout = PREFIX_SUMS if use_psum_layout else CONTIGUOUS
+    options = (layout, c is None, ensure_zero_padding)
     if (done := _repeat(options, a, b, d, c, out_dtype, config, grouped_layout)) is not None:
         return done
+
     data_a, scale_a, data_b, scale_b = _operands(a, b, 2, 3)
     (m, k), (groups, n, _) = data_a.shape, data_b.shape
-    length, what = (
-        (groups, "where each group of b ends") if use_psum_layout else (m, "a group for each row of a")
-    )
-    layout = checks.check_groups("grouped_layout", grouped_layout, length, what, data_a.device)
-    read = {
-        "a": data_a,
-        "b": data_b,
-        "the scales of a": scale_a,
-        "the scales of b": scale_b,
-        "grouped_layout": layout,
-    }
-    d = _output(d, c, out_dtype, (m, n), read)
-    if data_a.device.type == "cpu" or prepared.debugging():
-        alignment = prepared.settings().alignment
+    length, what = m, "a group for each row of a"
+    if use_psum_layout:
+        length, what = groups, "where each group of b ends"
+    index = checks.check_groups("grouped_layout", grouped_layout, length, what, data_a.device)
+    d = _output(d, c, out_dtype, (m, n), (data_a, data_b, scale_a, scale_b), grouped_layout=index)
+    alignment = choose.settings().alignment
+    if data_a.device.type == "cpu" or debugging():
         if use_psum_layout:
-            checks.check_prefix_sums(layout, m, alignment)
+            checks.check_prefix_sums(index, m, alignment)
         else:
-            checks.check_ids(layout, groups, alignment)
-    call = Call(
-        "contiguous", m, n, k, groups, out_fp32=d.dtype == torch.float32, accumulate=c is not None, prefix_sums=use_psum_layout,
+            checks.check_ids(index, groups, alignment)
+
+    product = Product(
+        m,
+        n,
+        k,
+        layout,
+        groups,
+        alignment=alignment,
+        out_fp32=d.dtype == torch.float32,
+        accumulate=c is not None,
         zero_padding=ensure_zero_padding,
-    )  # fmt: skip
-    return _run(call, (data_a, scale_a, data_b, scale_b, d, layout), c, config, options)
+    )
+    return _launch(product, (data_a, scale_a, data_b, scale_b, d, index), c, config, options)
 
 
 def m_grouped_fp8_gemm_nt_masked(
@@ -149,21 +160,24 @@ def m_grouped_fp8_gemm_nt_masked(
     out_dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """A buffer of rows for each group, of which the first few count: `d[g, :masked_m[g]] = a[g, :masked_m[g]] @ b[g].T`.
+    """Multiply the first rows of each group's buffer: `d[g, :masked_m[g]] = a[g, :masked_m[g]] @ b[g].T`.
 
     Args:
-        a: (groups, rows, k), with 1x128 scales (groups, rows, ceil(k / 128)), contiguous. What lies behind a group's count may be anything.
+        a: (groups, rows, k), with 1x128 scales (groups, rows, ceil(k / 128)), contiguous. What lies behind a group's
+            count may be anything.
         b: (groups, n, k), with 128x128 scales (groups, ceil(n / 128), ceil(k / 128)), contiguous.
         d: (groups, rows, n), contiguous. Rows from the count on are not written; in a d that is made they hold anything.
-        masked_m: int32 (groups,) on the device: the counts, from 0 to rows. Only the kernel reads them: a captured CUDA graph obeys those of its replay.
+        masked_m: int32 (groups,) on the device: the counts, from 0 to rows. Only the kernel reads them: a captured CUDA
+            graph obeys those of its replay.
         expected_m: about how many rows a group has; it chooses the tile and nothing else. By default all of them.
         c: (groups, rows, n) of d's dtype to add; rows from the count on then hold c.
         out_dtype, config: as in `fp8_gemm_nt`.
     """
     expected = 0 if expected_m is None else checks.check_int("expected_m", expected_m, 0)
-    options = ("masked", c is None, expected)
+    options = (MASKED, c is None, expected)
     if (done := _repeat(options, a, b, d, c, out_dtype, config, masked_m)) is not None:
         return done
+
     data_a, scale_a, data_b, scale_b = _operands(a, b, 3, 3)
     (groups, rows, k), n = data_a.shape, data_b.shape[1]
     if data_b.shape[0] != groups:
@@ -171,59 +185,56 @@ def m_grouped_fp8_gemm_nt_masked(
             f"b: expected ({groups}, n, {k}), as many groups as a has, got {tuple(data_b.shape)}"
         )
     counts = checks.check_groups("masked_m", masked_m, groups, "a count for each group", data_a.device)
-    read = {
-        "a": data_a,
-        "b": data_b,
-        "the scales of a": scale_a,
-        "the scales of b": scale_b,
-        "masked_m": counts,
-    }
-    d = _output(d, c, out_dtype, (groups, rows, n), read)
-    if data_a.device.type == "cpu" or prepared.debugging():
+    d = _output(d, c, out_dtype, (groups, rows, n), (data_a, data_b, scale_a, scale_b), masked_m=counts)
+    if data_a.device.type == "cpu" or debugging():
         checks.check_counts(counts, rows)
-    call = Call(
-        "masked", rows, n, k, groups, expected, out_fp32=d.dtype == torch.float32, accumulate=c is not None
-    )
-    return _run(call, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
+
+    fp32 = d.dtype == torch.float32
+    product = Product(rows, n, k, MASKED, groups, expected, out_fp32=fp32, accumulate=c is not None)
+    return _launch(product, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
 
 
-# ---------------------------------------------------------------------------------------------------- what the three share
+# ---------------------------------------------------------------------------------------------------- a repeated call
+
+# The look-up in os.environ encodes the name, and raises inside where there is none: half a microsecond, more than all
+# other checks of a repeated call. The dictionary behind it takes 20 ns.
+_environment = getattr(os.environ, "_data", {})
+_DEBUG = os.environ.encodekey("MINIGEMM_DEBUG")
+_OFF = tuple(map(os.environ.encodevalue, ("", "0")))
+
+
+def debugging() -> bool:
+    """Tell whether MINIGEMM_DEBUG asks, now, for checks of what only the data shows, on a GPU too; they wait for it."""
+    return _environment.get(_DEBUG, _OFF[0]) not in _OFF
 
 
 def _repeat(
     options: tuple[object, ...],
-    a: object,
-    b: object,
+    a: Any,
+    b: Any,
     d: torch.Tensor | None,
     c: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     config: Config | None,
     groups: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """d, from the prepared launch of an earlier call with these tensors, or with others that differ in m alone; None where there is none, and the checks
-    have the word."""
-    if (
-        config is not None
-        or _debug
-        or (c is not None and c is not d)
-        or (out_dtype is not None and d is not None)
-    ):
+    """Run a prepared launch, if an earlier call left one that fits. Return d, or None: then the call must be checked."""
+    if config is not None or (c is not None and c is not d) or (_DEBUG in _environment and debugging()):
         return None
     try:
-        x, sfa = a if type(a) is tuple else (a.data, a.scale)  # type: ignore[attr-defined]
-        y, sfb = b if type(b) is tuple else (b.data, b.scale)  # type: ignore[attr-defined]
+        x, sfa = (a.data, a.scale) if type(a) is Quantized else a
+        y, sfb = (b.data, b.scale) if type(b) is Quantized else b
         made = d is None
         if d is None:
             if not x.is_cuda:
                 return None
-            d = torch.empty(
-                (*x.shape[:-1], y.shape[-2]),
-                dtype=torch.bfloat16 if out_dtype is None else out_dtype,
-                device=x.device,
-            )
+            dtype = torch.bfloat16 if out_dtype is None else out_dtype
+            d = torch.empty((*x.shape[:-1], y.shape[-2]), dtype=dtype, device=x.device)
+        elif out_dtype is not None and out_dtype is not d.dtype:
+            return None
         tensors = (x, sfa, y, sfb, d) if groups is None else (x, sfa, y, sfb, d, groups)
         start = prepared.ready(options, tensors)
-        if start is None and _is_labelled(a, "1x128") and _is_labelled(b, "128x128"):
+        if start is None and _labelled(a, "1x128") and _labelled(b, "128x128"):
             start = prepared.resized(options, tensors, apart=made)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return None
@@ -233,19 +244,23 @@ def _repeat(
     return d
 
 
-def _is_labelled(operand: object, granularity: str) -> bool:
-    """Whether it is (data, scales), or a Quantized of that granularity."""
-    return type(operand) is tuple or (type(operand) is Quantized and operand.granularity == granularity)
+def _labelled(operand: object, granularity: str) -> bool:
+    """Tell whether an operand is no Quantized, or one of that granularity."""
+    return type(operand) is not Quantized or operand.granularity == granularity
+
+
+# ---------------------------------------------------------------------------------------------------- any other call
 
 
 def _operands(
     a: object, b: object, dims_a: int, dims_b: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Data and scales of both, checked."""
+    """Check data and scales of a and b, and return them."""
     named_a, named_b = checks.parts("a", a, "1x128"), checks.parts("b", b, "128x128")
     for (data, scale), dims, granularity in ((named_a, dims_a, "1x128"), (named_b, dims_b, "128x128")):
         checks.check_data(data, dims)
         checks.check_scale(scale, data[1], granularity)
+
     (_, data_a), (_, scale_a) = named_a
     (name_b, data_b), (_, scale_b) = named_b
     checks.check_same(name_b, data_b, data_a.device)
@@ -263,57 +278,66 @@ def _output(
     c: object,
     out_dtype: object,
     shape: tuple[int, ...],
-    read: dict[str, torch.Tensor],
+    read: tuple[torch.Tensor, ...],
+    **groups: torch.Tensor,
 ) -> torch.Tensor:
-    """d, checked or made. What the kernel reads must not lie in it."""
-    device = read["a"].device
+    """Check d, or make it. It must not share memory with what the kernel reads: `read` (see READ) and `groups`."""
+    device = read[0].device
     dtype = checks.check_out_dtype(out_dtype, d)
     if c is not None:
         checks.check_sum(c, d, dtype, shape, device)
     if d is None:
         return torch.empty(shape, dtype=dtype, device=device)
     checks.check_out("d", d, shape, device)
-    checks.check_overlap(d, read)
+    checks.check_overlap(d, dict(zip(READ, read, strict=True)) | groups)
     return d
 
 
-def _run(
-    call: Call,
-    tensors: Sequence[torch.Tensor],
+def _launch(
+    product: Product,
+    tensors: tuple[torch.Tensor, ...],
     c: torch.Tensor | None,
     config: Config | None,
     options: tuple[object, ...],
 ) -> torch.Tensor:
-    """Launch what was checked, and return d. tensors: a, its scales, b, its scales, d, and what says the groups."""
-    a, scale_a, *others = tensors
-    d = tensors[4]
+    """Launch what was checked, and return d.
+
+    tensors: a, its scales, b, its scales, d, and for groups the tensor that says which rows are whose.
+    """
+    a, scale_a, b, scale_b, d, *groups = tensors
     if config is not None:
-        config = prepared.suited(call, config)
+        config = choose.suited(product, config)
+
+    # What is added lies in d, where the kernel finds it.
+    apart = c is not None and c is not d
     if c is not None and not checks.same_memory(c, d):
         d.copy_(c)
+
+    # Nothing to do, or nothing to sum.
     if not d.numel():
         return d
-    if not call.k or not call.groups:
-        return d if c is not None else _nothing(call, d, *tensors[5:])
-    tensors = (a, to_m_major(scale_a), *others)
-    if config is not None:
-        prepared.execute(call, tensors, config)
-        return d
-    # scales that were laid out just now are often where those of the last call were
-    start = prepared.ready(options, tensors) or prepared.resized(options, tensors, apart=True)
-    if start is not None:
-        start()
-    else:
-        prepared.execute(call, tensors, options=options)
+    if not product.k or not product.groups:
+        return d if product.accumulate else _zeros(product, d, *groups)
+
+    # `_repeat` has not asked for scales that were laid out just now, nor for a sum apart; where these lie repeats too.
+    sfa = to_m_major(scale_a)
+    tensors = (a, sfa, b, scale_b, d, *groups)
+    if config is None and (apart or sfa is not scale_a):
+        start = prepared.ready(options, tensors) or prepared.resized(options, tensors, apart=True)
+        if start is not None:
+            start()
+            return d
+
+    prepared.execute(product, tensors, config, options if config is None else None)
     return d
 
 
-def _nothing(call: Call, d: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
-    """d of products of no columns, or with no weights: zeros, where a product would have been written."""
-    if call.layout == "masked" and groups is not None:
-        return d.masked_fill_((torch.arange(call.m, device=d.device) < groups[:, None])[..., None], 0)
-    if call.layout == "contiguous" and not call.zero_padding and not call.prefix_sums and groups is not None:
-        return d.masked_fill_(((groups >= 0) & (groups < call.groups))[:, None], 0)
+def _zeros(product: Product, d: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """Write zeros where a product of no columns, or with no weights, would have been written; return d."""
+    if index is not None and product.layout == MASKED:
+        return d.masked_fill_((torch.arange(product.m, device=d.device) < index[:, None])[..., None], 0)
+    if index is not None and product.layout == CONTIGUOUS and not product.zero_padding:
+        return d.masked_fill_(((index >= 0) & (index < product.groups))[:, None], 0)
     return d.zero_()
 
 
@@ -321,47 +345,55 @@ def _nothing(call: Call, d: torch.Tensor, groups: torch.Tensor | None = None) ->
 
 
 def set_num_sms(num_sms: int | None) -> None:
-    """Use at most that many SMs in every later call, and choose tiles for them; the others are free for communication. None: all of them."""
+    """Use at most that many SMs in every later call, and choose tiles for them. None: all of them.
+
+    The others are free for communication.
+    """
     if num_sms is not None:
         checks.check_int("num_sms", num_sms, 1)
     prepared.change(num_sms=num_sms)
 
 
 def get_num_sms() -> int:
-    """SMs that calls use: as set, or those of the current GPU (132 where there is none: the emulator stands for an H100)."""
-    chosen = prepared.settings().num_sms
+    """Return the SMs that calls use: as set, or those of the current GPU.
+
+    Where there is no GPU they are 132: the emulator stands for an H100.
+    """
+    chosen = choose.settings().num_sms
     if chosen is not None:
         return chosen
-    return prepared.sms_of(
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    index = torch.cuda.current_device() if torch.cuda.is_available() else None
+    return choose.sms_of(torch.device("cpu") if index is None else torch.device("cuda", index))
 
 
 def set_batch_invariant(invariant: bool) -> None:
-    """True: only configs that sum k in one order are chosen, so that the bits of a row of d do not depend on m, nor on the other rows."""
+    """Choose only configs that sum k in one order, or any again.
+
+    With True the bits of a row of d do not depend on m, nor on the other rows.
+    """
     checks.check_flag("invariant", invariant)
     prepared.change(batch_invariant=invariant)
 
 
 def get_batch_invariant() -> bool:
-    """Whether `set_batch_invariant(True)` holds."""
-    return prepared.settings().batch_invariant
+    """Tell whether `set_batch_invariant(True)` holds."""
+    return choose.settings().batch_invariant
 
 
 def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
-    """Rows at whose multiples groups begin in the contiguous layout: 128 unless set; 1: anywhere."""
+    """Let groups begin at multiples of so many rows in the contiguous layout: 128 unless set; with 1 anywhere."""
     prepared.change(alignment=checks.check_int("alignment", alignment, 1, 1 << 20))
 
 
 def get_mk_alignment_for_contiguous_layout() -> int:
-    """Rows at whose multiples groups begin in the contiguous layout."""
-    return prepared.settings().alignment
+    """Return the rows at whose multiples groups begin in the contiguous layout."""
+    return choose.settings().alignment
 
 
 def get_tma_aligned_size(size: int, element_bytes: int) -> int:
-    """`size` elements of `element_bytes` bytes, rounded up to a multiple of 16 bytes: the pitch of M-major scales, in elements."""
-    return tma_aligned_size(
-        checks.check_int("size", size, 0), checks.check_int("element_bytes", element_bytes, 1)
-    )
+    """Round `size` elements of `element_bytes` bytes up to a multiple of 16 bytes.
+
+    That is the pitch of M-major scales, in elements.
+    """
+    checks.check_int("size", size, 0)
+    return tma_aligned_size(size, checks.check_int("element_bytes", element_bytes, 1))

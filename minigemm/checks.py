@@ -1,6 +1,8 @@
-"""What is wrong with a call: each check raises TypeError or ValueError that names the argument, what was expected and what came.
+"""Is this call right? One set of checks, for the stages and for the library's calls.
 
-Nothing here reads a tensor's data, except `check_ids`, `check_prefix_sums` and `check_counts`, which are for CPU tensors and for debugging.
+Each check raises TypeError or ValueError that names the argument, what was expected and what came. None reads
+a tensor's data, except `check_ids`, `check_prefix_sums` and `check_counts`, which are for CPU tensors and for
+debugging.
 """
 
 from __future__ import annotations
@@ -11,19 +13,51 @@ import torch
 
 from .layout import ceil_div, round_up
 from .quantize import BLOCK, Quantized
+from .types import Config
 
 __all__ = [
-    "check_counts", "check_data", "check_flag", "check_groups", "check_ids", "check_int", "check_out", "check_out_dtype", "check_overlap",
-    "check_prefix_sums", "check_scale", "check_sum", "parts",
-]  # fmt: skip
+    "OUT_DTYPES",
+    "SIZE_LIMIT",
+    "check_columns",
+    "check_config",
+    "check_counts",
+    "check_data",
+    "check_flag",
+    "check_groups",
+    "check_ids",
+    "check_int",
+    "check_out",
+    "check_out_dtype",
+    "check_overlap",
+    "check_prefix_sums",
+    "check_quantized",
+    "check_same",
+    "check_scale",
+    "check_sum",
+    "parts",
+    "same_memory",
+]
 
-SIZE_LIMIT = 1 << 30  # rows or columns
+SIZE_LIMIT = 1 << 30  # rows or columns: the tile that hangs over the edge stays below 2**31 too
 OUT_DTYPES = (torch.bfloat16, torch.float32)
 Named = tuple[str, torch.Tensor]
 
 
+# --- operands
+
+
+def check_quantized(name: str, operand: object, granularity: str) -> None:
+    """Check a stage's operand: a Quantized (rows, k) with scales of this granularity."""
+    if not isinstance(operand, Quantized):
+        came = type(operand).__name__
+        raise TypeError(f"{name}: expected a Quantized (from minigemm.quantize.quantize), got {came}")
+    data, scale = parts(name, operand, granularity)
+    check_data(data, 2)
+    check_scale(scale, data[1], granularity)
+
+
 def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
-    """Data and scales of an operand, each with the name that messages give it."""
+    """Return the data and the scales of a call's operand, each with the name that messages give it."""
     if isinstance(operand, Quantized):
         if operand.granularity != granularity:
             raise ValueError(f"{name}.granularity: expected {granularity!r}, got {operand.granularity!r}")
@@ -31,11 +65,9 @@ def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
     elif isinstance(operand, (tuple, list)) and len(operand) == 2:
         named = (f"{name}[0]", operand[0]), (f"{name}[1]", operand[1])
     else:
-        came = (
-            f"{type(operand).__name__} of {len(operand)}"
-            if isinstance(operand, (tuple, list))
-            else type(operand).__name__
-        )
+        came = type(operand).__name__
+        if isinstance(operand, (tuple, list)):
+            came += f" of {len(operand)}"
         raise TypeError(f"{name}: expected (data, scales) or a Quantized, got {came}")
     for part, tensor in named:
         _tensor(part, tensor)
@@ -43,6 +75,7 @@ def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
 
 
 def _tensor(name: str, tensor: object) -> torch.Tensor:
+    """Return the tensor, which it has to be, and dense."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -51,14 +84,13 @@ def _tensor(name: str, tensor: object) -> torch.Tensor:
 
 
 def check_data(named: Named, dims: int) -> None:
-    """FP8, (rows, k) or (groups, rows, k), as TMA can read it."""
+    """Check FP8 data, (rows, k) or (groups, rows, k): its dtype and shape, and whether TMA can read it."""
     name, data = named
     if data.dtype != torch.float8_e4m3fn:
         raise TypeError(f"{name}: expected float8_e4m3fn, got {data.dtype}")
     if data.dim() != dims:
-        raise ValueError(
-            f"{name}: expected {'(rows, k)' if dims == 2 else '(groups, rows, k)'}, got shape {tuple(data.shape)}"
-        )
+        expected = "(rows, k)" if dims == 2 else "(groups, rows, k)"
+        raise ValueError(f"{name}: expected {expected}, got shape {tuple(data.shape)}")
     rows, k = data.shape[-2:]
     if k % 16:
         raise ValueError(f"{name}: expected a k (columns) that is a multiple of 16, got {k}")
@@ -66,59 +98,70 @@ def check_data(named: Named, dims: int) -> None:
         raise ValueError(f"{name}: expected at most 2**30 rows and columns, got {tuple(data.shape)}")
     if not data.numel():
         return
+
+    # A tensor map describes rows of contiguous bytes at a pitch of 16 bytes, from an address that is a
+    # multiple of 16.
     if data.stride(-1) != 1 and k > 1:
         raise ValueError(f"{name}: expected a contiguous last dimension, got strides {data.stride()}")
-    if rows > 1 and (data.stride(-2) % 16 or data.stride(-2) < k):
-        raise ValueError(
-            f"{name}: expected a row stride that is a multiple of 16 bytes and at least k = {k}, got {data.stride(-2)}"
-        )
+    pitch = data.stride(-2)
+    if rows > 1 and (pitch % 16 or pitch < k):
+        expected = f"a row stride that is a multiple of 16 bytes and at least k = {k}"
+        raise ValueError(f"{name}: expected {expected}, got {pitch}")
     if dims == 3 and not data.is_contiguous():
-        raise ValueError(
-            f"{name}: expected groups that lie one behind the other (contiguous), got strides {data.stride()}"
-        )
-    if data.data_ptr() % 16:
-        raise ValueError(
-            f"{name}: expected a 16-byte aligned start, got an address that is {data.data_ptr() % 16} bytes past one"
-        )
+        expected = "groups that lie one behind the other (contiguous)"
+        raise ValueError(f"{name}: expected {expected}, got strides {data.stride()}")
+    _check_start(name, data, 16)
 
 
 def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
-    """FP32, one for each 1x128 or 128x128 block of the data, in an order that the kernel reads or that can be laid out for it."""
+    """Check FP32 scales: one for all of the data ("tensor"), or one for each of its 1x128 or 128x128 blocks.
+
+    Scales of 1x128 blocks may lie in any order, in which they do not overlap: what the kernel cannot read is
+    laid out for it.
+    """
     name, scale = named
     *groups, rows, k = data.shape
     down, across = (rows if granularity == "1x128" else ceil_div(rows, BLOCK)), ceil_div(k, BLOCK)
     shape = (*groups, down, across)
     if scale.dtype != torch.float32:
         raise TypeError(f"{name}: expected float32, got {scale.dtype}")
-    if tuple(scale.shape) != shape:
-        raise ValueError(
-            f"{name}: expected shape {shape}, one scale for each {granularity} block, got {tuple(scale.shape)}"
-        )
+    if granularity == "tensor" and scale.dim():
+        raise ValueError(f"{name}: expected one number (0-d), got shape {tuple(scale.shape)}")
+    if granularity != "tensor" and tuple(scale.shape) != shape:
+        expected = f"shape {shape}, one scale for each {granularity} block"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(scale.shape)}")
     if scale.device != data.device:
         raise ValueError(f"{name}: expected the data's device, {data.device}, got {scale.device}")
     if not scale.numel():
         return
-    if scale.data_ptr() % 4:
-        raise ValueError(
-            f"{name}: expected a 4-byte aligned start, got an address that is {scale.data_ptr() % 4} bytes past one"
-        )
+
+    _check_start(name, scale, 4)
+    if granularity == "tensor":
+        return
+    came = f"strides {tuple(scale.stride())} for shape {shape}"
     if granularity == "1x128":
         if not _apart(scale):
-            raise ValueError(
-                f"{name}: expected scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}"
-            )
-    elif groups and not scale.is_contiguous():
-        raise ValueError(
-            f"{name}: expected contiguous scales, got strides {tuple(scale.stride())} for shape {shape}"
-        )
+            raise ValueError(f"{name}: expected scales that do not overlap, got {came}")
+    elif groups:
+        if not scale.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous scales, got {came}")
     elif (across > 1 and scale.stride(-1) != 1) or (down > 1 and scale.stride(-2) < across):
-        raise ValueError(
-            f"{name}: expected row-major scales that do not overlap, got strides {tuple(scale.stride())} for shape {shape}"
-        )
+        raise ValueError(f"{name}: expected row-major scales that do not overlap, got {came}")
+
+
+def _check_start(name: str, tensor: torch.Tensor, alignment: int) -> None:
+    """Check that the tensor begins at a multiple of `alignment` bytes."""
+    if past := tensor.data_ptr() % alignment:
+        expected = f"a {alignment}-byte aligned start"
+        raise ValueError(f"{name}: expected {expected}, got an address that is {past} bytes past one")
 
 
 def _apart(tensor: torch.Tensor) -> bool:
-    """Whether each element has a place of its own: in order of their strides, each dimension steps over all of those before it."""
+    """Return whether each element has a place of its own.
+
+    It has if, in the order of the strides, each dimension steps over all elements of the dimensions before
+    it.
+    """
     behind = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -128,14 +171,25 @@ def _apart(tensor: torch.Tensor) -> bool:
     return True
 
 
+def check_columns(b: torch.Tensor, a: torch.Tensor) -> None:
+    """Check that b, (n, k) or (groups, n, k), has as many columns as a."""
+    k = a.shape[-1]
+    if b.shape[-1] != k:
+        expected = f"(n, {k})" if b.dim() == 2 else f"(groups, n, {k})"
+        raise ValueError(f"b: expected {expected}, as many columns as a has, got {tuple(b.shape)}")
+
+
 def check_same(name: str, tensor: torch.Tensor, device: torch.device, of: str = "a") -> None:
-    """One device for all."""
+    """Check that the tensor lies on `device`, which is that of the argument `of`."""
     if tensor.device != device:
         raise ValueError(f"{name}: expected the device of {of}, {device}, got {tensor.device}")
 
 
+# --- results
+
+
 def check_out_dtype(out_dtype: object, d: torch.Tensor | None) -> torch.dtype:
-    """The dtype of the result."""
+    """Return the dtype of the result: d's, or of a d still to be made `out_dtype`, by default bfloat16."""
     if out_dtype is not None and out_dtype not in OUT_DTYPES:
         raise TypeError(f"out_dtype: expected torch.bfloat16 or torch.float32, got {out_dtype!r}")
     if d is None:
@@ -149,36 +203,35 @@ def check_out_dtype(out_dtype: object, d: torch.Tensor | None) -> torch.dtype:
 
 
 def check_out(name: str, d: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """An output (or what is added to it) of that shape, whose rows the kernel can address."""
+    """Check the shape and device of a result or of an addend, and whether the kernel can address its rows."""
     if tuple(d.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(d.shape)}")
     check_same(name, d, device)
     if not d.numel():
         return
-    if d.stride(-1) != 1 and d.shape[-1] > 1:
-        raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tuple(d.stride())}")
-    if d.shape[-2] > 1 and d.stride(-2) < d.shape[-1]:
-        raise ValueError(
-            f"{name}: expected rows that do not overlap, a row stride of at least n = {d.shape[-1]}, got {d.stride(-2)}"
-        )
+
+    strides = tuple(d.stride())
+    n = d.shape[-1]
+    if strides[-1] != 1 and n > 1:
+        raise ValueError(f"{name}: expected a contiguous last dimension, got strides {strides}")
+    if d.shape[-2] > 1 and strides[-2] < n:
+        expected = f"rows that do not overlap, a row stride of at least n = {n}"
+        raise ValueError(f"{name}: expected {expected}, got {strides[-2]}")
     if len(shape) == 3 and not d.is_contiguous():
-        raise ValueError(
-            f"{name}: expected groups that lie one behind the other (contiguous), got strides {tuple(d.stride())}"
-        )
+        expected = "groups that lie one behind the other (contiguous)"
+        raise ValueError(f"{name}: expected {expected}, got strides {strides}")
     if d.data_ptr() % d.element_size():
-        raise ValueError(
-            f"{name}: expected an address that is a multiple of its {d.element_size()} bytes an element, got {d.data_ptr():#x}"
-        )
+        expected = f"an address that is a multiple of its {d.element_size()} bytes an element"
+        raise ValueError(f"{name}: expected {expected}, got {d.data_ptr():#x}")
     if d.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{name}: expected a tensor that needs no gradient, which this call does not compute"
-        )
+        expected = "a tensor that needs no gradient, which this call does not compute"
+        raise ValueError(f"{name}: expected {expected}")
 
 
 def check_sum(
     c: object, d: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
 ) -> None:
-    """What is added to the product: like d, and d itself or apart from it."""
+    """Check c, which is added to the product: it is like d, and is d itself or shares no memory with it."""
     added = _tensor("c", c)
     if added.dtype != dtype:
         raise TypeError(f"c: expected the dtype of d, {dtype}, got {added.dtype}")
@@ -190,20 +243,14 @@ def check_sum(
 
 
 def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both are the same elements in the same order."""
+    """Return whether both are the same elements in the same order."""
     return one is other or (
         one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
     )
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The addresses from its first byte to behind its last one."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
 def check_overlap(d: torch.Tensor, others: dict[str, torch.Tensor]) -> None:
-    """d shares no memory with what the kernel reads while it writes d."""
+    """Check that d shares no memory with the tensors that the kernel reads while it writes d."""
     if not d.numel():
         return
     first, behind = _span(d)
@@ -214,8 +261,17 @@ def check_overlap(d: torch.Tensor, others: dict[str, torch.Tensor]) -> None:
                 raise ValueError(f"d: expected memory of its own, got a tensor that overlaps {name}")
 
 
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of a tensor's first byte and of the byte behind its last one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
 def _interleaved(d: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both are column ranges of one matrix that share no column: rows equally far apart, and apart within them."""
+    """Return whether both are column ranges of one matrix that share no column.
+
+    Then their rows lie equally far apart, and within a row they do not meet.
+    """
     if d.dim() != 2 or other.dim() != 2:
         return False
     pitch = d.stride(0) * d.element_size()
@@ -226,8 +282,14 @@ def _interleaved(d: torch.Tensor, other: torch.Tensor) -> bool:
     return width <= behind and behind + other_width <= pitch
 
 
+# --- other arguments
+
+
 def check_groups(name: str, groups: object, length: int, what: str, device: torch.device) -> torch.Tensor:
-    """int32 (length,), contiguous: row ids, prefix sums or counts."""
+    """Return row ids, prefix sums or counts: a contiguous int32 (length,) on `device`.
+
+    `what` explains the length in the message.
+    """
     layout = _tensor(name, groups)
     if layout.dtype != torch.int32:
         raise TypeError(f"{name}: expected int32, got {layout.dtype}")
@@ -236,21 +298,19 @@ def check_groups(name: str, groups: object, length: int, what: str, device: torc
     check_same(name, layout, device)
     if length > 1 and layout.stride(0) != 1:
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(layout.stride())}")
-    if length and layout.data_ptr() % 4:
-        raise ValueError(
-            f"{name}: expected a 4-byte aligned start, got an address that is {layout.data_ptr() % 4} bytes past one"
-        )
+    if length:
+        _check_start(name, layout, 4)
     return layout
 
 
 def check_flag(name: str, value: object) -> None:
-    """True or False."""
+    """Check that the value is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """A Python integer from `least` on."""
+    """Return the value, a Python integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     if value < least or (most is not None and value > most):
@@ -259,49 +319,63 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
     return value
 
 
-# ---------------------------------------------------------------------------------------------------- what only the data shows
+def check_config(config: object, kind: type[Config], stage: str) -> None:
+    """Check that a config is of the stage's own kind, and that all of its fields are integers."""
+    if not isinstance(config, kind):
+        came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
+        raise TypeError(f"config: expected a {stage}.Config, got {came}")
+    for field, value in vars(config).items():
+        if not isinstance(value, int):
+            raise TypeError(f"config.{field}: expected an int, got {value!r}")
+
+
+# --- what only the data shows
 
 
 def check_ids(ids: torch.Tensor, groups: int, alignment: int) -> None:
-    """Row ids: -1 or a group's; and where groups begin at multiples of the alignment, one group between two of these."""
+    """Check row ids: each is -1 or a group's; no two groups lie between two multiples of the alignment."""
     values = ids.detach().cpu()
     outside = ((values < -1) | (values >= groups)).nonzero()
     if outside.numel():
         row = int(outside[0])
-        raise ValueError(
-            f"grouped_layout: expected ids from -1 to {groups - 1}, got {int(values[row])} for row {row}"
-        )
+        expected = f"ids from -1 to {groups - 1}"
+        raise ValueError(f"grouped_layout: expected {expected}, got {int(values[row])} for row {row}")
     if alignment == 1 or not values.numel():
         return
+
+    # One row of `padded` for each block of rows between two multiples: its ids but -1 have to be the same.
     padded = torch.nn.functional.pad(values, (0, -len(values) % alignment), value=-1).reshape(-1, alignment)
     highest = padded.amax(1)
     lowest = torch.where(padded < 0, highest[:, None], padded).amin(1)
     mixed = (highest != lowest).nonzero()
     if mixed.numel():
         block = int(mixed[0])
+        first, last = block * alignment, min((block + 1) * alignment, len(values)) - 1
         raise ValueError(
-            f"grouped_layout: expected groups that begin at multiples of {alignment} rows, got groups {int(lowest[block])} and {int(highest[block])} "
-            f"among rows {block * alignment} to {min((block + 1) * alignment, len(values)) - 1}; set_mk_alignment_for_contiguous_layout(1) allows that"
+            f"grouped_layout: expected groups that begin at multiples of {alignment} rows, "
+            f"got groups {int(lowest[block])} and {int(highest[block])} among rows {first} to {last}; "
+            "set_mk_alignment_for_contiguous_layout(1) allows that"
         )
 
 
 def check_prefix_sums(ends: torch.Tensor, rows: int, alignment: int) -> None:
-    """Each group ends behind its aligned start, and inside a."""
+    """Check that each group ends behind its aligned start, and inside a."""
     values = ends.detach().cpu().tolist()
     for group, (before, end) in enumerate(pairwise([0, *values])):
         start = round_up(before, alignment)
-        if end not in (start, before) and not start < end <= rows:  # the first two: an empty group
+        empty = end in (start, before)
+        if not empty and not start < end <= rows:
             raise ValueError(
-                f"grouped_layout: expected group {group} to end between its start, row {start}, and the {rows} rows of a, got {end}"
+                f"grouped_layout: expected group {group} to end between its start, row {start}, "
+                f"and the {rows} rows of a, got {end}"
             )
 
 
 def check_counts(counts: torch.Tensor, rows: int) -> None:
-    """Each group fits its buffer."""
+    """Check that the rows of each group fit its buffer."""
     values = counts.detach().cpu()
     outside = ((values < 0) | (values > rows)).nonzero()
     if outside.numel():
         group = int(outside[0])
-        raise ValueError(
-            f"masked_m: expected 0 to {rows} rows, what the buffer holds, got {int(values[group])} for group {group}"
-        )
+        expected = f"0 to {rows} rows, what the buffer holds"
+        raise ValueError(f"masked_m: expected {expected}, got {int(values[group])} for group {group}")

@@ -1,4 +1,8 @@
-"""This machine: its best device, what results say of it, and what it lacks and what to do about that."""
+"""This machine: its best device, its identity in recorded results, and what it lacks.
+
+`examine` is `python -m minigemm doctor`: it looks at each thing that minigemm uses, and advises where one
+is missing.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Finding", "best_device", "driver_version", "examine", "identity"]
+__all__ = ["Finding", "best_device", "driver_version", "examine", "identity", "show"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `needed`: without it nothing runs."""
+    """The result of looking at one thing. `needed`: nothing runs without it."""
 
     name: str
     ok: bool
@@ -28,12 +32,23 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Python, torch, the compiler, the emulator, the cache, the GPU."""
+    """Look at Python, torch, the compiler, the emulator, the cache, the GPU and compute-sanitizer."""
     return [_python(), _torch(), _nvrtc(), _emulator(), _cache(), _gpu(), _sanitizer()]
 
 
+def show(findings: list[Finding]) -> None:
+    """Print what `examine` found."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = "[green]ok[/green]" if finding.ok else "[yellow]--[/yellow]"
+        advice = f"\n    {finding.advice}" if finding.advice else ""
+        console.print(f"{mark}  [bold]{finding.name}[/bold]: {finding.found}{advice}")
+
+
 def driver_version() -> str:
-    """The installed driver, as nvidia-smi names it; "" where there is none."""
+    """Return the installed driver's version, as nvidia-smi names it; "" without a driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -43,7 +58,7 @@ def driver_version() -> str:
 
 
 def best_device() -> torch.device:
-    """The first Hopper GPU, or the CPU."""
+    """Return the first Hopper GPU, or the CPU if there is none."""
     import torch
 
     if torch.cuda.is_available():
@@ -54,7 +69,7 @@ def best_device() -> torch.device:
 
 
 def identity(device: torch.device) -> dict[str, Any]:
-    """The software and the GPU of this machine, as a recorded result names them."""
+    """Return the names of this machine's software and GPU, for a recorded result."""
     import torch
 
     from .compiler import jit
@@ -80,12 +95,8 @@ def identity(device: torch.device) -> dict[str, Any]:
 
 def _python() -> Finding:
     ok = sys.version_info >= (3, 10)
-    return Finding(
-        "Python",
-        ok,
-        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "" if ok else "minigemm needs 3.10 or newer",
-    )
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("Python", ok, found, "" if ok else "minigemm needs 3.10 or newer")
 
 
 def _torch() -> Finding:
@@ -98,69 +109,66 @@ def _nvrtc() -> Finding:
     from . import store
     from .compiler import jit
     from .kernels import stages
-    from .types import Problem
+    from .types import Product
 
+    # An installed wheel may still not load, so let it compile.
     stage = stages()[0].stage
-    try:  # a wheel that is installed may still not load: let it compile
-        cold, warm = jit.measure(
-            stage.source, stage.default_config(Problem(256, 256, 512)), name=stage.name, kernel=stage.kernel
-        )
+    config = stage.default_config(Product(256, 256, 512))
+    try:
+        cold, warm = jit.measure(stage.source, config, name=stage.name, kernel=stage.kernel)
     except ValueError as error:
         return Finding("NVRTC", False, "cannot compile", str(error))
-    kept = (
-        f"and comes from the cache in {warm * 1e3:.1f} ms"
-        if store.folder()
-        else "in every process anew, since there is no cache"
-    )
+    if store.folder():
+        kept = f"and comes from the cache in {warm * 1e3:.1f} ms"
+    else:
+        kept = "in every process anew, since there is no cache"
     return Finding("NVRTC", True, f"{jit.compiler_version()}; {stage.name} compiles in {cold:.2f} s, {kept}")
 
 
 def _emulator() -> Finding:
     try:
         import llvmlite
-
-        return Finding("emulator", True, f"llvmlite {llvmlite.__version__}")
     except ImportError as error:
         return Finding("emulator", False, str(error), "pip install llvmlite")
+    return Finding("emulator", True, f"llvmlite {llvmlite.__version__}")
 
 
 def _cache() -> Finding:
     from . import store
 
     place = store.folder()
+    if place is not None:
+        return Finding("cache", True, str(place), needed=False)
     advice = (
-        ""
-        if place
-        else "kernels are compiled in every process; set MINIGEMM_CACHE_DIR to a folder that only you can write"
+        "kernels are compiled in every process; set MINIGEMM_CACHE_DIR to a folder that only you can write"
     )
-    return Finding("cache", place is not None, str(place) if place else "none", advice, needed=False)
+    return Finding("cache", False, "none", advice, needed=False)
 
 
 def _gpu() -> Finding:
     import torch
 
+    # No GPU that torch can use, perhaps with a driver that shows that there is one.
     driver = driver_version()
     if not torch.cuda.is_available():
         advice = "the emulator runs every stage on the CPU"
         if driver:
-            why = (
-                "it is a CPU-only build"
-                if torch.version.cuda is None
-                else f"its CUDA {torch.version.cuda} may need a newer driver"
-            )
+            why = f"its CUDA {torch.version.cuda} may need a newer driver"
+            if torch.version.cuda is None:
+                why = "it is a CPU-only build"
             advice = f"driver {driver} is here, but this torch cannot use it ({why}); {advice}"
         return Finding("GPU", False, "none that torch can use", advice, needed=False)
-    names = [
-        f"{torch.cuda.get_device_name(i)} {torch.cuda.get_device_capability(i)}"
-        for i in range(torch.cuda.device_count())
-    ]
-    hopper = any(torch.cuda.get_device_capability(i) == (9, 0) for i in range(torch.cuda.device_count()))
+
+    # GPUs, of which one may be a Hopper.
+    gpus = range(torch.cuda.device_count())
+    names = [f"{torch.cuda.get_device_name(i)} {torch.cuda.get_device_capability(i)}" for i in gpus]
+    found = f"{', '.join(names)}, driver {driver or 'unknown'}"
+    if best_device().type == "cuda":
+        return Finding("GPU", True, found, needed=False)
     advice = (
-        ""
-        if hopper
-        else "these kernels need compute capability 9.0 (H100, H200, GH200); the emulator runs them on the CPU"
+        "these kernels need compute capability 9.0 (H100, H200, GH200); the emulator runs them on the CPU"
     )
-    return Finding("GPU", hopper, f"{', '.join(names)}, driver {driver or 'unknown'}", advice, needed=False)
+    return Finding("GPU", False, found, advice, needed=False)
 
 
 def _sanitizer() -> Finding:

@@ -1,8 +1,12 @@
 """The cache on disk: bytes under a key, made once and kept between processes.
 
-An entry is one file, its SHA-256 in front, that appears by an atomic rename: a process that dies half-way leaves
-nothing that another could read. The folder is the user's own (mode 0700), and what someone else could have written is
-never loaded. When the disk does not work, one warning says so, and whoever asks keeps its results in memory.
+It serves everyone who makes something slowly: the compiler keeps PTX and cubins here, the emulator native
+code. It imports nothing of the rest of minigemm.
+
+An entry is one file with its SHA-256 in front. It appears by an atomic rename, so a process that dies
+half-way leaves nothing that another could read. The folder is the user's own (mode 0700), and an entry that
+someone else could have written is never loaded. If the disk does not work, one warning says so, and the
+callers keep their results in memory.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ _given_up: set[Path] = set()
 
 
 def fetch(key: str, make: Callable[[], bytes]) -> tuple[bytes, bool]:
-    """The bytes kept under `key` (a file name), and whether they were there already.
+    """Return the bytes kept under `key` (a file name), and whether they were there already.
 
-    What is missing or damaged is made by `make`, by one process at a time: the others wait for it and read its result.
-    Errors of `make` pass through, errors of the disk never do.
+    `make` makes an entry that is missing or damaged. One process at a time does so; the others wait for it
+    and read its result. Errors of `make` pass through, errors of the disk never do.
     """
     place = folder()
     if place is None:
@@ -51,7 +55,10 @@ def fetch(key: str, make: Callable[[], bytes]) -> tuple[bytes, bool]:
 
 
 def save(name: str, text: str) -> Path | None:
-    """Puts a file for people to read, such as a source that did not compile, beside the entries. None: not possible."""
+    """Put a file for people to read, such as a source that did not compile, beside the entries.
+
+    Returns its path, or None if the disk does not work.
+    """
     place = folder()
     if place is None:
         return None
@@ -61,15 +68,19 @@ def save(name: str, text: str) -> Path | None:
 
 
 def folder() -> Path | None:
-    """MINIGEMM_CACHE_DIR, or the user's cache folder, made if need be. None, after one warning: not to be used."""
+    """Return MINIGEMM_CACHE_DIR or the user's cache folder, and make it if need be.
+
+    Returns None, after one warning, for a folder that cannot be used.
+    """
     chosen = os.environ.get("MINIGEMM_CACHE_DIR")
-    path = (
-        Path(chosen).expanduser().absolute()
-        if chosen
-        else platformdirs.user_cache_path("minigemm", appauthor=False)
-    )
+    if chosen:
+        path = Path(chosen).expanduser().absolute()
+    else:
+        path = platformdirs.user_cache_path("minigemm", appauthor=False)
     if path in _given_up:
         return None
+
+    # Make the folder, and see that nobody else can write it.
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -81,15 +92,14 @@ def folder() -> Path | None:
             _give_up(path, f"it belongs to user {status.st_uid}, not to you (user {os.geteuid()})")
             return None
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            _give_up(
-                path,
-                f"others could write it (mode {stat.S_IMODE(status.st_mode):o}; chmod 700 makes it yours)",
-            )
+            mode = stat.S_IMODE(status.st_mode)
+            _give_up(path, f"others could write it (mode {mode:o}; chmod 700 makes it yours)")
             return None
     return path
 
 
 def _give_up(path: Path, reason: str) -> None:
+    """Warn, once, that a folder cannot be used."""
     if path in _given_up:
         return
     _given_up.add(path)
@@ -101,7 +111,10 @@ def _give_up(path: Path, reason: str) -> None:
 
 
 def _read(path: Path) -> bytes | None:
-    """The entry's bytes; None when there is none, when someone else could have written it, or when its checksum is wrong."""
+    """Return the entry's bytes.
+
+    Returns None if there is no entry, if someone else could have written it, or if its checksum is wrong.
+    """
     try:
         with path.open("rb") as file:
             if not _own(os.fstat(file.fileno())):
@@ -114,17 +127,23 @@ def _read(path: Path) -> bytes | None:
 
 
 def _own(status: os.stat_result) -> bool:
-    """Does it belong to this user, and can nobody else write it? (Where there are no such users, folders are protected by other means.)"""
-    return not hasattr(os, "geteuid") or (
-        status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    )
+    """Does the file belong to this user, and can nobody else write it?
+
+    On systems without such users, folders are protected by other means.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _write(path: Path, blob: bytes) -> bool:
-    """Puts `blob` at `path` in one step. Only the lock's holder calls this: it overwrites what a killed one left."""
+    """Put `blob` at `path` in one step; returns whether that worked.
+
+    Only the lock's holder calls this, for it overwrites what a killed holder left.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        part.unlink(missing_ok=True)  # one that was there would keep its owner and mode
+        part.unlink(missing_ok=True)  # an old file would keep its owner and mode
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(blob)
         part.replace(path)
@@ -138,7 +157,7 @@ def _write(path: Path, blob: bytes) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Holds the lock of the entry at `path`; false when it is not to be had, and nothing may be written.
+    """Hold the lock of the entry at `path`; yields False, and nothing may be written, if it is not to be had.
 
     The system lets go of a lock whose holder was killed. A few hundred locks serve all entries.
     """

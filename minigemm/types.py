@@ -1,6 +1,6 @@
-"""The words that every layer shares: a problem, a configuration, whether the two agree, and what a launch is made of.
+"""The words that every layer shares: a product, a configuration, whether the two agree, and what a launch is made of.
 
-Nothing here imports the rest of minigemm, and nothing here computes.
+Nothing here imports the rest of minigemm, and nothing here decides.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Layout(IntEnum):
     def __str__(self) -> str:
         return self.name.lower().replace("_", " ")
 
+    def __repr__(self) -> str:
+        return f"Layout.{self.name}"
+
 
 class Product(NamedTuple):
     """One product `d = a @ b.T`, or the products of several groups in one call. Sizes count elements.
@@ -70,6 +73,11 @@ class Product(NamedTuple):
     accumulate: bool = False
     zero_padding: bool = True
 
+    @property
+    def rows(self) -> int:
+        """Rows of a and d of all groups together."""
+        return self.m * self.groups if self.layout == Layout.MASKED else self.m
+
 
 #: The name that a dense product had before there were others.
 Problem = Product
@@ -80,11 +88,14 @@ class Config:
     """The compile-time choices of a stage. Each stage subclasses it; every field is an int or a bool."""
 
     def constants(self) -> dict[str, int]:
-        """The prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`; a bool becomes 0 or 1."""
+        """Return the prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`. A bool becomes 0 or 1."""
         return {field.name.upper(): int(getattr(self, field.name)) for field in fields(self)}
 
     def declarations(self) -> str:
-        """CUDA C++ that the prelude holds after the constants: what a stage needs and cannot write for every config at once."""
+        """Return the CUDA C++ that the prelude holds after the constants.
+
+        A stage generates here what it cannot write once for every config.
+        """
         return ""
 
 
@@ -118,8 +129,8 @@ class TensorMap:
 class Launch:
     """One kernel launch, the same for both runtimes.
 
-    What each of `args` becomes in the kernel's parameter list: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
-    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float; ctypes and NumPy scalars stay as they are.
+    Each of `args` becomes a parameter of the kernel: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
+    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes and NumPy scalars stay as they are.
     `shared` is the dynamic shared memory in bytes.
     """
 
@@ -131,7 +142,7 @@ class Launch:
 
 
 class CompileError(ValueError):
-    """A kernel source that the compiler refused: `log` is what it said, `source_path` the file that holds the code."""
+    """The compiler refused a kernel source: `log` is what it said, `source_path` the file that holds the code."""
 
     def __init__(self, message: str, log: str = "", source_path: Path | None = None):
         super().__init__(message)
@@ -140,4 +151,4 @@ class CompileError(ValueError):
 
 
 class HazardWarning(UserWarning):
-    """The emulator saw a kernel do what a GPU does not promise to get right: a race, a missing fence."""
+    """The emulator saw a kernel rely on what a GPU does not promise: a race, a missing fence."""

@@ -1,12 +1,16 @@
-"""Notebooks from their sources: `python notebooks/build.py [NAME...]` makes NAME.ipynb of source/NAME.py, runs it on the CPU and keeps what it shows.
+"""Notebooks from their sources: `python notebooks/build.py [NAME...]` makes NAME.ipynb of
+source/NAME.py, runs it on the CPU and keeps its outputs.
 
-A source is Python in percent format: `# %%` begins a cell of code, `# %% [markdown]` one of prose. Edit the source, never the notebook.
+A source is Python in percent format: `# %%` begins a cell of code, `# %% [markdown]` one of prose.
+Edit the source, never the notebook.
 
-A lab's source, labs/source/NAME.py, gives two notebooks: labs/NAME.ipynb for students, without solutions, hidden tests and outputs, and
-labs/solutions/NAME.ipynb, which is run. Solutions stand between the marks of `minigemm.labs.marks`. In a cell's header,
+A lab's source, labs/source/NAME.py, gives two notebooks. labs/NAME.ipynb is for students, without
+solutions, hidden tests and outputs. labs/solutions/NAME.ipynb is run. Solutions stand between the
+marks of `minigemm.labs.marks`. In a cell's header,
 
     # %% answer="ring"               is a cell that the student fills in,
-    # %% test="ring" points=4        one that grades it; lines between ### BEGIN HIDDEN TESTS and ### END HIDDEN TESTS are the instructor's alone,
+    # %% test="ring" points=4        one that grades it; lines between ### BEGIN HIDDEN TESTS and
+                                     ### END HIDDEN TESTS are the instructor's alone,
     # %% solution_only=true          one that only the solution has.
 
 Every other cell is locked. nbgrader reads all of this from the cells' metadata.
@@ -29,17 +33,22 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 SOURCES = HERE / "source"
 LABS = HERE / "labs"
-_HIDDEN = re.compile(r"^### BEGIN HIDDEN TESTS\n.*?^### END HIDDEN TESTS\n?", re.MULTILINE | re.DOTALL)
-KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+_HIDDEN = re.compile(
+    r"^### BEGIN HIDDEN TESTS\n.*?^### END HIDDEN TESTS\n?", re.MULTILINE | re.DOTALL
+)
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def names() -> list[str]:
-    """Every lesson, in the order of the course."""
+    """List every lesson, in the order of the course."""
     return sorted(path.stem for path in SOURCES.glob("*.py"))
 
 
 def unrun(name: str) -> nbformat.NotebookNode:
-    """The notebook of a source, without outputs; equal sources give equal notebooks."""
+    """Make the notebook of a source, without outputs; equal sources give equal notebooks."""
     notebook = jupytext.read(SOURCES / f"{name}.py", fmt="py:percent")
     notebook.metadata = nbformat.from_dict(KERNEL)
     for number, cell in enumerate(notebook.cells):
@@ -50,25 +59,39 @@ def unrun(name: str) -> nbformat.NotebookNode:
 
 
 def labs() -> list[str]:
-    """Every lab, in the order of the course."""
+    """List every lab, in the order of the course."""
     return sorted(path.stem for path in (LABS / "source").glob("*.py"))
 
 
 def lab(name: str, solution: bool) -> nbformat.NotebookNode:
-    """A lab's notebook without outputs: the instructor's, or the student's."""
+    """Make a lab's notebook without outputs: the instructor's, or the student's."""
     notebook = jupytext.read(LABS / "source" / f"{name}.py", fmt="py:percent")
     notebook.metadata = nbformat.from_dict(KERNEL)
-    # numbered before cells are left out: nbgrader finds a student's cell in the instructor's notebook by its name
-    numbered = [(number, cell) for number, cell in enumerate(notebook.cells) if solution or not cell.metadata.get("solution_only")]
+
+    # Cells are numbered before some are left out: nbgrader finds a student's cell in the
+    # instructor's notebook by its name.
+    numbered = [
+        (number, cell)
+        for number, cell in enumerate(notebook.cells)
+        if solution or not cell.metadata.get("solution_only")
+    ]
     notebook.cells = [cell for _, cell in numbered]
     for number, cell in numbered:
         answer, test = cell.metadata.get("answer"), cell.metadata.get("test")
-        if cell.cell_type == "code":
-            cell.source = marks.solution(cell.source) if solution else _HIDDEN.sub("", marks.student(cell.source)).rstrip()
+        if cell.cell_type == "code" and solution:
+            cell.source = marks.solution(cell.source)
+        elif cell.cell_type == "code":
+            cell.source = _HIDDEN.sub("", marks.student(cell.source)).rstrip()
+        own = f"test-{test}" if test else f"cell-{number}"
         grading = {
-            "grade": test is not None, "solution": answer is not None, "locked": answer is None, "task": False, "schema_version": 3,
-            "grade_id": f"answer-{answer}" if answer else f"test-{test}" if test else f"cell-{number}", "cell_type": cell.cell_type,
-        }  # fmt: skip
+            "grade": test is not None,
+            "solution": answer is not None,
+            "locked": answer is None,
+            "task": False,
+            "schema_version": 3,
+            "grade_id": f"answer-{answer}" if answer else own,
+            "cell_type": cell.cell_type,
+        }
         if test:
             grading["points"] = cell.metadata["points"]
         cell.id = grading["grade_id"]
@@ -77,8 +100,13 @@ def lab(name: str, solution: bool) -> nbformat.NotebookNode:
     return notebook
 
 
-def run_lab(notebook: nbformat.NotebookNode, timeout: int = 60, allow_errors: bool = False) -> float:
-    """Run a lab's notebook in a folder of its own, where its scratch files stay behind; seconds."""
+def run_lab(
+    notebook: nbformat.NotebookNode, timeout: int = 60, allow_errors: bool = False
+) -> float:
+    """Run a lab's notebook in a folder of its own, where its scratch files stay behind.
+
+    Returns the seconds that it took.
+    """
     kept = [nbformat.from_dict(cell.metadata) for cell in notebook.cells]
     with tempfile.TemporaryDirectory() as folder:
         seconds = run(notebook, timeout, Path(folder), allow_errors)
@@ -87,19 +115,35 @@ def run_lab(notebook: nbformat.NotebookNode, timeout: int = 60, allow_errors: bo
     return seconds
 
 
-def run(notebook: nbformat.NotebookNode, timeout: int = 90, folder: Path = HERE, allow_errors: bool = False) -> float:
-    """Run it from top to bottom as the folder's reader would; seconds. What a cell raises is raised here, unless errors are allowed."""
+def run(
+    notebook: nbformat.NotebookNode,
+    timeout: int = 90,
+    folder: Path = HERE,
+    allow_errors: bool = False,
+) -> float:
+    """Run a notebook from top to bottom as the folder's reader would. Returns the seconds that it
+    took.
+
+    An error in a cell is raised here, unless errors are allowed.
+    """
     # The committed pictures are those of the emulator, which every reader has.
-    environment = {"CUDA_VISIBLE_DEVICES": "", **{key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     started = time.perf_counter()
-    resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, allow_errors=allow_errors).execute(env=environment)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        allow_errors=allow_errors,
+    )
+    client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})  # the times of the run
     return time.perf_counter() - started
 
 
 def main(wanted: list[str]) -> None:
+    """Build the named notebooks, or all of them."""
     for name in wanted or [*names(), *labs()]:
         if name in labs():
             nbformat.write(lab(name, solution=False), LABS / f"{name}.ipynb")

@@ -9,11 +9,12 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from minigemm import quantize, runtime
-from minigemm.compiler import jit
+from minigemm import quantize
 from minigemm.kernels import stages
+from minigemm.layout import to_m_major
+from minigemm.plan import choose, prepared
 from minigemm.quantize import Quantized
-from minigemm.types import Config, Problem
+from minigemm.types import Config, Layout, Problem, Product
 from minigemm.verify.recordings import splitmix64
 
 STAGES = {module.stage.name: module for module in stages()}
@@ -279,14 +280,10 @@ def guarded_gemm(
     dtype = torch.float32 if getattr(config, "out_fp32", False) else torch.bfloat16
     problem = stage.check(a, b, config, None, dtype)
     config = config or stage.default_config(problem)
-    device = a.data.device
     words = problem.m * problem.n * dtype.itemsize // 2
-    memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=device)
+    memory = torch.full((words + 2 * GUARD,), POISON, dtype=torch.int16, device=a.data.device)
     d = memory[GUARD : GUARD + words].view(dtype).view(problem.m, problem.n)
-    kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
-    launch = stage.launch(a, b, d, problem, config)
-    machine = runtime.of(device)
-    machine.launch(machine.load(kernel, launch.shared, device), launch)
+    stage.run(stage.launch(a, b, d, problem, config), config, d.device)
     outside = torch.cat([memory[:GUARD], memory[GUARD + words :]])
     assert (outside == POISON).all(), "the kernel wrote beside d"
     poisoned = (
@@ -296,6 +293,19 @@ def guarded_gemm(
     )
     assert not poisoned.any(), "the kernel left elements of d unwritten"
     return d
+
+
+def grouped(layout: Layout, tensors: tuple[torch.Tensor, ...], config: Config, **options: object) -> None:
+    """What a call does after its checks, for numbers of groups that it would refuse.
+
+    tensors: a, sfa, b, sfb, d, and the numbers. options: more of the product, such as `alignment`.
+    """
+    a, sfa, b, sfb, d, numbers = tensors
+    groups, n, k = b.shape
+    fp32 = d.dtype == torch.float32
+    product = Product(a.shape[-2], n, k, layout, groups, out_fp32=fp32, **options)
+    laid_out = (a, to_m_major(sfa), b, sfb, d, numbers)
+    prepared.execute(product, laid_out, choose.suited(product, config))
 
 
 def random_problem(source: random.Random, device: str) -> tuple[int, int, int]:

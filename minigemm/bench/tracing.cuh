@@ -1,23 +1,23 @@
 // What a trace build adds behind ptx.cuh: warps write down when they wait and what they start.
 //
-// The stage is compiled from its own file. The macros at the end lead its calls of ptx.cuh's functions to the ones of
-// TraceAt, which know the line of the call, and a TraceWarp stands first in the kernel. In the CTA that is traced, one
-// lane of each warp, the first or the one that elect.sync chose, writes a record of 16 bytes for each event: begin, end
-// (or a value), kind and line, and an argument. Clocks are the lower half of clock64, which the warps of a CTA share.
+// The stage is compiled from its own file. The macros at the end lead its calls of ptx.cuh's
+// functions to the ones of TraceAt, which know the line of the call, and a TraceWarp stands first
+// in the kernel. In the CTA that is traced, one lane of each warp writes a record of 16 bytes for
+// each event: begin, end (or a value), kind and line, and an argument. It is the first lane, or the
+// one that elect.sync chose. Clocks are the lower half of clock64, which the warps of a CTA share.
+//
+// The kinds of records, kTraceStart and so on, stand above: trace_build.py writes them.
 
-// As in tracing.py.
-constexpr u32 kTraceStart = 1, kTraceEnd = 2, kTraceMbarrier = 3, kTraceIssue = 4, kTraceCommit = 5, kTraceProducts = 6,
-              kTraceLoad = 7, kTraceStore = 8, kTraceStoreCommit = 9, kTraceStores = 10, kTraceBarrier = 11,
-              kTraceRegisters = 12, kTraceArrive = 13, kTraceExpect = 14;
+__constant__ uint4* minigemm_trace;       // (warps of a CTA, minigemm_trace_records)
+__constant__ u64* minigemm_trace_ctas;    // (CTAs, 4): globaltimer, clock64 at begin and end
+__constant__ int minigemm_trace_records;  // a warp's room; the last record is its end
+__constant__ int minigemm_trace_cta;      // the CTA that is traced
 
-__constant__ uint4* minigemm_trace;        // (warps of a CTA, minigemm_trace_records)
-__constant__ u64* minigemm_trace_ctas;     // (CTAs, 4): globaltimer and clock64 at the begin and at the end
-__constant__ int minigemm_trace_records;   // that a warp has room for; the last one is its end
-__constant__ int minigemm_trace_cta;       // the CTA that is traced
+// The stage's shared memory, and behind it two words per warp.
+extern __shared__ __align__(1024) u8 trace_shared[];
 
-extern __shared__ __align__(1024) u8 trace_shared[];  // the stage's own; behind it two words a warp
-
-// The emulator's clock moves on where it serves an instruction, and activemask is one; on a GPU it takes an issue slot.
+// The emulator's clock moves on where it serves an instruction, and activemask is one; on a GPU it
+// takes an issue slot.
 inline u32 trace_clock() {
   u32 now;
   asm volatile("{\n"
@@ -29,33 +29,40 @@ inline u32 trace_clock() {
   return now;
 }
 
-inline int trace_cta() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
+inline int trace_cta() {
+  return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+}
 
-// Of the warp: records so far, and the lane that writes them.
-struct TraceState { u32 count, lane; };
+// A warp's records so far, and the lane that writes them.
+struct TraceState {
+  u32 count, lane;
+};
 
 inline volatile TraceState& trace_state() {
   return reinterpret_cast<volatile TraceState*>(trace_shared + SHARED_BYTES)[threadIdx.x / 32];
 }
 
 // True in the lane that writes the warp's events, in the CTA that is traced.
-inline bool trace_leads() { return trace_state().lane == threadIdx.x % 32 && trace_cta() == minigemm_trace_cta; }
+inline bool trace_leads() {
+  return trace_state().lane == threadIdx.x % 32 && trace_cta() == minigemm_trace_cta;
+}
 
 inline void trace_put(u32 kind, u32 line, u32 begin, u32 second, u32 argument) {
   const u32 at = trace_state().count;
   trace_state().count = at + 1;
   if (at + 1 >= minigemm_trace_records) return;
-  minigemm_trace[threadIdx.x / 32 * minigemm_trace_records + at] = {begin, second, kind | line << 8, argument};
+  const int place = threadIdx.x / 32 * minigemm_trace_records + at;
+  minigemm_trace[place] = {begin, second, kind | line << 8, argument};
 }
 
-// Something that takes no time of the warp.
+// Record something that takes no time of the warp.
 inline void trace_mark(u32 kind, u32 line, u32 value, u32 argument) {
   const bool leads = trace_leads();
   const u32 now = trace_clock();
   if (leads) trace_put(kind, line, now, value, argument);
 }
 
-// Something that may keep the warp waiting.
+// Make a call that may keep the warp waiting, and record it.
 template <class Call>
 __forceinline__ void trace_span(u32 kind, u32 line, u32 argument, Call call) {
   const bool leads = trace_leads();
@@ -65,10 +72,13 @@ __forceinline__ void trace_span(u32 kind, u32 line, u32 argument, Call call) {
   if (leads) trace_put(kind, line, begin, end, argument);
 }
 
-// From a warp's first instruction to the last of the lane that writes.
+// Lives from a warp's first instruction to the last one of the lane that writes.
 struct TraceWarp {
   TraceWarp() {
-    if (threadIdx.x % 32 == 0) trace_state().count = 0, trace_state().lane = 0;
+    if (threadIdx.x % 32 == 0) {
+      trace_state().count = 0;
+      trace_state().lane = 0;
+    }
     __syncwarp();
     if (threadIdx.x == 0) stamp(0);
     u32 sm;
@@ -93,11 +103,12 @@ struct TraceWarp {
   }
 };
 
-// ptx.cuh's functions, called from line kLine: the lower 16 bits, of the file that the others number.
+// ptx.cuh's functions, called from kLine: the line in the lower 16 bits, the file's number above.
 template <u32 kLine>
 struct TraceAt {
   static void mbarrier_wait_parity(u64* barrier, u32 parity) {
-    trace_span(kTraceMbarrier, kLine, cvta_to_shared(barrier), [&] { ::mbarrier_wait_parity(barrier, parity); });
+    trace_span(kTraceMbarrier, kLine, cvta_to_shared(barrier),
+               [&] { ::mbarrier_wait_parity(barrier, parity); });
   }
   static void mbarrier_arrive(u64* barrier) {
     trace_mark(kTraceArrive, kLine, 0, cvta_to_shared(barrier));
@@ -108,26 +119,30 @@ struct TraceAt {
     ::mbarrier_arrive_expect_tx(barrier, bytes);
   }
 
-  // The place is a multiple of 16 and the barrier one of 8, both below 256 KiB: an argument holds the two.
+  // The place is a multiple of 16 and the barrier's a multiple of 8, both below 256 KiB: an
+  // argument holds the two.
   template <class... Policy>
-  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier, Policy... policy) {
-    const u32 place = (cvta_to_shared(to) & 0x3ffff) >> 4, arrives = (cvta_to_shared(barrier) & 0x3ffff) >> 3;
+  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier,
+                   Policy... policy) {
+    const u32 place = (cvta_to_shared(to) & 0x3ffff) >> 4;
+    const u32 arrives = (cvta_to_shared(barrier) & 0x3ffff) >> 3;
     trace_mark(kTraceLoad, kLine, bytes, place | arrives << 16);
     ::cp_async_bulk_tensor_load(to, map, inner, outer, barrier, policy...);
   }
-  template <class T, int kCount, class... Policy>  // the box is the array that it fills
-  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner, int outer, u64* barrier,
-                                        Policy... policy) {
+  // Into an array that the box fills, whose size is the copy's.
+  template <class T, int kCount, class... Policy>
+  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner,
+                                        int outer, u64* barrier, Policy... policy) {
     load(to, sizeof(to), map, inner, outer, barrier, policy...);
   }
   template <class... Policy>
-  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
-                                        Policy... policy) {
+  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer,
+                                        u64* barrier, Policy... policy) {
     load(to, 0, map, inner, outer, barrier, policy...);
   }
   template <class... Policy>
-  static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from,
-                                         Policy... policy) {
+  static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer,
+                                         const void* from, Policy... policy) {
     trace_mark(kTraceStore, kLine, 0, cvta_to_shared(from));
     ::cp_async_bulk_tensor_store(map, inner, outer, from, policy...);
   }
@@ -154,7 +169,7 @@ struct TraceAt {
     trace_span(kTraceProducts, kLine, kPending, [] { ::wgmma_wait_group<kPending>(); });
   }
 
-  // All lanes are here, so that they agree on who writes from now on.
+  // All lanes are here, and so they agree on who writes from now on.
   static bool elect_sync() {
     const bool elected = ::elect_sync();
     if (elected) trace_state().lane = threadIdx.x % 32;

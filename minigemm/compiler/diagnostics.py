@@ -1,7 +1,7 @@
-"""What NVRTC and ptxas said about a kernel, told as its author would want to hear it: file, line, code and a caret.
+"""The findings of NVRTC and ptxas, as a kernel's author wants to read them: file, line, code and a caret.
 
-NVRTC names lines of the source. ptxas names lines of the PTX, which are taken back to the source by the PTX's own line
-table, to the author's line that called a wrapper rather than to the wrapper.
+NVRTC names lines of the source. ptxas names lines of the PTX, which are taken back to the source by the PTX's
+own line table, to the author's line that called a wrapper rather than to the wrapper.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _CARET = re.compile(r"\s*\^\s*")
 _PTXAS = re.compile(
     r"ptxas (?:application ptx input, line (?P<line>\d+); )?\s*(?P<severity>error|fatal|warning|info)\s*: (?P<text>.+)"
 )
-_ADVICE = re.compile(
-    r"\(C\d+\) "
-)  # what ptxas calls info and still wants to be read, such as serialised wgmma
+_ADVICE = re.compile(r"\(C\d+\) ")  # marks an info of ptxas that should be read, such as serialised wgmma
 _WITHIN = re.compile(r" in (?:around )?line (\d+)")
 _LOC = re.compile(r"\s*\.loc\s+(\d+) (\d+) (\d+)(?:.*\binlined_at (\d+) (\d+) (\d+))?")
 _FILE = re.compile(r'\s*\.file\s+(\d+) "(.*)"')
@@ -42,23 +40,20 @@ class Diagnostic:
 
 
 def parse(log: str, ptx: str = "", home: str = "") -> list[Diagnostic]:
-    """The findings in a program log, each once, in the log's order.
+    """Return the findings in a program log, each once, in the log's order.
 
-    `ptx` is what ptxas read, and `home` the file in which its findings are looked for first.
+    `ptx` is the text that ptxas read, `home` the file in which its findings are looked for first.
     """
     found: list[Diagnostic] = []
     for line in log.replace("\0", "\n").splitlines():
         if match := _NVRTC.fullmatch(line):
-            severity = match["severity"].removeprefix("catastrophic ")
-            found.append(
-                Diagnostic(severity, match["text"].strip(), match["file"] or "", int(match["line"] or 0))
-            )
+            severity, text = match["severity"].removeprefix("catastrophic "), match["text"].strip()
+            found.append(Diagnostic(severity, text, match["file"] or "", int(match["line"] or 0)))
         elif match := _PTXAS.fullmatch(line):
             found += _from_ptxas(match, ptx, home)
         elif found and _CARET.fullmatch(line):
-            found[-1] = replace(
-                found[-1], column=line.index("^") - 1
-            )  # the log indents what it quotes by two
+            column = line.index("^") - 1  # the log indents what it quotes by two
+            found[-1] = replace(found[-1], column=column)
         elif (
             found and line.startswith(" " * 10) and ("detected during" in line or "instantiation of" in line)
         ):
@@ -87,9 +82,9 @@ def _from_ptxas(match: re.Match[str], ptx: str, home: str) -> list[Diagnostic]:
 
 
 def locate(ptx: str, number: int, home: str = "") -> tuple[str, int, int]:
-    """The file, line and column behind line `number` of the PTX; ("", 0, 0) when it does not say.
+    """Return the file, line and column behind line `number` of the PTX; ("", 0, 0) when it names none.
 
-    Of a chain of inlined calls it is the innermost one in the file `home`, otherwise the outermost.
+    In a chain of inlined calls, the innermost call in the file `home` counts, otherwise the outermost one.
     """
     lines = ptx.splitlines()
     files = {int(match[1]): match[2] for line in lines if (match := _FILE.match(line))}
@@ -108,7 +103,10 @@ def locate(ptx: str, number: int, home: str = "") -> tuple[str, int, int]:
 
 
 def render(found: Iterable[Diagnostic], sources: Mapping[str, str], limit: int = 5) -> str:
-    """The findings at the first `limit` places as text, with the lines of `sources` (file name -> text) at fault."""
+    """Return the findings at the first `limit` places as text, with the source lines at fault.
+
+    `sources` maps file names to their text.
+    """
     places = [list(group) for _, group in groupby(found, lambda each: (each.file, each.line, each.column))]
     parts = [_render(place, sources.get(place[0].file, "")) for place in places[:limit]]
     if len(places) > limit:
@@ -117,7 +115,7 @@ def render(found: Iterable[Diagnostic], sources: Mapping[str, str], limit: int =
 
 
 def _render(place: list[Diagnostic], source: str) -> str:
-    """What was found at one place, then the line itself below the one before it."""
+    """Return the findings at one place, then its line below the line before it."""
     file, line, column = place[0].file, place[0].line, place[0].column
     prefix = f"{file}:{line}: " if line else ""
     out = list(dict.fromkeys(f"{prefix}{each.severity}: {each.text}" for each in place))

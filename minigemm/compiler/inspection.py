@@ -1,13 +1,11 @@
-"""What the compiler made of a stage, on a machine without a GPU: source, PTX, SASS, registers, spills, shared memory.
+"""A compiled kernel, taken apart without a GPU: source, PTX, SASS, registers, spills, shared memory.
 
-print(minigemm.inspect("s01_naive"))
-minigemm.inspect(s03_tma, s03_tma.Config(block_m=64)).sass
+`minigemm.inspect`, which knows the stages, stands above this: in `minigemm.kernels`.
 """
 
 from __future__ import annotations
 
 import html
-import importlib
 import re
 import shutil
 import subprocess
@@ -17,14 +15,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
-from ..types import Config, Problem
+from ..types import Config
 from . import diagnostics, jit
 
-__all__ = ["Inspection", "Instruction", "inspect"]
+__all__ = ["Inspection", "Instruction", "take_apart"]
 
-_PROBLEM = Problem(4096, 4096, 4096)  # the one whose default config is shown when none is given
 _WHERE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
 _LABEL = re.compile(r"(\.L_x_\d+|\$[\w$]+):")
 _CODE = re.compile(r"\s*/\*([0-9a-f]+)\*/\s*(.*?)\s*;")
@@ -32,12 +28,12 @@ _CODE = re.compile(r"\s*/\*([0-9a-f]+)\*/\s*(.*?)\s*;")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One SASS instruction. `line` is the line of the stage's file that it stands for, 0 where there is none."""
+    """One SASS instruction. `line` is the line of the stage's file that it comes from, 0 for none."""
 
     address: int
     text: str
     line: int
-    label: str = ""  # the branch target that stands in front of it
+    label: str = ""  # the branch target in front of it
 
     @property
     def opcode(self) -> str:
@@ -47,10 +43,11 @@ class Instruction:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """A compiled stage, taken apart. Bytes are a thread's for `spills` and `stack`, a CTA's for `shared_memory`.
+    """A compiled kernel, taken apart. `spills` and `stack` are bytes of a thread, `shared_memory` of a CTA.
 
-    `spills` counts the bytes of spill stores and loads in the code. `shared_memory` is the static part: what the launch
-    adds is in the stage's `launch`. `sass`, `instructions` and what is made from them need nvdisasm (from PyPI).
+    `spills` counts the bytes of spill stores and loads in the code. `shared_memory` is the static part; the
+    stage's `launch` knows what a launch adds. `sass`, `instructions`, `opcodes` and `at` need nvdisasm (from
+    PyPI).
     """
 
     kernel: jit.Kernel
@@ -64,17 +61,17 @@ class Inspection:
 
     @property
     def ptx(self) -> str:
-        """The PTX, as both runtimes get it."""
+        """The PTX that both runtimes get."""
         return self.kernel.ptx
 
     @property
     def log(self) -> str:
-        """What NVRTC and ptxas said, unabridged."""
+        """The log of NVRTC and ptxas, unabridged."""
         return self.kernel.log
 
     @property
     def warnings(self) -> str:
-        """What is worth knowing in the log, with the lines it speaks of; empty when there is nothing."""
+        """The warnings in the log, with the source lines at fault; empty when there are none."""
         found = diagnostics.parse(self.log, self.ptx, self.path.name)
         return diagnostics.render(
             [each for each in found if each.file != jit.PRELUDE], {self.path.name: self.source}
@@ -82,12 +79,12 @@ class Inspection:
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
-        """The kernel's SASS in program order, without the padding behind it."""
+        """The kernel's SASS in program order, without the padding at its end."""
         return _instructions(_disassembled(self.kernel.cubin), self.kernel.kernel, self.path.name)
 
     @cached_property
     def sass(self) -> str:
-        """The SASS as text, each run of instructions under the source line that it stands for."""
+        """The SASS as text, each run of instructions under the source line that it comes from."""
         lines = self.source.splitlines()
         out, before = [], 0
         for each in self.instructions:
@@ -105,7 +102,7 @@ class Inspection:
         return Counter(each.opcode for each in self.instructions)
 
     def at(self, line: int) -> tuple[Instruction, ...]:
-        """The instructions that stand for one line of the stage's file."""
+        """Return the instructions that come from one line of the stage's file."""
         return tuple(each for each in self.instructions if each.line == line)
 
     def _figures(self) -> dict[str, str]:
@@ -155,50 +152,19 @@ class Inspection:
         )
 
 
-def inspect(
-    stage: ModuleType | str | Path,
-    config: Config | None = None,
-    *,
-    source: str | Path | None = None,
-    kernel: str | None = None,
-) -> Inspection:
-    """Compiles a stage and takes the result apart. Needs no GPU.
+def take_apart(path: Path, config: Config, *, name: str, kernel: str) -> Inspection:
+    """Compile the CUDA C++ file at `path` under `config`, and take the result apart. Needs no GPU.
 
-    `stage` is a stage's module (`from minigemm.kernels import s01_naive`), its name (`"s01_naive"`), or the path of any
-    .cu file, whose `extern "C"` symbol is then `kernel` (by default the file's own name). Without `config` it is the
-    stage's default for a 4096 x 4096 x 4096 problem; a bare file gets no constants. `source` is the reader's own
-    version of a stage's file, as in the stage's `gemm`.
-
-    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not compile.
+    `name` and `kernel` go to `jit.build`. Raises ValueError when there is no such file, and CompileError (a
+    ValueError) when it does not compile.
     """
-    if isinstance(stage, Path) or (isinstance(stage, str) and stage.endswith(".cu")):
-        path, name, config = Path(stage), Path(stage).stem, config or Config()
-    else:
-        module = _stage(stage) if isinstance(stage, str) else stage
-        if not isinstance(module, ModuleType) or module.__file__ is None:
-            raise TypeError(
-                f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}"
-            )
-        path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
-        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
-        config = config or module.default_config(_PROBLEM)
-    path = Path(source) if source is not None else path
-    built = jit.build(path, config, name=name, kernel=kernel or name)
+    built = jit.build(path, config, name=name, kernel=kernel)
     usage = _usage(built.log, built.kernel)
     return Inspection(built, config, path, path.read_text(encoding="utf-8-sig"), *usage)
 
 
-def _stage(name: str) -> ModuleType:
-    stages = sorted(file.stem for file in jit.HEADERS.glob("s[0-9][0-9]_*.cu"))
-    if name not in stages:
-        raise ValueError(
-            f"stage: expected one of {', '.join(stages)} or the path of a .cu file, got {name!r}"
-        )
-    return importlib.import_module(f"{__package__}.kernels.{name}")
-
-
 def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:
-    """Registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them for `kernel`."""
+    """Return registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them."""
     _, _, told = log.partition(f"Compiling entry function '{kernel}'")
     told = told.partition("Compiling entry function")[0]
 
@@ -225,7 +191,7 @@ def _disassembled(cubin: bytes) -> str:
 
 
 def _nvdisasm() -> str:
-    """The program's path: from a wheel, else from a toolkit."""
+    """Return the path of nvdisasm: from a wheel, else from a toolkit."""
     for place in sys.path:
         for found in sorted(Path(place).glob("nvidia/*/bin/nvdisasm*"), reverse=True):
             return str(found)
@@ -235,7 +201,10 @@ def _nvdisasm() -> str:
 
 
 def _instructions(listing: str, kernel: str, home: str) -> tuple[Instruction, ...]:
-    """The instructions of `kernel` in nvdisasm's listing. Of inlined calls, the innermost line of `home` counts."""
+    """Return the instructions of `kernel` in nvdisasm's listing.
+
+    Where calls are inlined, the innermost line in the file `home` counts.
+    """
     _, _, code = listing.partition(f".text.{kernel}:\n")
     code = code.partition("//-----")[0]
     found: list[Instruction] = []
@@ -266,7 +235,7 @@ def _counts(opcodes: Counter[str], limit: int) -> str:
 
 
 def _row(number: int, text: str, opcodes: Counter[str], most: int) -> str:
-    """One source line with a bar for its share of the instructions, and their opcodes."""
+    """Return a source line as HTML, with a bar for its share of the instructions, and their opcodes."""
     count = sum(opcodes.values())
     bar = (
         f'<div style="width:{max(2, 60 * count // most)}px;height:.6em;background:#76b900"></div>'

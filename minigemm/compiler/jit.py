@@ -1,8 +1,9 @@
 """From a CUDA C++ file and a Config to PTX and a cubin, through NVRTC.
 
-The source that is compiled is the config's constants and declarations, a `#line` that gives the file its own line
-numbers back, and the file. Whatever else the compiler reads (headers, flags, its version) is part of the key under
-which the result is kept: in memory, then on disk (`minigemm.store`). Headers are handed over as text: what was hashed is what is compiled.
+The compiled source consists of the config's constants and declarations, a `#line` that gives the file its own
+line numbers back, and the file. The result is kept under a key, in memory, then on disk (`minigemm.store`).
+All that the compiler reads is part of the key: the source, headers, flags, its version. Headers go to the
+compiler as text, so that the hashed text is the compiled one.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ _SETTLED_NS = 2_000_000_000  # a file younger than this may change again without
 class Kernel:
     """A compiled kernel, for both runtimes: the PTX for the emulator, the cubin (sm_90a) for a GPU.
 
-    `name` is the stage's name and `kernel` the `extern "C"` symbol. `source` is the text that was compiled, `log` what
-    NVRTC and ptxas said about it. `origin` says where this build found it ("compiled", "disk" or "memory");
-    `compile_s` is the seconds it took to come into this process, from the compiler or the disk.
+    `name` is the stage's name and `kernel` the `extern "C"` symbol. `source` is the compiled text, `log` the
+    log of NVRTC and ptxas. `origin` says where this build found the kernel ("compiled", "disk" or "memory").
+    `compile_s` is the seconds that it took to bring it into this process, from the compiler or the disk.
     """
 
     name: str
@@ -72,13 +73,13 @@ Stamp = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class _Unit:
-    """What one compilation reads, and the stamps of the files that this came from."""
+    """The texts that one compilation reads, and the stamps of their files."""
 
     path: Path
     text: str
     rendered: str
     headers: dict[str, str]  # the name in the #include -> text
-    stamps: dict[str, Stamp]  # None: looked for and not there, so its arrival would be a change
+    stamps: dict[str, Stamp]  # None: looked for and not found, so its arrival would be a change
     settled: bool
 
     @property
@@ -90,18 +91,20 @@ class _Unit:
 
 
 _built: dict[tuple[object, ...], tuple[_Unit, Kernel]] = {}  # request -> what was read for it, the kernel
-_lock = threading.Lock()  # one for all: NVRTC compiles one program at a time
+_lock = threading.Lock()  # NVRTC compiles one program at a time
 
 
 def build(source: Path, config: Config, *, name: str, kernel: str) -> Kernel:
-    """The kernel in the CUDA C++ file `source` under `config`: from memory, else from disk, else compiled.
+    """Return the kernel in the CUDA C++ file `source` under `config`: from memory, from disk, or compiled.
 
-    `name` is the stage's name. `kernel` is the symbol to launch. A stage's symbol equals its name: `s01_naive.cu` holds
-    `extern "C" __global__ void s01_naive(...)`, and so does a reader's own version, whatever its file is called.
-    `#include "x.cuh"` finds x.cuh beside the file that includes it, beside `source`, or among minigemm's kernels.
+    `name` is the stage's name, `kernel` the symbol to launch. For most stages they are equal: `s01_naive.cu`
+    holds `extern "C" __global__ void s01_naive(...)`, and so does a reader's own version, whatever the name
+    of its file. `#include "x.cuh"` finds x.cuh beside the file that includes it, beside `source`, or among
+    minigemm's kernels.
 
-    Raises CompileError (a ValueError) when the source does not compile, holds no such kernel, or there is no NVRTC, and
-    ValueError when there is no such file. What the compiler warns of in a reader's own file comes as a Python warning.
+    Raises CompileError (a ValueError) when the source does not compile, holds no such kernel, or there is no
+    NVRTC, and ValueError when there is no such file. The compiler's warnings about a reader's own file become
+    Python warnings.
     """
     request = (os.fspath(source), config, name, kernel)
     held = _built.get(request)
@@ -138,6 +141,8 @@ def _read(source: Path, config: Config) -> _Unit:
     if not source.is_file():
         raise ValueError(f"source: expected a CUDA C++ file, got {str(source)!r}, which is no file")
     text = _text(source)
+
+    # The headers, and the headers that they include.
     headers: dict[str, str] = {}
     pending = [(text, source.parent)]
     while pending:
@@ -151,10 +156,10 @@ def _read(source: Path, config: Config) -> _Unit:
                     headers[include] = _text(path)
                     pending.append((headers[include], path.parent))
                     break
+
     constants = "".join(f"constexpr int {name} = {value};\n" for name, value in config.constants().items())
-    rendered = (
-        f"{constants}{config.declarations()}#line 1 {json.dumps(source.name, ensure_ascii=False)}\n{text}"
-    )
+    line = f"#line 1 {json.dumps(source.name, ensure_ascii=False)}\n"
+    rendered = constants + config.declarations() + line + text
     newest = max(max(stamp[:2]) for stamp in stamps.values() if stamp is not None)
     settled = time.time_ns() - newest > _SETTLED_NS
     return _Unit(source, text, rendered, headers, stamps, settled)
@@ -182,9 +187,10 @@ def _key(unit: _Unit, name: str, kernel: str) -> str:
 
 @functools.cache
 def compiler_version() -> str:
-    """NVRTC's version, without loading it where it came in a wheel: that alone would outlast a whole warm start.
+    """Return NVRTC's version, from its wheel where there is one.
 
-    Where two generations of CUDA meet, cuda-bindings loads one of them; both are named, and so is cuda-bindings.
+    To load NVRTC for its version would take longer than a whole warm start. Where two generations of CUDA are
+    installed, cuda-bindings loads one of them: both are named, and so is cuda-bindings.
     """
     found = {}
     for wheel in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "cuda-bindings"):
@@ -198,7 +204,10 @@ def compiler_version() -> str:
 
 @functools.cache
 def _nvrtc() -> tuple[ModuleType, tuple[int, int]]:
-    """NVRTC's bindings and its version. Needs no driver; CompileError says what to install when there is none."""
+    """Return NVRTC's bindings and version. Needs no driver.
+
+    Raises CompileError that says what to install when there is no NVRTC.
+    """
     try:
         from cuda.bindings import nvrtc
 
@@ -218,7 +227,7 @@ def _nvrtc() -> tuple[ModuleType, tuple[int, int]]:
 
 
 def measure(source: Path, config: Config, *, name: str, kernel: str) -> tuple[float, float]:
-    """Seconds of a cold compilation, and of a start from the disk cache, of the kernel that `build` would give."""
+    """Return the seconds of a cold compilation, and of a start from the disk cache, of such a build."""
     started = time.perf_counter()
     unit = _read(Path(source), config)
     _compile(unit, _key(unit, name, kernel), kernel)
@@ -231,7 +240,7 @@ def measure(source: Path, config: Config, *, name: str, kernel: str) -> tuple[fl
 
 
 def _compile(unit: _Unit, key: str, kernel: str) -> bytes:
-    """A cache entry: PTX, cubin and log in one JSON object."""
+    """Return a cache entry: PTX, cubin and log in one JSON object."""
     compiled, ptx, cubin, log = _run_nvrtc(unit)
     ptx = _plain_names(ptx, [*unit.sources, PRELUDE])
     if not compiled:
@@ -272,7 +281,7 @@ def _run_nvrtc(unit: _Unit) -> tuple[bool, str, bytes, str]:
             raise CompileError(f"NVRTC failed: {result.name}: {log}", log)
         if compiled:
             return True, fetched("PTX").rstrip(b"\0").decode(), fetched("CUBIN"), log
-        with suppress(CompileError):  # what ptxas refused is there all the same
+        with suppress(CompileError):  # the PTX is there even if ptxas refused it
             return False, fetched("PTX").rstrip(b"\0").decode(), b"", log
         return False, "", b"", log
     finally:
@@ -280,7 +289,7 @@ def _run_nvrtc(unit: _Unit) -> tuple[bool, str, bytes, str]:
 
 
 def _plain_names(ptx: str, names: Iterable[str]) -> str:
-    """The PTX with files named as the source names them: NVRTC puts the working directory in front."""
+    """Return the PTX with files named as the source names them: NVRTC puts the working directory in front."""
     known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return re.sub(rf'(?m)^(\s*\.file\s+\d+ )".*?[/\\]({known})"', r'\1"\2"', ptx)
 
@@ -291,11 +300,8 @@ def _error(unit: _Unit, key: str, log: str, ptx: str) -> CompileError:
     ]
     count = sum(each.severity == "error" for each in found)
     head = f"{unit.path} does not compile ({count} error{'s' * (count != 1)})"
-    body = (
-        diagnostics.render(found, unit.sources)
-        if found
-        else log or "the compiler gave no reason; it may have run out of memory"
-    )
+    reason = log or "the compiler gave no reason; it may have run out of memory"
+    body = diagnostics.render(found, unit.sources) if found else reason
     saved = store.save(f"failed-{key[:12]}-{unit.path.name}", unit.rendered)
     foot = f"\n\nWith its constants it is saved as {saved}" if saved else ""
     return CompileError(f"{head}\n\n{body}{foot}", log, saved or unit.path)

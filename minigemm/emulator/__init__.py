@@ -4,7 +4,7 @@
     report = emulator.launch(ptx, grid=(4, 4), block=128, args=[a, b, n], kernel="my_kernel")
     report.hazards, report.counters
 
-It imports nothing of the rest of minigemm. docs/emulator.md says how it works and what it covers.
+Of the rest of minigemm it imports only the store. docs/emulator.md says how it works and what it covers.
 """
 
 from .errors import Deadlock, EmulatorError, Fault, Location, Unsupported

@@ -1,11 +1,14 @@
-"""The CTAs of a cluster side by side: whose a thread or a byte of shared memory is, and what it is called.
+"""The CTAs of a cluster side by side: which CTA a thread or a byte of shared memory belongs to, and what it
+is called.
 
-The machine runs a cluster as one: the threads of its CTAs are rows of one matrix, their shared memories parts of one array, the *windows*. Thread t of
-rank r is number ``r * stride + t``, and byte a of its shared memory is at *place* ``r * window + a``: what one CTA needs no second thought for (barriers
-between threads, races, copies) holds between CTAs as it stands. A cluster of one counts as its CTA does.
+The machine runs a cluster as one. The threads of its CTAs are rows of one matrix, and their shared memories
+are parts of one array, the *windows*. Thread t of rank r is number ``r * stride + t``, and byte a of its
+shared memory is at *place* ``r * window + a``. So barriers between threads, races and copies work between
+CTAs as they do within one. A cluster of one CTA counts as its CTA does.
 
-The kernel sees shared addresses ``rank << 24 | a``, as on a Hopper GPU, those of its own CTA too. Such an address means the same in every CTA of the
-cluster, `.shared::cta` memory lies in `.shared::cluster`, and a matrix descriptor, which takes 18 bits of it, never sees the rank.
+The kernel sees shared addresses ``rank << 24 | a``, as on a Hopper GPU, in its own CTA too. Such an address
+means the same in every CTA of the cluster, and `.shared::cta` memory lies in `.shared::cluster`. A matrix
+descriptor takes 18 bits of an address, so it never sees the rank.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 
 RANK_SHIFT = 24  # of a shared address
 OFFSETS = (1 << RANK_SHIFT) - 1
-PORTABLE = 8  # CTAs: what every GPU with clusters can run
+PORTABLE = 8  # CTAs in a cluster that every GPU with clusters can run
 
 
 class Cluster:
@@ -24,16 +27,18 @@ class Cluster:
 
     def __init__(self, ranks: int, threads: int, size: int) -> None:
         self.ranks, self.threads, self.size = ranks, threads, size
-        self.stride = -(-threads // 128) * 128  # no warp and no warpgroup has threads of two CTAs
+
+        # No warp and no warpgroup has threads of two CTAs; rows between two CTAs belong to none.
+        self.stride = -(-threads // 128) * 128
         self.warps = self.stride // 32  # from one CTA to the next
-        self.rows = (ranks - 1) * self.stride + threads  # rows between two CTAs are nobody's
-        self.window = (
-            size if ranks == 1 else -(-(size + 4) // 1024) * 1024
-        )  # no word is of two CTAs, and none before a window is used
+        self.rows = (ranks - 1) * self.stride + threads
+
+        # No word belongs to two CTAs, and none that lies before a window is used.
+        self.window = size if ranks == 1 else -(-(size + 4) // 1024) * 1024
         self.bytes = ranks * self.window
 
     def split(self, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Threads, ascending, by the rank of their CTA."""
+        """Sort threads, ascending, by the rank of their CTA."""
         if self.ranks == 1:
             return [(0, ids)]
         first, last = int(ids[0]) // self.stride, int(ids[-1]) // self.stride
@@ -43,20 +48,21 @@ class Cluster:
         return [(first + k, ids[a:b]) for k, (a, b) in enumerate(pairwise(cuts)) if a < b]
 
     def rank_of(self, thread: int) -> int:
+        """The rank of a thread's CTA."""
         return thread // self.stride
 
     def rank_at(self, place: int) -> int:
-        """Whose shared memory a place is in."""
+        """The rank of the CTA whose shared memory a place is in."""
         return place // self.window if self.ranks > 1 else 0
 
     def threads_of(self, rank: int) -> slice:
         """The rows of a CTA's threads."""
         return slice(rank * self.stride, rank * self.stride + self.threads)
 
-    # ------------------------------------------------------------------------------------------- names
+    # ------------------------------------------------------------------------------ names
 
     def of(self, rank: int) -> str:
-        """ "" in a cluster of one."""
+        """Words that add the CTA to a name; "" in a cluster of one."""
         return f" of CTA rank {rank}" if self.ranks > 1 else ""
 
     def thread(self, thread: int) -> str:
@@ -73,11 +79,11 @@ class Cluster:
         return f"warpgroup {number % (self.warps // 4)}{self.of(number // (self.warps // 4))}"
 
     def spot(self, place: int) -> str:
-        """The shared address of a place, as its own CTA counts."""
+        """The shared address of a place in its CTA, and the CTA."""
         return f"{place % self.window:#x}{self.of(place // self.window)}" if self.ranks > 1 else f"{place:#x}"
 
     def names(self, ids: np.ndarray) -> str:
-        """Threads in words: warps where all 32 lanes are there, lanes elsewhere."""
+        """Name threads: a warp if all of its 32 lanes are among them, else the lanes."""
         whole: list[int] = []
         parts = []
         for w in np.unique(ids >> 5).tolist():
@@ -86,17 +92,18 @@ class Cluster:
                 whole.append(w)
             else:
                 parts.append(f"{self.warp(w)} (lane{'s' if len(lanes) > 1 else ''} {_spans(lanes)})")
+
+        # Whole warps come first, in a cluster sorted by CTA.
         if self.ranks == 1:
             return ", ".join([self.warp(w) for w in whole] + parts)
         for rank in sorted({w // self.warps for w in whole}, reverse=True):
             numbers = [w % self.warps for w in whole if w // self.warps == rank]
-            parts.insert(
-                0, f"warp{'s' if len(numbers) > 1 else ''} {_spans(np.array(numbers))}{self.of(rank)}"
-            )
+            plural = "s" if len(numbers) > 1 else ""
+            parts.insert(0, f"warp{plural} {_spans(np.array(numbers))}{self.of(rank)}")
         return ", ".join(parts)
 
 
 def _spans(numbers: np.ndarray) -> str:
-    """0-3, 7."""
+    """Write ascending numbers as "0-3, 7"."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

@@ -1,8 +1,9 @@
 """Byte offsets of the structures that translated code and the machine share.
 
-A *thread context* (one for each thread, a row of a NumPy byte matrix) holds what a thread keeps between two runs: where to go on, the operands
-and results of the instruction that it stopped at, saved registers, local memory. The *block record* (one for each CTA, an int64 vector) holds
-what all its threads see: base addresses, sizes, grid indices, and where native code leaves faults and hazard records.
+A *thread context* is a row of a NumPy byte matrix, one for each thread. It holds what a thread keeps between
+two runs: where to go on, the operands and results of the instruction that it stopped at, saved registers,
+local memory. The *block record* is an int64 vector, one for each CTA. It holds what all threads of the CTA
+see: base addresses, sizes, grid indices. Native code leaves faults and hazard records in it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,8 @@ RESULTS = ARGUMENTS + 8 * ARGUMENT_SLOTS  # 8 x i64
 RESULT_SLOTS = 8
 TOUCHED = RESULTS + 8 * RESULT_SLOTS  # i64: the stamp that the thread had at its last access to shared memory
 FENCED = TOUCHED + 8  # i64: has the thread executed a fence?
-SYNC_SEEN, SYNC_WROTE = (
-    FENCED + 8,
-    FENCED + 16,
-)  # i64: the last flag that it read, or wrote, for which there is a record
+SYNC_SEEN = FENCED + 8  # i64: the last flag that the thread read and for which there is a record
+SYNC_WROTE = SYNC_SEEN + 8  # i64: the last such flag that it wrote
 REGISTERS = SYNC_WROTE + 8  # saved registers, 8 bytes each; local memory follows
 
 # ---- codes besides site numbers (which start at 1)
@@ -36,7 +35,7 @@ DONE, FAULT, BUDGET = -1, -2, -3
 # ---- block record (i64 fields)
 RANGES, RANGE_COUNT = 0, 1  # table of (base, end, writable), entries
 SHARED, SHARED_END = 2, 3  # address of shared byte 0, first byte past the end
-CELLS, ACCESS_SITES, READS, READ_COLUMNS = 4, 5, 6, 7  # the shadow of shared memory (shadow.py)
+CELLS, ACCESS_SITES, READS, READ_COLUMNS = 4, 5, 6, 7  # the shadow of shared memory (translate/shadow.py)
 PARAMETERS, SYMBOLS = 8, 9  # parameter buffer; addresses of module variables
 COUNTS = 10  # u64 for each basic block
 CTAID, NCTAID, NTID = 11, 14, 17  # three each
@@ -53,19 +52,14 @@ RECORDS_LOST = 34  # bits: 1, records of hazards; 2, of flags
 GLOBAL_FLAG = 35  # how often flags in global memory were written
 CLUSTER_CTAID, CLUSTER_NCTAID, CLUSTERID, NCLUSTERID = 36, 39, 42, 45  # three each
 CTARANK, NCTARANK, EXPLICIT_CLUSTER = 48, 49, 50
-SHARED_BASE, WINDOW = (
-    51,
-    52,
-)  # the CTA's first shared address; bytes from one CTA's shared memory to the next one's
+SHARED_BASE = 51  # the CTA's first shared address
+WINDOW = 52  # bytes from one CTA's shared memory to the next one's
 GONE = 53  # a bit for each CTA of the cluster that has exited
 CTA_WARPS = 54  # columns from a CTA's first warp to the next one's
 BLOCK_FIELDS = 56
 
-RECORD_LIMIT, RECORD_ROOM, RECORD_WORDS = (
-    1024,
-    8192,
-    7,
-)  # of hazards, of all; kind, site, address, thread, cell, reader column, other sites
+RECORD_LIMIT, RECORD_ROOM = 1024, 8192  # records of hazards; of all
+RECORD_WORDS = 7  # kind, site, address, thread, cell, reader column, other sites
 
 # ---- faults
 SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_INDEX, BAD_RANK, MAPA_RANK = (
@@ -82,18 +76,18 @@ SHARED_BOUNDS, GLOBAL_BOUNDS, MISALIGNED, READ_ONLY, TRAP, LOCAL_BOUNDS, BAD_IND
     CTA_GONE,
     CTA_NOT_STARTED,
 ) = range(1, 8)
-FLAG_READ, FLAG_WRITTEN = 8, 9  # no hazards: what carries order from thread to thread (hazards.py)
+FLAG_READ, FLAG_WRITTEN = 8, 9  # no hazards: flags carry order from thread to thread (watch/order.py)
 
 # ---- addresses
-SHARED_FIRST = (
-    1024  # the first KiB of shared memory is the system's, as on a Hopper GPU; address 0 is never valid
-)
-GENERIC_SHARED = (
-    1 << 56
-)  # a generic address in the shared window is this plus the shared address, in which the CTA's rank stands (clusters.py)
+# The first KiB of shared memory is the system's, as on a Hopper GPU, and address 0 is never valid. A generic
+# address in the shared window is GENERIC_SHARED plus the shared address, with the CTA's rank (clusters.py).
+SHARED_FIRST = 1024
+GENERIC_SHARED = 1 << 56
 
-# ---- clocks count in steps of CLOCK_STEP, so that the low bits of a read cell can hold lane (bits 0-5; 63: several), byte mask (bits 6-9) and kinds:
-# an ordinary read, a strong write (an atomic, or a store that other threads may look at); neither: a strong read only
+# ---- clocks
+# They count in steps of CLOCK_STEP. The low bits of a read cell hold the lane (bits 0-5; 63: several lanes),
+# the byte mask (bits 6-9), and marks of an ordinary read and of a strong write (an atomic, or a store that
+# other threads may look at). A cell with neither mark is a strong read only.
 CLOCK_STEP = 4096
 MARK_READ, MARK_WRITE = 1 << 10, 1 << 11
 CELL_GENERIC, CELL_BARRIER, CELL_ATOMIC = 1 << 45, 1 << 46, 1 << 47

@@ -14,7 +14,7 @@ class Location:
     """A line of the CUDA source.
 
     `inlined_at` is the call that brought the line into its caller, and `function` the (mangled) name of the
-    function that was inlined; in the kernel's own lines both are empty.
+    function that was inlined. In the kernel's own lines both are empty.
     """
 
     file: str
@@ -32,15 +32,17 @@ class Location:
         return place
 
     def __str__(self) -> str:
-        """`tile.cuh:12, called at kernel.cu:40`: the line first, then each call that led to it, without folders."""
+        """Write `tile.cuh:12, called at kernel.cu:40`: the line, then each call that led to it, without
+        folders."""
         here = f"{PurePath(self.file).name}:{self.line}"
         return f"{here}, called at {self.inlined_at}" if self.inlined_at else here
 
 
 class EmulatorError(RuntimeError):
-    """The PTX, or what the kernel did, is not right. `message` says what, `location` where (None: not known).
+    """The PTX, or what the kernel did, is not right.
 
-    `report` is what a launch had seen up to there (a `Report`), None before a launch has begun.
+    `message` says what is wrong, and `location` where (None: not known). `report` is the `Report` of a launch
+    up to there, or None before a launch has begun.
     """
 
     def __init__(self, message: str, location: Location | None = None):

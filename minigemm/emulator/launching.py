@@ -18,11 +18,14 @@ import torch
 
 from .. import store
 from .clusters import PORTABLE
+from .context import SHARED_FIRST
 from .errors import EmulatorError
-from .machine import block as machine
-from .machine import copies, host_calls, tensor_core, warps, wgmma  # noqa: F401 (handlers register themselves)
+from .machine import running, tensor_core
+from .machine.kernel import Kernel, Memory
 from .machine.tma import TensorMap
-from .ptx.parse import Function, Module, inline_calls, parse
+from .ptx.inlining import inline_calls
+from .ptx.parse import parse
+from .ptx.program import Function, Module
 from .translate import native
 from .translate.lower import Program, translate
 from .watch import profile as profiling
@@ -30,11 +33,12 @@ from .watch.report import Counters, Hazard, LineCount, Report, Request
 from .watch.timeline import Rates
 
 Dim = int | Sequence[int]
+SHARED_LIMIT = 227 * 1024  # bytes of shared memory of a CTA
 
 
 @dataclass(frozen=True)
 class Translated:
-    """A kernel ready to run: its description and its machine code."""
+    """A kernel that is ready to run: its description and its machine code."""
 
     module: Module
     program: Program
@@ -64,75 +68,100 @@ def launch(
     """Run a kernel of a PTX module on the CPU, as a Hopper GPU would.
 
     Args:
-        ptx: the text of a module for ``sm_90a`` (or older), as NVRTC or nvcc emits it. With ``-lineinfo``, messages name CUDA source lines.
+        ptx: the text of a module for ``sm_90a`` (or older), as NVRTC or nvcc emits it. With ``-lineinfo``,
+            messages name CUDA source lines.
         grid: CTAs, one to three dimensions (x, y, z).
         block: threads of a CTA, likewise.
-        args: one for each kernel parameter, in order: CPU tensors (a pointer to their first element), :class:`TensorMap`, Python numbers
-            (as wide as the parameter; a float for an f32 or f64 parameter), NumPy scalars, ``ctypes`` structures or ``bytes``.
+        args: one for each kernel parameter, in order: CPU tensors (a pointer to their first element),
+            :class:`TensorMap`, Python numbers (as wide as the parameter; a float for an f32 or f64
+            parameter), NumPy scalars, ``ctypes`` structures or ``bytes``.
         kernel: the entry's name; may be left out when the module has one entry.
         shared: bytes of dynamic shared memory.
-        cluster: CTAs a cluster, at most 8 in all; the grid is a multiple of it. A kernel with ``__cluster_dims__`` brings its own.
-        schedule: ``"late"``: asynchronous work completes only when nobody can go on; ``"early"``: at once; an int: a seeded random order.
-        hazards: look for races and misuse of barriers and proxies (``report.hazards``), and for reads of shared memory that nobody wrote.
+        cluster: CTAs per cluster, at most 8 in all; the grid is a multiple of it. A kernel with
+            ``__cluster_dims__`` brings its own.
+        schedule: when asynchronous work completes. ``"late"``: only when no thread can go on; ``"early"``: at
+            once; an int: in a random order with this seed.
+        hazards: look for races, for misuse of barriers and proxies (``report.hazards``), and for reads of
+            shared memory that nobody wrote.
         profile: count memory requests, sectors and bank conflicts.
         instruction_limit: basic blocks after which a loop is called endless.
         keep_requests: warp requests of each access to keep with their addresses, for pictures.
-        fast: products of the tensor core with plain FP32 sums instead of the hardware's bits.
-        timeline: run CTA 0 by a cycle model (its own rates, or True for ours) and keep who was busy and who waited: ``report.timeline``.
-            The model is that CTA's schedule, and ``schedule`` the others'. The kernel's ``%clock`` then gives the cycles of the warp that reads it.
-        variables: what ``__device__`` and ``__constant__`` variables hold when the kernel starts, by name; each value as one of ``args`` for a parameter of
-            the variable's size. Without it a variable holds its initial value at each launch.
+        fast: compute products of the tensor core with plain FP32 sums instead of the hardware's bits.
+        timeline: run CTA 0 by a cycle model and keep who was busy and who waited, in ``report.timeline``.
+            True takes the emulator's own rates. The model is that CTA's schedule, and ``schedule`` that of
+            the others. The kernel's ``%clock`` then gives the cycles of the warp that reads it.
+        variables: values of ``__device__`` and ``__constant__`` variables at the start of the kernel, by
+            name. Each value is given like one of ``args``, for a parameter of the variable's size. Other
+            variables hold their initial values at each launch.
 
     Returns:
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
 
-    Raises:
-        ValueError, TypeError: an argument is wrong; nothing has run.
-        Fault: what a GPU faults on. Deadlock: what a GPU hangs on. Unsupported: an instruction that is not emulated, by name.
+    Raises: ValueError, TypeError: an argument is wrong; nothing has run.
+        Fault: a GPU would fault. Deadlock: a GPU would hang. Unsupported: an instruction that is not
+            emulated, by name.
     """
+    # The shape of the launch.
     if not isinstance(ptx, str):
         raise TypeError(f"ptx: expected the text of a module (str), got {type(ptx).__name__}")
     grid3, block3, cluster3 = _dim("grid", grid), _dim("block", block), _dim("cluster", cluster)
     _check_shape(grid3, block3, shared, schedule)
     _check_cluster(grid3, cluster3)
-    several = (
-        cluster3 != (1, 1, 1) or ".reqnctapercluster" in ptx
-    )  # which of two translations it will be, mostly
+
+    # There are two translations, for clusters and for single CTAs. Mostly the text tells which it will be.
+    several = cluster3 != (1, 1, 1) or ".reqnctapercluster" in ptx
     translated = translated_kernel(ptx, kernel, hazards, profile, several)
     cluster3 = _cluster_of(translated.program.function, cluster3)
     _check_cluster(grid3, cluster3)
     if several != (cluster3 != (1, 1, 1)):
         translated = translated_kernel(ptx, kernel, hazards, profile, not several)
+
+    # What the kernel was compiled for.
     program = translated.program
-    limit = 227 * 1024
-    if program.dynamic_base - 1024 + shared > limit:
+    if program.dynamic_base - SHARED_FIRST + shared > SHARED_LIMIT:
         raise ValueError(
-            f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {limit} that a CTA of a Hopper GPU can have"
+            f"shared: {program.static_shared} static and {shared} dynamic bytes exceed the {SHARED_LIMIT} that a "
+            "CTA of a Hopper GPU can have"
         )
     _check_directives(program.function, block3)
-    memory = machine.Memory()
+
+    # Memory: the arguments, the parameters that hold them, the module's variables.
+    memory = Memory()
     parameters = _parameters(program.function, args, memory)
     memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
     symbols = _module_variables(translated.module, program, memory, variables or {})
-    counts = np.zeros(max(1, len(program.blocks)), np.uint64)
-    collector = (
-        profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)
-        if profile
-        else None
+
+    # Run it. What was seen before an error is in the error's report.
+    collector = None
+    if profile:
+        collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)
+    rates = (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None
+    explicit = cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives
+    run = Kernel(
+        program=program,
+        native=translated.native,
+        grid=grid3,
+        block=block3,
+        cluster=cluster3,
+        explicit_cluster=explicit,
+        shared=shared,
+        parameters=parameters,
+        symbols=symbols,
+        memory=memory,
+        schedule=schedule,
+        instruction_limit=instruction_limit,
+        hazards=hazards,
+        fast=fast,
+        profile=collector,
+        rates=rates,
     )
-    run = machine.Kernel(
-        program, translated.native, grid3, block3, shared, parameters, symbols, memory, schedule, hazards, collector, counts, instruction_limit,
-        cluster3, cluster3 != (1, 1, 1) or "explicitcluster" in program.function.directives, fast,
-        (timeline if isinstance(timeline, Rates) else Rates()) if timeline else None,
-    )  # fmt: skip
-    run.lengths = np.array([length for _, length in program.blocks] or [0], np.float64)
     if any(site.accumulators for site in program.sites):
         tensor_core.prepare()  # its time is not the kernel's
     started = time.perf_counter()
     try:
-        machine.run(run)
+        running.run(run)
     except EmulatorError as error:
-        error.report = _report(run, translated, time.perf_counter() - started)  # what was seen up to there
+        error.report = _report(run, translated, time.perf_counter() - started)
         raise
     return _report(run, translated, time.perf_counter() - started)
 
@@ -163,12 +192,13 @@ def _check_cluster(grid: tuple[int, int, int], cluster: tuple[int, int, int]) ->
     for name, n, m in zip("xyz", grid, cluster, strict=True):
         if n % m:
             raise ValueError(
-                f"grid: expected a multiple of the cluster {cluster} in each dimension, got {grid}: {name} is {n}, no multiple of {m}"
+                f"grid: expected a multiple of the cluster {cluster} in each dimension, got {grid}: "
+                f"{name} is {n}, no multiple of {m}"
             )
 
 
 def _cluster_of(function: Function, cluster: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The cluster of a launch: the kernel's own (`__cluster_dims__`), which a launch that names another contradicts."""
+    """The cluster of a launch. A kernel with `__cluster_dims__` brings its own, and takes no other."""
     compiled = function.directives.get("reqnctapercluster", ())
     own = (*compiled, 1, 1, 1)[:3]
     if compiled and cluster not in ((1, 1, 1), own):
@@ -190,17 +220,16 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
         if name in function.directives:
             bound = int(np.prod(function.directives[name]))
             if threads > bound or (exact and threads != bound):
-                raise ValueError(
-                    f"block: {function.name} is compiled for {'exactly' if exact else 'at most'} {bound} threads, got {threads}"
-                )
+                limit = f"{'exactly' if exact else 'at most'} {bound}"
+                raise ValueError(f"block: {function.name} is compiled for {limit} threads, got {threads}")
 
 
-# ---------------------------------------------------------------------------------------------------- translation
+# -------------------------------------------------------------------------------------- translation
 
 
 @functools.cache
 def _version() -> str:
-    """A change of the translator makes every stored translation stale."""
+    """A hash of the translator: a change of it makes every stored translation stale."""
     digest = hashlib.sha256()
     here = files(__package__)
     for room in (here.joinpath("ptx"), here.joinpath("translate")):
@@ -216,30 +245,26 @@ def _version() -> str:
 def translated_kernel(
     ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False
 ) -> Translated:
-    """Parse, translate and compile one kernel; from memory or disk when it has been before. ``clusters``: for clusters of more than one CTA."""
+    """Parse, translate and compile one kernel, or take it from memory or disk.
+
+    ``clusters``: for clusters of more than one CTA.
+    """
     started = time.perf_counter()
-    key = native.cache_key(
-        "\0".join((_version(), ptx, kernel or "", str(hazards), str(profile), str(clusters)))
-    )
+    options = kernel or "", str(hazards), str(profile), str(clusters)
+    key = native.cache_key("\0".join((_version(), ptx, *options)))
     blob, found = store.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters))
     module, program, code = pickle.loads(blob)
-    return Translated(
-        module, program, native.load(code), time.perf_counter() - started, "disk" if found else "compiled"
-    )
+    loaded, seconds = native.load(code), time.perf_counter() - started
+    return Translated(module, program, loaded, seconds, "disk" if found else "compiled")
 
 
 def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> bytes:
-    """Everything that a launch needs, as it is kept: the module's variables, the program, the object code."""
+    """Translate a kernel. Returns what is stored: the module's variables, the program, the object code."""
     module = parse(ptx)
-    program = translate(
-        module,
-        inline_calls(module, _entry(module, kernel)),
-        hazards=hazards,
-        profile=profile,
-        clusters=clusters,
-    )
+    function = inline_calls(module, _entry(module, kernel))
+    program = translate(module, function, hazards=hazards, profile=profile, clusters=clusters)
     # A kernel that uses the tensor core spends its time in the tensor core's arithmetic, which is compiled already.
-    # Optimizing the rest of it takes 1 to 5 s and saves about 5 % of a launch.
+    # Optimizing the code around it takes 1 to 5 s and saves about 5 % of a launch.
     optimize = not any(site.accumulators for site in program.sites)
     code = native.compile_ir(program.ir, optimize)
     program.ir = ""
@@ -250,7 +275,7 @@ def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clust
 def translation_seconds(
     ptx: str, kernel: str, hazards: bool, profile: bool, repeats: int
 ) -> tuple[float, list[float]]:
-    """Seconds of one translation without any cache, and of loading what it gave, several times."""
+    """Measure one translation without any cache (seconds), and several times the loading of its result."""
     started = time.perf_counter()
     blob = _translate(ptx, kernel, hazards, profile)
     cold, stored = time.perf_counter() - started, []
@@ -265,45 +290,52 @@ def _entry(module: Module, kernel: str | None) -> str:
     entries = [name for name, f in module.functions.items() if f.entry]
     if kernel is None:
         if len(entries) != 1:
-            raise ValueError(
-                f"kernel: the module has {len(entries)} entries ({', '.join(entries)}); name one"
-            )
+            names = ", ".join(entries)
+            raise ValueError(f"kernel: the module has {len(entries)} entries ({names}); name one")
         return entries[0]
     if kernel not in entries:
         raise ValueError(f"kernel: the module has no entry {kernel!r}; it has {', '.join(entries) or 'none'}")
     return kernel
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# -------------------------------------------------------------------------------------- arguments
 
 
-def _parameters(function: Function, args: Sequence[Any], memory: machine.Memory) -> np.ndarray:
+def _parameters(function: Function, args: Sequence[Any], memory: Memory) -> np.ndarray:
+    """The parameters as the kernel reads them, uint8. Tensors among the arguments are added to memory."""
     if len(args) != len(function.parameters):
         raise ValueError(
             f"args: {function.name} takes {len(function.parameters)} parameters, got {len(args)} arguments"
         )
+
     size = max((p.offset + p.size for p in function.parameters), default=0)
     raw = np.zeros(size + 128, np.uint8)
     skip = -raw.ctypes.data % 64  # tensor maps are 64-byte aligned
     buffer = raw[skip : skip + size]
+
     for index, (parameter, value) in enumerate(zip(function.parameters, args, strict=True)):
         data = _argument(f"args[{index}]", parameter.size, parameter.kind, value, memory)
         if len(data) != parameter.size:
-            raise TypeError(
-                f"args[{index}]: the parameter has {parameter.size} bytes, got {type(value).__name__} of {len(data)}"
-            )
+            got = f"{type(value).__name__} of {len(data)}"
+            raise TypeError(f"args[{index}]: the parameter has {parameter.size} bytes, got {got}")
         buffer[parameter.offset : parameter.offset + parameter.size] = np.frombuffer(data, np.uint8)
     return buffer
 
 
-def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memory) -> bytes:
-    """The bytes of one argument for a parameter of that size and PTX type ("" for a structure). ``name``: what messages call it."""
+def _argument(name: str, size: int, kind: str, value: Any, memory: Memory) -> bytes:
+    """The bytes of an argument for a parameter of this size and PTX type ("" for a structure).
+
+    Messages call it ``name``. A tensor is added to memory.
+    """
+    # A float parameter takes an integer, but an integer parameter takes no float.
     if kind in ("f32", "f64") and isinstance(value, (bool, int, np.integer)):
         value = float(value)
     if kind[:1] in ("u", "s") and isinstance(value, (float, np.floating)):
         raise TypeError(
             f"{name}: expected an integer for a parameter of type .{kind}, got the float {value!r}"
         )
+
+    # Memory.
     if isinstance(value, torch.Tensor):
         _add_tensor(name, value, memory)
         return int(value.data_ptr()).to_bytes(8, "little")
@@ -312,8 +344,11 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
         return value.encode()
     if isinstance(value, np.ndarray) and kind:
         raise TypeError(
-            f"{name}: a NumPy array for a parameter of type .{kind}; pass a CPU tensor, as torch.from_numpy(array) makes one without a copy"
+            f"{name}: a NumPy array for a parameter of type .{kind}; pass a CPU tensor, as "
+            "torch.from_numpy(array) makes one without a copy"
         )
+
+    # Values.
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tobytes()
     if isinstance(value, bytes):
@@ -331,22 +366,20 @@ def _argument(name: str, size: int, kind: str, value: Any, memory: machine.Memor
     if value is None and size == 8:
         return bytes(8)
     raise TypeError(
-        f"{name}: expected a CPU tensor, a TensorMap, a number, a ctypes object or bytes, got {type(value).__name__}"
+        f"{name}: expected a CPU tensor, a TensorMap, a number, a ctypes object or bytes, got "
+        f"{type(value).__name__}"
     )
 
 
-def _add_tensor(name: str, tensor: torch.Tensor, memory: machine.Memory) -> None:
+def _add_tensor(name: str, tensor: torch.Tensor, memory: Memory) -> None:
+    """Add a tensor's bytes, from its first element to its last, to memory."""
     if tensor.device.type != "cpu":
         raise ValueError(f"{name}: the emulator takes CPU tensors, got one on {tensor.device}")
     if tensor.numel():
         span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         shape = "x".join(str(n) for n in tensor.shape) or "scalar"
-        memory.add(
-            tensor.data_ptr(),
-            span * tensor.element_size(),
-            True,
-            _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor),
-        )
+        owner = _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor)
+        memory.add(tensor.data_ptr(), span * tensor.element_size(), True, owner)
 
 
 @dataclass(frozen=True)
@@ -361,18 +394,22 @@ class _Owner:
 
 
 def _module_variables(
-    module: Module, program: Program, memory: machine.Memory, given: Mapping[str, Any]
+    module: Module, program: Program, memory: Memory, given: Mapping[str, Any]
 ) -> np.ndarray:
-    """Memory for ``__device__`` and ``__constant__`` variables, fresh for each launch; their addresses in the program's order."""
+    """Make memory for ``__device__`` and ``__constant__`` variables, fresh for each launch.
+
+    Returns their addresses in the program's order. Variables among ``given`` hold these values.
+    """
     every = {
         v.name: v for v in [*module.variables, *program.function.variables] if v.space in ("global", "const")
     }
     if unknown := given.keys() - every:
-        raise ValueError(
-            f"variables: the module has {', '.join(sorted(every)) or 'none'}, got {', '.join(sorted(unknown))}"
-        )
+        known = ", ".join(sorted(every)) or "none"
+        raise ValueError(f"variables: the module has {known}, got {', '.join(sorted(unknown))}")
+
+    # The variables that the program names, and those that their initial values point to.
     wanted, queue = {}, list(program.symbols)
-    while queue:  # relocations bring further variables in
+    while queue:
         name = queue.pop()
         if name not in wanted:
             v = every.get(name)
@@ -382,6 +419,8 @@ def _module_variables(
             skip = -raw.ctypes.data % max(v.align, 16)
             wanted[name] = raw[skip : skip + max(v.size, 1)]
             queue += [symbol for _, symbol, _ in v.relocations]
+
+    # Their values.
     for name, data in wanted.items():
         v = every[name]
         if v.init is not None:
@@ -389,9 +428,8 @@ def _module_variables(
         if name in given:
             value = _argument(f"variables[{name!r}]", v.size, "", given[name], memory)
             if len(value) != v.size:
-                raise TypeError(
-                    f"variables[{name!r}]: the variable has {v.size} bytes, got {type(given[name]).__name__} of {len(value)}"
-                )
+                got = f"{type(given[name]).__name__} of {len(value)}"
+                raise TypeError(f"variables[{name!r}]: the variable has {v.size} bytes, got {got}")
             data[: len(value)] = np.frombuffer(value, np.uint8)
         for offset, symbol, addend in v.relocations:
             data[offset : offset + 8].view(np.int64)[0] = wanted[symbol].ctypes.data + addend
@@ -399,11 +437,12 @@ def _module_variables(
     return np.array([wanted[name].ctypes.data for name in program.symbols] or [0], np.int64)
 
 
-# ---------------------------------------------------------------------------------------------------- report
+# -------------------------------------------------------------------------------------- report
 
 
-def _report_registers(run: machine.Kernel) -> None:
-    """What the analysis of the tensor core's registers found, where the kernel really came by."""
+def _report_registers(run: Kernel) -> None:
+    """Add hazards of the tensor core's registers, which the translator has found, if the kernel came by
+    there."""
     code = run.program.function.code
     executed = {
         first + k
@@ -419,39 +458,36 @@ def _report_registers(run: machine.Kernel) -> None:
     for misuse in run.program.register_misuse:
         if misuse.index not in executed or (misuse.other >= 0 and misuse.other not in executed):
             continue
-        location, line = code[misuse.index].location, code[misuse.index].line
+        key = misuse.kind, at(misuse.index)
+        if key in kept:
+            kept[key].count += 1
+            continue
         if misuse.kind == "wgmma-fence":
-            before = (
-                f"an ordinary instruction touched its registers at {at(misuse.other)}"
-                if misuse.other >= 0
-                else "it is the first of the kernel"
-            )
+            before = "it is the first of the kernel"
+            if misuse.other >= 0:
+                before = f"an ordinary instruction touched its registers at {at(misuse.other)}"
             message = f"missing wgmma.fence: {before}, and no wgmma.fence stands between that and this WGMMA"
-            parties, fix = (
-                ("ordinary instructions", "WGMMA"),
-                "wgmma.fence.sync.aligned before the first WGMMA of each batch",
-            )
+            parties = "ordinary instructions", "WGMMA"
+            fix = "wgmma.fence.sync.aligned before the first WGMMA of each batch"
         else:
-            verb = "writes" if misuse.writes else "reads"
-            message = (f"this {verb} an accumulator register of the WGMMA at {at(misuse.other)} while that WGMMA may still be in flight: no wgmma.wait_group "
-                       "has retired it on the way here")  # fmt: skip
-            parties, fix = (
-                ("ordinary instruction", "WGMMA"),
-                "wgmma.commit_group and wgmma.wait_group before the accumulators are used",
+            message = (
+                f"this {'writes' if misuse.writes else 'reads'} an accumulator register of the WGMMA at "
+                f"{at(misuse.other)} while that WGMMA may still be in flight: no wgmma.wait_group has retired it on "
+                "the way here"
             )
-        hazard = kept.get((misuse.kind, at(misuse.index)))
-        if hazard is None:
-            kept[misuse.kind, at(misuse.index)] = Hazard(
-                misuse.kind, message, location, line, 0, parties, fix
-            )
-        else:
-            hazard.count += 1
+            parties = "ordinary instruction", "WGMMA"
+            fix = "wgmma.commit_group and wgmma.wait_group before the accumulators are used"
+        location, line = code[misuse.index].location, code[misuse.index].line
+        kept[key] = Hazard(misuse.kind, message, location, line, 0, parties, fix)
     run.hazard_list += kept.values()
 
 
-def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Report:
+def _report(run: Kernel, translated: Translated, seconds: float) -> Report:
+    """What a launch did and found, as far as it came."""
     if run.hazards:
         _report_registers(run)
+
+    # Instructions, by class.
     code = run.program.function.code
     classes: dict[str, int] = {}
     total = 0
@@ -460,36 +496,46 @@ def _report(run: machine.Kernel, translated: Translated, seconds: float) -> Repo
             kind = instruction_class(ins.opcode, ins.modifiers)
             classes[kind] = classes.get(kind, 0) + count
         total += count * length
-    counters = Counters(
-        dict.fromkeys(Counters.NAMES, 0) | run.traffic
-    )  # whoever reads them as JSON finds each one
-    counters.update(
-        instructions=total, instructions_by_class=dict(sorted(classes.items(), key=lambda kv: -kv[1]))
-    )
+
+    # Counters: whoever reads them as JSON finds each name.
+    counters = Counters(dict.fromkeys(Counters.NAMES, 0) | run.traffic)
+    by_class = dict(sorted(classes.items(), key=lambda item: -item[1]))
+    counters.update(instructions=total, instructions_by_class=by_class)
+
+    # Memory.
     lines: Sequence[LineCount] = ()
     requests: Sequence[Request] = ()
     if run.profile is not None:
         counters, lines = run.profile.finish(counters, code)
         requests = run.profile.requests(code)
+
     return Report(
-        kernel=run.program.function.name, grid=run.grid, block=run.block, schedule=run.schedule, hazards=run.hazard_list, counters=counters,
-        lines=lines, events=run.events, seconds=seconds, translate_seconds=translated.seconds, origin=translated.origin, requests=requests,
-        looked_for_hazards=run.hazards, timeline=run.timeline, cluster=run.cluster,
-    )  # fmt: skip
+        kernel=run.program.function.name,
+        grid=run.grid,
+        block=run.block,
+        cluster=run.cluster,
+        schedule=run.schedule,
+        hazards=run.hazard_list,
+        looked_for_hazards=run.hazards,
+        counters=counters,
+        lines=lines,
+        requests=requests,
+        events=run.events,
+        timeline=run.timeline,
+        seconds=seconds,
+        translate_seconds=translated.seconds,
+        origin=translated.origin,
+    )
 
 
 def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
     """The class under which an instruction is counted."""
     if opcode in ("ld", "ldu", "st", "atom", "red"):
-        space = next(
-            (
-                m.split("::")[0]
-                for m in modifiers
-                if m.split("::")[0] in ("global", "shared", "local", "const", "param")
-            ),
-            "generic",
-        )
-        return f"{'atomic' if opcode in ('atom', 'red') else 'load' if opcode.startswith('ld') else 'store'} {space}"
+        spaces = (m.split("::")[0] for m in modifiers)
+        known = ("global", "shared", "local", "const", "param")
+        space = next((space for space in spaces if space in known), "generic")
+        verb = "atomic" if opcode in ("atom", "red") else "load" if opcode.startswith("ld") else "store"
+        return f"{verb} {space}"
     if opcode in ("bra", "brx", "ret", "exit", "call"):
         return "control"
     if opcode in ("bar", "barrier", "mbarrier", "fence", "membar"):

@@ -1,5 +1,6 @@
-// The types of the kernels and the PTX instructions that CUDA C++ has no word for: a function each, named after the
-// instruction. Compiled by NVRTC with -default-device, so that every function here is a device function; no headers.
+// The types of the kernels and the PTX instructions that CUDA C++ has no word for: a function each,
+// named after the instruction. Compiled by NVRTC with -default-device, so that every function here
+// is a device function; no headers.
 
 #pragma once
 
@@ -12,10 +13,17 @@ typedef long long i64;
 typedef u8 e4m3;  // FP8: sign, 4 bits of exponent, 3 of mantissa
 typedef u16 bf16;
 
-typedef u32 e4m3x4;                               // four elements of a row, the first in the lowest byte
-struct alignas(16) e4m3x16 { e4m3x4 words[4]; };  // sixteen: as much as a thread loads at once
+typedef u32 e4m3x4;  // four elements of a row, the first in the lowest byte
 
-struct alignas(64) CUtensorMap { u64 opaque[16]; };  // as in cuda.h
+// Sixteen elements: as much as a thread loads at once.
+struct alignas(16) e4m3x16 {
+  e4m3x4 words[4];
+};
+
+// As in cuda.h.
+struct alignas(64) CUtensorMap {
+  u64 opaque[16];
+};
 
 // --- arithmetic
 
@@ -70,33 +78,46 @@ inline float fma_rn_f32(float4 x, float4 y, float acc) {
 
 // The 32-bit address within shared memory that the instructions below take.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvta
-inline u32 cvta_to_shared(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
+inline u32 cvta_to_shared(const void* pointer) {
+  return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
 
-// --- mbarriers: a phase completes when its arrivals and its bytes have all come, and the next one begins
+// --- mbarriers: a phase completes when its arrivals and bytes have all come; the next one begins
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-init
 inline void mbarrier_init(u64* barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cvta_to_shared(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+               :
+               : "r"(cvta_to_shared(barrier)), "r"(arrivals)
+               : "memory");
 }
 
 // Makes initialised barriers visible to the asynchronous copies that complete on them.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar-fence
-inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+inline void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 // One arrival, and the promise that this many bytes will come.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
 inline void mbarrier_arrive_expect_tx(u64* barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(cvta_to_shared(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :
+               : "r"(cvta_to_shared(barrier)), "r"(bytes)
                : "memory");
 }
 
 // One arrival. What this thread did before is visible to those who wait for the phase.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
 inline void mbarrier_arrive(u64* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(cvta_to_shared(barrier)) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+               :
+               : "r"(cvta_to_shared(barrier))
+               : "memory");
 }
 
-// Whether the phase of this parity is complete; the hardware may let the thread sleep a while before it says no.
+// Whether the phase of this parity is complete; the hardware may let the thread sleep a while
+// before it says no.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
 inline bool mbarrier_try_wait_parity(u64* barrier, u32 parity) {
   u32 complete;
@@ -126,35 +147,45 @@ inline void prefetch_tensormap(const CUtensorMap* map) {
 
 // Global to shared: the box's bytes complete on the barrier. Outside the tensor it is zeros.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
-inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier) {
+inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer,
+                                      u64* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          cvta_to_shared(to)),
-      "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier))
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];"
+      :
+      : "r"(cvta_to_shared(to)), "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier))
       : "memory");
 }
 
-// Shared to global: joins the thread's next bulk group. What lies outside the tensor is not written.
+// Shared to global: joins the thread's next bulk group. What lies outside the tensor is not
+// written.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
-inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(inner),
-               "r"(outer), "r"(cvta_to_shared(from))
+inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer,
+                                       const void* from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];"
+               :
+               : "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(from))
                : "memory");
 }
 
 // The same two under a policy: which lines the L2 cache gives up first when it needs room.
-inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
-                                      u64 policy) {
+inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer,
+                                      u64* barrier, u64 policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
-      "%3}], [%4], %5;" ::"r"(cvta_to_shared(to)),
-      "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)), "l"(policy)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;"
+      :
+      : "r"(cvta_to_shared(to)), "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)),
+        "l"(policy)
       : "memory");
 }
-inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer, const void* from, u64 policy) {
+inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer,
+                                       const void* from, u64 policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%1, %2}], [%3], %4;" ::"l"(map),
-      "r"(inner), "r"(outer), "r"(cvta_to_shared(from)), "l"(policy)
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint "
+      "[%0, {%1, %2}], [%3], %4;"
+      :
+      : "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(from)), "l"(policy)
       : "memory");
 }
 
@@ -172,7 +203,9 @@ inline u64 createpolicy_evict_normal() {
 }
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-commit-group
-inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+inline void cp_async_bulk_commit_group() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 
 // Returns when at most kPending of the thread's groups have still to read their shared memory.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-wait-group
@@ -181,24 +214,27 @@ inline void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
-// What this thread wrote to shared memory becomes visible to asynchronous copies that are issued after it.
+// What this thread wrote to shared memory becomes visible to asynchronous copies that are issued
+// after it.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar-fence
 inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // --- warpgroup matrix products (WGMMA): issued by 128 threads together, computed beside them
 
-// Where a tile of 128-byte rows begins that TMA wrote with the 128-byte swizzle, as the tensor core wants to be told.
-// The swizzle's pattern repeats every 8 rows, and the tile, or the 8 rows from which on it is read, begins where the
-// pattern does: at a multiple of 1024 bytes. k columns further on is the descriptor plus k / 16, since the hardware
-// swizzles the address that it has computed; r rows further down, for an r that is a multiple of 8, plus 8 * r.
+// Where a tile of 128-byte rows begins that TMA wrote with the 128-byte swizzle, as the tensor core
+// wants to be told. The swizzle's pattern repeats every 8 rows, and the tile, or the 8 rows from
+// which on it is read, begins where the pattern does: at a multiple of 1024 bytes. k columns
+// further on is the descriptor plus k / 16, since the hardware swizzles the address that it has
+// computed; r rows further down, for an r that is a multiple of 8, plus 8 * r.
 //   bits  0 to 13: the address / 16
-//   bits 16 to 29: the leading byte offset / 16, which a swizzled tile with k innermost does not use
+//   bits 16 to 29: the leading byte offset / 16, unused by a swizzled tile with k innermost
 //   bits 32 to 45: the stride byte offset / 16: from 8 rows to the next 8, 1024 bytes
 //   bits 49 to 51: the base offset: 0, because of that alignment
 //   bits 62 to 63: 1, the 128-byte swizzle
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
 inline u64 wgmma_descriptor(const void* tile) {
-  return static_cast<u64>((cvta_to_shared(tile) & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
+  const u64 address = cvta_to_shared(tile) & 0x3ffff;
+  return address >> 4 | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
 }
 
 // What the warpgroup did to its accumulators comes before what the products issued after this do.
@@ -216,9 +252,10 @@ inline void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// No instruction: for the compiler, to which an accumulator is a variable like any other. It sees that a product is
-// issued, not that its result comes later, and could move a read of x above the wait, or a write below the fence. This
-// claims to read and write every x, in an order with the memory clobbers around it.
+// No instruction: for the compiler, to which an accumulator is a variable like any other. It sees
+// that a product is issued, not that its result comes later, and could move a read of x above the
+// wait, or a write below the fence. This claims to read and write every x, in an order with the
+// memory clobbers around it.
 template <int kCount>
 inline void keep_in_order(float (&x)[kCount]) {
 #pragma unroll
@@ -230,12 +267,13 @@ inline void keep_in_order(float (&x)[kWaves][kCount]) {
   for (int wave = 0; wave < kWaves; ++wave) keep_in_order(x[wave]);
 }
 
-// Four 8x8 matrices of BF16: lane l gives the address of row l % 8 of matrix l / 8, and two neighbours of row l / 4 of
-// each: the way in which accumulators lie.
+// Four 8x8 matrices of BF16: lane l gives the address of row l % 8 of matrix l / 8, and two
+// neighbours of row l / 4 of each: the way in which accumulators lie.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
 inline void stmatrix_x4(void* row, u32 x0, u32 x1, u32 x2, u32 x3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(cvta_to_shared(row)), "r"(x0),
-               "r"(x1), "r"(x2), "r"(x3)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(cvta_to_shared(row)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
                : "memory");
 }
 
@@ -253,30 +291,41 @@ inline u32 cluster_ctarank() {
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-mapa
 inline u32 mapa(const void* pointer, u32 rank) {
   u32 address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(cvta_to_shared(pointer)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(cvta_to_shared(pointer)), "r"(rank));
   return address;
 }
 
-// One arrival at a barrier of any CTA of the cluster. What this thread's products and reads did is done then. To order
-// its writes for the other CTA would take .release.cluster, for which it waits until all its memory traffic is over.
+// One arrival at a barrier of any CTA of the cluster. What this thread's products and reads did is
+// done then. To order its writes for the other CTA would take .release.cluster, for which it waits
+// until all its memory traffic is over.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
 inline void mbarrier_arrive_cluster(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// All threads of the cluster arrive, and wait until all have, or have ended. What they did before is visible then.
+// All threads of the cluster arrive, and wait until all have, or have ended. What they did before
+// is visible then.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-barrier-cluster
-inline void barrier_cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-inline void barrier_cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+inline void barrier_cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+inline void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
-// Global to shared, of each CTA that has a bit in `ranks`: to the same place there, completing on its own barrier.
+// Global to shared, of each CTA that has a bit in `ranks`: to the same place there, completing on
+// its own barrier.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-bulk-tensor
-inline void cp_async_bulk_tensor_load_multicast(void* to, const CUtensorMap* map, int inner, int outer, u64* barrier,
-                                                u16 ranks) {
+inline void cp_async_bulk_tensor_load_multicast(void* to, const CUtensorMap* map, int inner,
+                                                int outer, u64* barrier, u16 ranks) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
-      "%3}], [%4], %5;" ::"r"(cvta_to_shared(to)),
-      "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)), "h"(ranks)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+      :
+      : "r"(cvta_to_shared(to)), "l"(map), "r"(inner), "r"(outer), "r"(cvta_to_shared(barrier)),
+        "h"(ranks)
       : "memory");
 }
 
@@ -295,7 +344,8 @@ inline bool elect_sync() {
   return elected;
 }
 
-// Registers that a warpgroup gives back, and those that another then takes; a multiple of 8 a thread.
+// Registers that a warpgroup gives back, and those that another then takes; a multiple of 8 a
+// thread.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#miscellaneous-instructions-setmaxnreg
 template <int kCount>
 inline void setmaxnreg_dec() {
@@ -308,7 +358,9 @@ inline void setmaxnreg_inc() {
 
 // __syncthreads() for some of the warps: `threads` of them meet at barrier `id`, 1 to 15.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
-inline void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+inline void bar_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // The same for threads that come from different places of the program.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar

@@ -1,8 +1,9 @@
 // s01_naive: a thread an output.
 //
-// d = a @ b.T, scaled: d[row][column] is the sum over k of a[row][k] * b[column][k], in FP32 and in the order of k,
-// times scale_a * scale_b, rounded to BF16. Each thread walks along one row of a and one row of b and asks for every
-// byte by itself: a row of a is read by all threads of that row of d, a row of b by all threads of that column.
+// d = a @ b.T, scaled: d[row][column] is the sum over k of a[row][k] * b[column][k], in FP32 and in
+// the order of k, times scale_a * scale_b, rounded to BF16. Each thread walks along one row of a
+// and one row of b and asks for every byte by itself: a row of a is read by all threads of that row
+// of d, a row of b by all threads of that column.
 
 #include "ptx.cuh"
 
@@ -30,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) s01_naive(
     const float* scale_a,  // ()
     const float* scale_b,  // ()
     int m, int n, int k, i64 lda, i64 ldb, i64 ldd) {
-  // Neighbouring threads take neighbouring columns. Tiles of M are in the grid's x, which alone holds 2^31 of them.
+  // Neighbouring threads take neighbouring columns. Tiles of M are in the grid's x, which alone
+  // holds 2^31 of them.
   const int row = blockIdx.x * BLOCK_M + threadIdx.x / BLOCK_N;
   const int column = blockIdx.y * BLOCK_N + threadIdx.x % BLOCK_N;
   if (row >= m || column >= n) return;  // the tiles at the edge hang over it

@@ -1,18 +1,19 @@
 // s02_tiled: shared-memory and register tiles.
 //
-// A CTA computes a BLOCK_M x BLOCK_N tile of d. It walks along K by BLOCK_K: its threads copy a tile of a and a tile of
-// b into shared memory, then each computes THREAD_M x THREAD_N outputs from there. What comes from global memory now
-// serves a whole tile of products, and what comes from shared memory THREAD_M or THREAD_N of them.
+// A CTA computes a BLOCK_M x BLOCK_N tile of d. It walks along K by BLOCK_K: its threads copy a
+// tile of a and a tile of b into shared memory, then each computes THREAD_M x THREAD_N outputs from
+// there. What comes from global memory now serves a whole tile of products, and what comes from
+// shared memory THREAD_M or THREAD_N of them.
 
 #include "ptx.cuh"
 
 constexpr int kThreadsM = BLOCK_M / THREAD_M;
 constexpr int kThreadsN = BLOCK_N / THREAD_N;
 constexpr int kThreads = kThreadsM * kThreadsN;
-constexpr int kWarpM = 4, kWarpN = 8;        // a warp's threads: nearly square, so that together they read few rows
+constexpr int kWarpM = 4, kWarpN = 8;        // a warp's threads: nearly square, to read few rows
 constexpr int kVector = 16;                  // elements that a thread loads at once
 constexpr int kVectors = BLOCK_K / kVector;  // in a tile's row
-constexpr int kPitch = BLOCK_K + PADDING;    // with 16 bytes of padding, the same k of 8 rows lies in different banks
+constexpr int kPitch = BLOCK_K + PADDING;    // padding: the same k of 8 rows in different banks
 
 struct Shared {
   alignas(16) e4m3 a[BLOCK_M][kPitch];  // (BLOCK_M, BLOCK_K), rows kPitch apart
@@ -43,7 +44,8 @@ float4 read(const e4m3 (&tile)[kRows][kPitch], int row, int k) {
   return cvt_rn_f32_e4m3x4(*reinterpret_cast<const e4m3x4*>(&tile[row][k]));
 }
 
-// acc (THREAD_M, THREAD_N) += the product of the tiles' rows m + i * kThreadsM and n + j * kThreadsN.
+// acc (THREAD_M, THREAD_N) += the product of the tiles' rows m + i * kThreadsM and n + j *
+// kThreadsN.
 void compute(float (&acc)[THREAD_M][THREAD_N], const Shared& shared, int m, int n) {
 #pragma unroll 1  // the body is long enough
   for (int k = 0; k < BLOCK_K; k += 4) {
@@ -61,8 +63,8 @@ void compute(float (&acc)[THREAD_M][THREAD_N], const Shared& shared, int m, int 
 }
 
 // d (rows, columns) at (row + i * kThreadsM, column + j * kThreadsN), as far as that lies inside.
-void store(bf16* d, const float (&acc)[THREAD_M][THREAD_N], float scale, int rows, int columns, i64 ldd, int row,
-           int column) {
+void store(bf16* d, const float (&acc)[THREAD_M][THREAD_N], float scale, int rows, int columns,
+           i64 ldd, int row, int column) {
 #pragma unroll
   for (int i = 0; i < THREAD_M; ++i, row += kThreadsM) {
 #pragma unroll
@@ -90,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) s02_tiled(
   for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
     load(shared.a, a, m, k, lda, row0, k0);
     load(shared.b, b, n, k, ldb, column0, k0);
-    __syncthreads();  // all threads arrive with their part of the tiles written, and wait for the rest
+    __syncthreads();  // all threads arrive with their part of the tiles written, and wait for all
     compute(acc, shared, thread_m, thread_n);
     __syncthreads();  // all threads arrive when they have read, and wait before they overwrite
   }

@@ -1,9 +1,10 @@
 // s04_wgmma: the tensor core.
 //
-// A warpgroup, four warps that act together, multiplies 64 rows of a by BLOCK_N rows of b, 32 columns deep, with one
-// instruction (WGMMA). It reads both from shared memory, just as TMA left them: a descriptor says where they begin and
-// how they are swizzled. Its sums stay in the warpgroup's registers. It is asynchronous: the warps issue products,
-// commit them as a group and wait for it.
+// A warpgroup, four warps that act together, multiplies 64 rows of a by BLOCK_N rows of b, 32
+// columns deep, with one instruction (WGMMA). It reads both from shared memory, just as TMA left
+// them: a descriptor says where they begin and how they are swizzled. Its sums stay in the
+// warpgroup's registers. It is asynchronous: the warps issue products, commit them as a group and
+// wait for it.
 
 #include "ptx.cuh"
 
@@ -17,16 +18,18 @@ constexpr int kAlign = 1024;              // every swizzle's pattern begins anew
 struct Shared {
   alignas(kAlign) e4m3 a[BLOCK_M][BLOCK_K];        // (BLOCK_M, BLOCK_K), swizzled
   alignas(kAlign) e4m3 b[BLOCK_N][BLOCK_K];        // (BLOCK_N, BLOCK_K), swizzled
-  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];  // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each k-step: thread 0 arrives and promises the bytes of a and b, TMA brings them; all threads wait.
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];  // (BLOCK_M, BLOCK_N) in panels, swizzled
+  // Each k-step: thread 0 arrives and promises the bytes of a and b, TMA brings them; all threads
+  // wait.
   alignas(kAlign) u64 full;
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
-static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128
+// bytes wide, the 16-byte vectors within each trade places: which with which depends on how many
+// times 128 bytes lie before the row.
 template <int kSpan>
 int swizzle(int row, int byte) {
   constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
@@ -36,12 +39,14 @@ int swizzle(int row, int byte) {
 // The place of d's element (row, column) in its tile.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+  const int byte = swizzle<kSpan>(row, column % PANEL * sizeof(bf16));
+  return tile[column / PANEL][row][byte / sizeof(bf16)];
 }
 
 // The tiles of a and b that begin at (row0, k0) and (column0, k0). For one thread.
-void load(Shared& shared, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0, int column0, int k0) {
-  mbarrier_arrive_expect_tx(&shared.full, sizeof(shared.a) + sizeof(shared.b));  // the zeros over the edge count too
+void load(Shared& shared, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0, int column0,
+          int k0) {
+  mbarrier_arrive_expect_tx(&shared.full, sizeof(shared.a) + sizeof(shared.b));  // the zeros too
   cp_async_bulk_tensor_load(shared.a, &a_map, k0, row0, &shared.full);
   cp_async_bulk_tensor_load(shared.b, &b_map, k0, column0, &shared.full);
 }
@@ -57,8 +62,8 @@ void compute(float (&acc)[BLOCK_N / 2], const Shared& shared, int row) {
   keep_in_order(acc);
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. Lane l of warp w holds two neighbours each of rows
-// 16 w + l / 4 and 8 further down, in every 8 columns.
+// The kWave rows from `row` on of the tile of d, into shared memory. Lane l of warp w holds two
+// neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], float scale, int row) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
@@ -71,7 +76,9 @@ void write(Shared& shared, const float (&acc)[BLOCK_N / 2], float scale, int row
 // The tile of d, from shared memory to (row0, column0), as far as it lies inside d. For one thread.
 void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0) {
 #pragma unroll
-  for (int i = 0; i < kPanels; ++i) cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i]);
+  for (int i = 0; i < kPanels; ++i) {
+    cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i]);
+  }
   cp_async_bulk_commit_group();
   cp_async_bulk_wait_group_read<0>();  // the CTA's shared memory must last until it is read
 }
@@ -88,8 +95,8 @@ void store(bf16* d, Shared& shared, int rows, int columns, i64 ldd, int row0, in
 extern "C" __global__ void __launch_bounds__(kThreads) s04_wgmma(
     const __grid_constant__ CUtensorMap a_map,  // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,  // (n, k), boxes (BLOCK_N, BLOCK_K)
-    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (BLOCK_M, PANEL); read if store_by_tma
-    bf16* d,                                    // (m, n), rows ldd elements apart
+    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (BLOCK_M, PANEL), if store_by_tma
+    bf16* d,                                    // (m, n), rows ldd apart
     const float* scale_a,                       // ()
     const float* scale_b,                       // ()
     int m, int n, int k, i64 ldd, int store_by_tma) {
@@ -113,11 +120,11 @@ extern "C" __global__ void __launch_bounds__(kThreads) s04_wgmma(
     compute(acc, shared, row);
     wgmma_wait_group<0>();
     keep_in_order(acc);
-    __syncthreads();  // all threads arrive when their products have read, and thread 0 waits before TMA overwrites
+    __syncthreads();  // all threads arrive when their products have read; then TMA may overwrite
   }
   write(shared, acc, *scale_a * *scale_b, row);
   fence_proxy_async();  // each thread's own writes, for the TMA that reads them
-  __syncthreads();      // all threads arrive with their part of d written and fenced, and wait for the rest
+  __syncthreads();      // all threads arrive with their part of d fenced, and wait for the rest
   if (!store_by_tma) {
     store(d, shared, m, n, ldd, row0, column0);
   } else if (threadIdx.x == 0) {

@@ -1,8 +1,9 @@
 // s05_pipelined: a ring of stages, phase bits.
 //
-// Shared memory holds STAGES tiles of a and b: while the tensor core multiplies one, TMA fills the others. Thread 0
-// asks for tiles STAGES - 1 steps ahead. Each slot of the ring has its barrier, whose phase completes once each time
-// round: the parity to wait for flips there. One group of products stays in flight while the next is issued behind it.
+// Shared memory holds STAGES tiles of a and b: while the tensor core multiplies one, TMA fills the
+// others. Thread 0 asks for tiles STAGES - 1 steps ahead. Each slot of the ring has its barrier,
+// whose phase completes once each time round: the parity to wait for flips there. One group of
+// products stays in flight while the next is issued behind it.
 
 #include "ptx.cuh"
 
@@ -16,16 +17,18 @@ constexpr int kAlign = 1024;              // every swizzle's pattern begins anew
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
-  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each tile of a slot: thread 0 arrives and promises the bytes of a and b, TMA brings them; all threads wait.
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) in panels, swizzled
+  // Each tile of a slot: thread 0 arrives and promises the bytes of a and b, TMA brings them; all
+  // threads wait.
   alignas(kAlign) u64 full[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
-static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128
+// bytes wide, the 16-byte vectors within each trade places: which with which depends on how many
+// times 128 bytes lie before the row.
 template <int kSpan>
 int swizzle(int row, int byte) {
   constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
@@ -35,19 +38,22 @@ int swizzle(int row, int byte) {
 // The place of d's element (row, column) in its tile.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+  const int byte = swizzle<kSpan>(row, column % PANEL * sizeof(bf16));
+  return tile[column / PANEL][row][byte / sizeof(bf16)];
 }
 
-// The tiles of a and b that begin at (row0, k0) and (column0, k0), into slot `stage`. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0, int column0,
-          int k0) {
+// The tiles of a and b that begin at (row0, k0) and (column0, k0), into slot `stage`. For one
+// thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0,
+          int column0, int k0) {
   u64* full = &shared.full[stage];
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));  // the zeros over the edge count too
+  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));  // the zeros too
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
   cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, column0, full);
 }
 
-// acc (kWave, BLOCK_N) += the product of the tiles in slot `stage`: rows `row` to `row + kWave` of a, and all of b.
+// acc (kWave, BLOCK_N) += the product of the tiles in slot `stage`: rows `row` to `row + kWave` of
+// a, and all of b.
 void compute(float (&acc)[BLOCK_N / 2], const Shared& shared, int stage, int row) {
   const u64 a = wgmma_descriptor(shared.a[stage][row]), b = wgmma_descriptor(shared.b[stage]);
   keep_in_order(acc);
@@ -58,8 +64,8 @@ void compute(float (&acc)[BLOCK_N / 2], const Shared& shared, int stage, int row
   keep_in_order(acc);
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. Lane l of warp w holds two neighbours each of rows
-// 16 w + l / 4 and 8 further down, in every 8 columns.
+// The kWave rows from `row` on of the tile of d, into shared memory. Lane l of warp w holds two
+// neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], float scale, int row) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
@@ -72,7 +78,9 @@ void write(Shared& shared, const float (&acc)[BLOCK_N / 2], float scale, int row
 // The tile of d, from shared memory to (row0, column0), as far as it lies inside d. For one thread.
 void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0) {
 #pragma unroll
-  for (int i = 0; i < kPanels; ++i) cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i]);
+  for (int i = 0; i < kPanels; ++i) {
+    cp_async_bulk_tensor_store(&d_map, column0 + i * PANEL, row0, shared.d[i]);
+  }
   cp_async_bulk_commit_group();
   cp_async_bulk_wait_group_read<0>();  // the CTA's shared memory must last until it is read
 }
@@ -89,8 +97,8 @@ void store(bf16* d, Shared& shared, int rows, int columns, i64 ldd, int row0, in
 extern "C" __global__ void __launch_bounds__(kThreads) s05_pipelined(
     const __grid_constant__ CUtensorMap a_map,  // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,  // (n, k), boxes (BLOCK_N, BLOCK_K)
-    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (BLOCK_M, PANEL); read if store_by_tma
-    bf16* d,                                    // (m, n), rows ldd elements apart
+    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (BLOCK_M, PANEL), if store_by_tma
+    bf16* d,                                    // (m, n), rows ldd apart
     const float* scale_a,                       // ()
     const float* scale_b,                       // ()
     int m, int n, int k, i64 ldd, int store_by_tma) {
@@ -111,22 +119,25 @@ extern "C" __global__ void __launch_bounds__(kThreads) s05_pipelined(
 
   float acc[BLOCK_N / 2] = {};
   int stage = 0, before = STAGES - 1;  // this k-step's slot, and that of the step before
-  u32 phase = 0;                       // the parity of the phase that the slot's barrier completes in this round
+  u32 phase = 0;                       // parity of the phase that the slot's barrier completes now
   for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
     mbarrier_wait_parity(&shared.full[stage], phase);
     compute(acc, shared, stage, row);
     wgmma_wait_group<1>();  // the products of the step before are done
-    __syncthreads();        // all threads arrive when they are, and thread 0 waits before TMA overwrites what they read
+    __syncthreads();        // all threads arrive when they are; then TMA may overwrite
     const int ahead = k0 + (STAGES - 1) * BLOCK_K;
     if (threadIdx.x == 0 && ahead < k) load(shared, before, a_map, b_map, row0, column0, ahead);
     before = stage;
-    if (++stage == STAGES) stage = 0, phase ^= 1;
+    if (++stage == STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
   }
   wgmma_wait_group<0>();
   keep_in_order(acc);
   write(shared, acc, *scale_a * *scale_b, row);
   fence_proxy_async();  // each thread's own writes, for the TMA that reads them
-  __syncthreads();      // all threads arrive with their part of d written and fenced, and wait for the rest
+  __syncthreads();      // all threads arrive with their part of d fenced, and wait for the rest
   if (!store_by_tma) {
     store(d, shared, m, n, ldd, row0, column0);
   } else if (threadIdx.x == 0) {

@@ -1,16 +1,17 @@
 // s06_warp_specialized: producer and consumer warpgroups.
 //
-// One thread of a warpgroup of its own, the producer, asks for tiles as soon as a slot is empty; the consumers multiply
-// them and never wait for each other. A full and an empty barrier a slot carry the tiles there and the slots back. The
-// producer needs few registers and gives the rest to the consumers, which have room for more accumulators: a consumer
-// computes one wave of 64 rows or two.
+// One thread of a warpgroup of its own, the producer, asks for tiles as soon as a slot is empty;
+// the consumers multiply them and never wait for each other. A full and an empty barrier a slot
+// carry the tiles there and the slots back. The producer needs few registers and gives the rest to
+// the consumers, which have room for more accumulators: a consumer computes one wave of 64 rows or
+// two.
 
 #include "ptx.cuh"
 
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, and the producer behind them
+constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
@@ -19,18 +20,21 @@ constexpr int kAlign = 1024;              // every swizzle's pattern begins anew
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
-  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each tile of a slot: the producer arrives and promises the bytes of a and b, TMA brings them; the consumers wait.
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) in panels, swizzled
+  // Each tile of a slot: the producer arrives and promises the bytes of a and b, TMA brings them;
+  // the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
+  // the producer waits.
   u64 empty[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
-static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128
+// bytes wide, the 16-byte vectors within each trade places: which with which depends on how many
+// times 128 bytes lie before the row.
 template <int kSpan>
 int swizzle(int row, int byte) {
   constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
@@ -40,19 +44,22 @@ int swizzle(int row, int byte) {
 // The place of d's element (row, column) in its tile.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+  const int byte = swizzle<kSpan>(row, column % PANEL * sizeof(bf16));
+  return tile[column / PANEL][row][byte / sizeof(bf16)];
 }
 
-// The tiles of a and b that begin at (row0, k0) and (column0, k0), into slot `stage`. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0, int column0,
-          int k0) {
+// The tiles of a and b that begin at (row0, k0) and (column0, k0), into slot `stage`. For one
+// thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, int row0,
+          int column0, int k0) {
   u64* full = &shared.full[stage];
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));  // the zeros over the edge count too
+  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]));  // the zeros too
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
   cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, column0, full);
 }
 
-// acc (kWaves, kWave, BLOCK_N) += the product of the tiles in slot `stage`: kRows rows of a from `row` on, all of b.
+// acc (kWaves, kWave, BLOCK_N) += the product of the tiles in slot `stage`: kRows rows of a from
+// `row` on, all of b.
 void compute(float (&acc)[kWaves][BLOCK_N / 2], const Shared& shared, int stage, int row) {
   const u64 a = wgmma_descriptor(shared.a[stage][row]), b = wgmma_descriptor(shared.b[stage]);
   keep_in_order(acc);
@@ -68,22 +75,24 @@ void compute(float (&acc)[kWaves][BLOCK_N / 2], const Shared& shared, int stage,
   keep_in_order(acc);
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16 columns at a time:
-// lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16
+// columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], float scale, int row) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 8) {
     u32 pairs[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j] * scale, acc[i + 2 * j + 1] * scale);
+    for (int j = 0; j < 4; ++j) {
+      pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j] * scale, acc[i + 2 * j + 1] * scale);
+    }
     bf16& place = at(shared.d, row + 16 * warp + lane % 16, 2 * i + lane / 16 * 8);
     stmatrix_x4(&place, pairs[0], pairs[1], pairs[2], pairs[3]);
   }
 }
 
-// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as far as they lie inside
-// d. For one thread.
+// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as
+// far as they lie inside d. For one thread.
 void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0, int row) {
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
@@ -93,9 +102,11 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
   cp_async_bulk_wait_group_read<0>();  // the CTA's shared memory must last until it is read
 }
 
-// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map can describe. Lane
-// l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
-void store(void* d, const float (&acc)[BLOCK_N / 2], float scale, int rows, int columns, i64 ldd, int row, int column) {
+// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map
+// can describe. Lane l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down,
+// in every 8 columns.
+void store(void* d, const float (&acc)[BLOCK_N / 2], float scale, int rows, int columns, i64 ldd,
+           int row, int column) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
 #pragma unroll
@@ -113,14 +124,15 @@ void store(void* d, const float (&acc)[BLOCK_N / 2], float scale, int rows, int 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) s06_warp_specialized(
     const __grid_constant__ CUtensorMap a_map,  // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,  // (n, k), boxes (BLOCK_N, BLOCK_K)
-    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (kRows, PANEL); read if store_by_tma
-    void* d,                                    // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
+    const __grid_constant__ CUtensorMap d_map,  // (m, n), boxes (kRows, PANEL), if store_by_tma
+    void* d,                                    // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* scale_a,                       // ()
     const float* scale_b,                       // ()
     int m, int n, int k, i64 ldd, int store_by_tma) {
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const int row0 = blockIdx.x * BLOCK_M, column0 = blockIdx.y * BLOCK_N;
-  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
+  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
+  // uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
 
   if (threadIdx.x == 0) {
@@ -140,9 +152,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s06_warp_specialized(
       prefetch_tensormap(&a_map);
       prefetch_tensormap(&b_map);
       for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
-        mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
+        mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // at first all slots are empty
         load(shared, stage, a_map, b_map, row0, column0, k0);
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        if (++stage == STAGES) {
+          stage = 0;
+          phase ^= 1;
+        }
       }
     }
     return;
@@ -158,7 +173,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s06_warp_specialized(
     wgmma_wait_group<1>();  // the products of the step before are done
     if (k0 > 0 && threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[before]);
     before = stage;
-    if (++stage == STAGES) stage = 0, phase ^= 1;
+    if (++stage == STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
   }
   wgmma_wait_group<0>();
   keep_in_order(acc);
@@ -166,12 +184,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s06_warp_specialized(
   const float scale = *scale_a * *scale_b;
   if (OUT_FP32 || !store_by_tma) {
 #pragma unroll
-    for (int i = 0; i < kWaves; ++i) store(d, acc[i], scale, m, n, ldd, row0 + row + i * kWave, column0);
+    for (int i = 0; i < kWaves; ++i) {
+      store(d, acc[i], scale, m, n, ldd, row0 + row + i * kWave, column0);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < kWaves; ++i) write(shared, acc[i], scale, row + i * kWave);
     fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
-    bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
+    bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
     if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, column0, row);
   }
 }

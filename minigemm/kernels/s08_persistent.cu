@@ -1,8 +1,9 @@
 // s08_persistent: a CTA for each SM, which computes one tile after the other.
 //
-// The producer runs ahead into the next tile while the consumers still store this one, and the ring never runs empty
-// between tiles. TMA stores a tile of d behind the main loop of the next: only before that one is written to shared
-// memory must the last one have been read. And the order of the tiles is ours: neighbours in time share a and b in L2.
+// The producer runs ahead into the next tile while the consumers still store this one, and the ring
+// never runs empty between tiles. TMA stores a tile of d behind the main loop of the next: only
+// before that one is written to shared memory must the last one have been read. And the order of
+// the tiles is ours: neighbours in time share a and b in L2.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -10,11 +11,12 @@
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, and the producer behind them
+constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
-constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
-constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
+// Scales of b that a tile can need: two where its columns cross a block, at a multiple of kGrain.
+constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;
+constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
 constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
 
@@ -22,18 +24,21 @@ struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
-  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each tile of a slot: the producer arrives and promises the bytes of all three, TMA brings them; the consumers wait.
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) in panels, swizzled
+  // Each tile of a slot: the producer arrives and promises the bytes of all three, TMA brings them;
+  // the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile; the producer waits.
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
+  // the producer waits.
   u64 empty[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
-static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128
+// bytes wide, the 16-byte vectors within each trade places: which with which depends on how many
+// times 128 bytes lie before the row.
 template <int kSpan>
 int swizzle(int row, int byte) {
   constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
@@ -43,28 +48,36 @@ int swizzle(int row, int byte) {
 // The place of d's element (row, column) in its tile.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+  const int byte = swizzle<kSpan>(row, column % PANEL * sizeof(bf16));
+  return tile[column / PANEL][row][byte / sizeof(bf16)];
 }
 
-// The tiles of a, b and sfa that begin at (row0, k0), (column0, k0) and row0, into slot `stage`. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, const CUtensorMap& sfa_map,
-          int row0, int column0, int k0) {
+// The tiles of a, b and sfa that begin at (row0, k0), (column0, k0) and row0, into slot `stage`.
+// For one thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
+          const CUtensorMap& sfa_map, int row0, int column0, int k0) {
   u64* full = &shared.full[stage];
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // zeros too
+  mbarrier_arrive_expect_tx(
+      full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, row0, full);
   cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, column0, full);
   cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, row0, k0 / BLOCK_K, full);
 }
 
-// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first column, and for the
-// block of columns after that one's. What lies outside sfb (rows, columns) is never used.
-void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb, int column0, int step) {
+// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first
+// column, and for the block of columns after that one's. What lies outside sfb (rows, columns) is
+// never used.
+void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb,
+           int column0, int step) {
   const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
 #pragma unroll
-  for (int i = 0; i < kScales; ++i) scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
+  for (int i = 0; i < kScales; ++i) {
+    scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
+  }
 }
 
-// partial (kWave, BLOCK_N) = the product of the tiles in slot `stage`: kWave rows of a from `row` on, all of b.
+// partial (kWave, BLOCK_N) = the product of the tiles in slot `stage`: kWave rows of a from `row`
+// on, all of b.
 void compute(float (&partial)[BLOCK_N / 2], const Shared& shared, int stage, int row) {
   const u64 a = wgmma_descriptor(shared.a[stage][row]), b = wgmma_descriptor(shared.b[stage]);
   keep_in_order(partial);
@@ -75,7 +88,8 @@ void compute(float (&partial)[BLOCK_N / 2], const Shared& shared, int stage, int
   keep_in_order(partial);
 }
 
-// acc += partial, scaled: this lane's rows have the scales sfa, columns before `split` the first of sfb.
+// acc += partial, scaled: this lane's rows have the scales sfa, columns before `split` the first of
+// sfb.
 void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], const float (&sfa)[2],
              const float (&sfb)[kScales], int split) {
   const float before[2] = {sfa[0] * sfb[0], sfa[1] * sfb[0]};
@@ -87,8 +101,8 @@ void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], con
   }
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16 columns at a time:
-// lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16
+// columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
@@ -101,8 +115,8 @@ void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
   }
 }
 
-// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as far as they lie inside
-// d. For one thread.
+// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as
+// far as they lie inside d. For one thread.
 void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0, int row) {
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
@@ -111,9 +125,11 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
   cp_async_bulk_commit_group();
 }
 
-// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map can describe. Lane
-// l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
-void store(void* d, const float (&acc)[BLOCK_N / 2], int rows, int columns, i64 ldd, int row, int column) {
+// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map
+// can describe. Lane l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down,
+// in every 8 columns.
+void store(void* d, const float (&acc)[BLOCK_N / 2], int rows, int columns, i64 ldd, int row,
+           int column) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
 #pragma unroll
@@ -132,12 +148,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s08_persistent(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (n, k), boxes (BLOCK_N, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (1, BLOCK_M)
-    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if store_by_tma
-    void* d,                                      // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL), if store_by_tma
+    void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (n / 128, k / 128), rows ld_sfb apart
     int m, int n, int k, i64 ld_sfb, i64 ldd, int store_by_tma) {
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
-  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
+  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
+  // uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
 
   if (threadIdx.x == 0) {
@@ -149,9 +166,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s08_persistent(
   }
   __syncthreads();  // all threads wait until thread 0 has initialised the barriers
 
-  Scheduler scheduler(m, n);  // each role walks the same tiles; slots and phases go on from one to the next
+  // Each role walks the same tiles; slots and phases go on from one to the next.
+  Scheduler scheduler(m, n);
   int stage = 0;              // this k-step's slot
-  u32 phase = 0;              // the parity of the phase that the slot's full barrier completes in this round
+  u32 phase = 0;              // parity of the phase that the slot's full barrier completes now
   if (warpgroup == CONSUMERS) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (threadIdx.x % kWarpgroup / 32 == 0 && elect_sync()) {
@@ -160,9 +178,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s08_persistent(
       prefetch_tensormap(&sfa_map);
       for (Tile tile; scheduler.next(tile);) {
         for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
-          mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
+          mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // at first all slots are empty
           load(shared, stage, a_map, b_map, sfa_map, tile.m * BLOCK_M, tile.n * BLOCK_N, k0);
-          if (++stage == STAGES) stage = 0, phase ^= 1;
+          if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+          }
         }
       }
     }
@@ -170,19 +191,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s08_persistent(
   }
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
-  const int row = warpgroup * kRows;  // of the tile: the first of this consumer's
-  const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;  // and of this lane's, with 8 further on
+  // Rows of the tile: the first of this consumer, and of this lane, whose second is 8 further on.
+  const int row = warpgroup * kRows;
+  const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], scale_b[kScales];
   for (Tile tile; scheduler.next(tile);) {
     const int row0 = tile.m * BLOCK_M, column0 = tile.n * BLOCK_N;
-    const int split = BLOCK_K - column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
+    const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
     fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, 0);
     for (int step = 0; step < steps; ++step) {
 #pragma unroll
-      for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
-      if (step % 32 == 31) fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, step + 1);  // in time for the next
+      for (int i = 0; i < kScales; ++i) {
+        scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
+      }
+      // In time for the next step.
+      if (step % 32 == 31) fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, step + 1);
       mbarrier_wait_parity(&shared.full[stage], phase);
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
@@ -197,21 +222,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s08_persistent(
         }
         promote(acc[i], partial, scale_a, scale_b, split);
       }
-      if (++stage == STAGES) stage = 0, phase ^= 1;
+      if (++stage == STAGES) {
+        stage = 0;
+        phase ^= 1;
+      }
     }
 
     if (OUT_FP32 || !store_by_tma) {
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) store(d, acc[i], m, n, ldd, row0 + row + i * kWave, column0);
     } else {
-      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
+      // The tile before must have been read.
+      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
       if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, column0, row);
     }
   }
-  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory must last until it is read
+  // Shared memory must last until TMA has read it.
+  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
 }

@@ -1,9 +1,10 @@
 // s09_multicast: clusters of two CTAs, which load what both need once.
 //
-// The CTAs of a cluster compute neighbouring tiles: one below the other share their tile of b, side by side that of a.
-// Each loads half of it, and TMA writes that into both shared memories. So a slot is full when both halves are there,
-// and a producer may fill it again only when the consumers of both CTAs have done with it: they arrive at the barriers
-// of both. No CTA begins before the other's barriers are there, and none ends while the other may still arrive at its.
+// The CTAs of a cluster compute neighbouring tiles: one below the other share their tile of b, side
+// by side that of a. Each loads half of it, and TMA writes that into both shared memories. So a
+// slot is full when both halves are there, and a producer may fill it again only when the consumers
+// of both CTAs have done with it: they arrive at the barriers of both. No CTA begins before the
+// other's barriers are there, and none ends while the other may still arrive at its.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -11,13 +12,15 @@
 constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, and the producer behind them
+constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
-constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;  // of b, that a tile can need: where its columns cross a block
-constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;  // they do so at a multiple of this
-constexpr int kCluster = CLUSTER_M * CLUSTER_N;  // CTAs: in a column of tiles they share b, in a row a and its scales
-constexpr int kPartM = BLOCK_M / CLUSTER_N, kPartN = BLOCK_N / CLUSTER_M;  // rows of a and of b that a CTA loads
+// Scales of b that a tile can need: two where its columns cross a block, at a multiple of kGrain.
+constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;
+constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;
+constexpr int kCluster = CLUSTER_M * CLUSTER_N;  // CTAs: a column shares b, a row shares a and sfa
+constexpr int kPartM = BLOCK_M / CLUSTER_N;  // rows of a that a CTA loads
+constexpr int kPartN = BLOCK_N / CLUSTER_M;  // rows of b that a CTA loads
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
 constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
 
@@ -25,20 +28,22 @@ struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
-  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) as panels side by side, swizzled
-  // Each tile of a slot: the producer arrives and promises the bytes of all three, TMA brings them, half of the shared
-  // one by order of the other CTA; the consumers wait.
+  alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) in panels, swizzled
+  // Each tile of a slot: the producer arrives and promises the bytes of all three, TMA brings them,
+  // half of the shared one by order of the other CTA; the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // A lane of each of the consumers' 4 * CONSUMERS warps in each CTA of the cluster arrives when the warp has done with
-  // the tile in its own slot; the producer waits, since it loads into the slots of all of them.
+  // A lane of each of the consumers' 4 * CONSUMERS warps in each CTA of the cluster arrives when
+  // the warp has done with the tile in its own slot; the producer waits, since it loads into the
+  // slots of all of them.
   u64 empty[STAGES];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
-static_assert(BLOCK_K == 128, "a row of a or b is what the 128-byte swizzle spans, as the descriptors say");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
 extern __shared__ __align__(1024) u8 shared_memory[];
 
-// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128 bytes wide, the
-// 16-byte vectors within each trade places: which with which depends on how many times 128 bytes lie before the row.
+// Where TMA puts this byte of a row of kSpan bytes. Rows lie densely; where they are 32, 64 or 128
+// bytes wide, the 16-byte vectors within each trade places: which with which depends on how many
+// times 128 bytes lie before the row.
 template <int kSpan>
 int swizzle(int row, int byte) {
   constexpr bool kSwizzled = kSpan == 32 || kSpan == 64 || kSpan == 128;
@@ -48,7 +53,8 @@ int swizzle(int row, int byte) {
 // The place of d's element (row, column) in its tile.
 bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
   constexpr int kSpan = PANEL * sizeof(bf16);
-  return tile[column / PANEL][row][swizzle<kSpan>(row, column % PANEL * sizeof(bf16)) / sizeof(bf16)];
+  const int byte = swizzle<kSpan>(row, column % PANEL * sizeof(bf16));
+  return tile[column / PANEL][row][byte / sizeof(bf16)];
 }
 
 // A box for this CTA; or for both, which need it at the same place of their shared memories.
@@ -61,28 +67,35 @@ void load_part(void* to, const CUtensorMap& map, int inner, int outer, u64* full
   }
 }
 
-// The tiles of a, b and sfa that begin at (row0, k0), (column0, k0) and row0, into slot `stage`; of what the cluster
-// shares, the half that is this CTA's to load. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map, const CUtensorMap& sfa_map,
-          int row0, int column0, int k0) {
+// The tiles of a, b and sfa that begin at (row0, k0), (column0, k0) and row0, into slot `stage`; of
+// what the cluster shares, the half that is this CTA's to load. For one thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
+          const CUtensorMap& sfa_map, int row0, int column0, int k0) {
   u64* full = &shared.full[stage];
-  const int row = cluster_ctarank() % CLUSTER_N * kPartM, column = cluster_ctarank() % CLUSTER_M * kPartN;
-  // The bytes of whole tiles, whoever loads them; zeros too.
-  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
+  const int row = cluster_ctarank() % CLUSTER_N * kPartM;
+  const int column = cluster_ctarank() % CLUSTER_M * kPartN;
+  // The bytes of whole tiles, whichever CTA loads them; the zeros over the edge count too.
+  mbarrier_arrive_expect_tx(
+      full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
   load_part<CLUSTER_N == 2>(shared.a[stage][row], a_map, k0, row0 + row, full);
   load_part<CLUSTER_M == 2>(shared.b[stage][column], b_map, k0, column0 + column, full);
   load_part<CLUSTER_N == 2>(&shared.sfa[stage][row], sfa_map, row0 + row, k0 / BLOCK_K, full);
 }
 
-// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first column, and for the
-// block of columns after that one's. What lies outside sfb (rows, columns) is never used.
-void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb, int column0, int step) {
+// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first
+// column, and for the block of columns after that one's. What lies outside sfb (rows, columns) is
+// never used.
+void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb,
+           int column0, int step) {
   const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
 #pragma unroll
-  for (int i = 0; i < kScales; ++i) scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
+  for (int i = 0; i < kScales; ++i) {
+    scales[i] = sfb[min(column0 / BLOCK_K + i, rows - 1) * ld_sfb + column];
+  }
 }
 
-// partial (kWave, BLOCK_N) = the product of the tiles in slot `stage`: kWave rows of a from `row` on, all of b.
+// partial (kWave, BLOCK_N) = the product of the tiles in slot `stage`: kWave rows of a from `row`
+// on, all of b.
 void compute(float (&partial)[BLOCK_N / 2], const Shared& shared, int stage, int row) {
   const u64 a = wgmma_descriptor(shared.a[stage][row]), b = wgmma_descriptor(shared.b[stage]);
   keep_in_order(partial);
@@ -93,7 +106,8 @@ void compute(float (&partial)[BLOCK_N / 2], const Shared& shared, int stage, int
   keep_in_order(partial);
 }
 
-// acc += partial, scaled: this lane's rows have the scales sfa, columns before `split` the first of sfb.
+// acc += partial, scaled: this lane's rows have the scales sfa, columns before `split` the first of
+// sfb.
 void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], const float (&sfa)[2],
              const float (&sfb)[kScales], int split) {
   const float before[2] = {sfa[0] * sfb[0], sfa[1] * sfb[0]};
@@ -105,8 +119,8 @@ void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], con
   }
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16 columns at a time:
-// lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
+// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16
+// columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
 void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
@@ -119,8 +133,8 @@ void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
   }
 }
 
-// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as far as they lie inside
-// d. For one thread.
+// The kRows rows from `row` on of the tile of d, from shared memory to (row0 + row, column0), as
+// far as they lie inside d. For one thread.
 void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0, int row) {
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
@@ -129,9 +143,11 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
   cp_async_bulk_commit_group();
 }
 
-// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map can describe. Lane
-// l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
-void store(void* d, const float (&acc)[BLOCK_N / 2], int rows, int columns, i64 ldd, int row, int column) {
+// kWave rows from `row` on, from registers, for FP32 and for a d (rows, columns) that no tensor map
+// can describe. Lane l of warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down,
+// in every 8 columns.
+void store(void* d, const float (&acc)[BLOCK_N / 2], int rows, int columns, i64 ldd, int row,
+           int column) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   column += threadIdx.x % 4 * 2;
 #pragma unroll
@@ -150,12 +166,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s09_multicast(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (kPartM, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (n, k), boxes (kPartN, BLOCK_K)
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (1, kPartM)
-    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL); read if store_by_tma
-    void* d,                                      // (m, n) BF16, or FP32 if OUT_FP32; rows ldd elements apart
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL), if store_by_tma
+    void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (n / 128, k / 128), rows ld_sfb apart
     int m, int n, int k, i64 ld_sfb, i64 ldd, int store_by_tma) {
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
-  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in uniform registers.
+  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
+  // uniform registers.
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / kWarpgroup, 0);
 
   if (threadIdx.x == 0) {
@@ -166,10 +183,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s09_multicast(
     fence_mbarrier_init();
   }
   barrier_cluster_arrive();
-  barrier_cluster_wait();  // all threads of the cluster wait until each thread 0 has initialised its barriers
+  barrier_cluster_wait();  // all threads of both CTAs wait for each thread 0
 
-  // Each role walks the same pairs of tiles, of which the CTA has the one of its rank; slots and phases go on from one
-  // to the next. One that lies beyond m or n is computed like any other, from zeros: its half serves the other CTA too.
+  // Each role walks the same pairs of tiles, of which the CTA has the one of its rank; slots and
+  // phases go on from one to the next. One that lies beyond m or n is computed like any other, from
+  // zeros: its half serves the other CTA too.
   Scheduler scheduler((m + CLUSTER_M - 1) / CLUSTER_M, (n + CLUSTER_N - 1) / CLUSTER_N);
   const int rank_m = cluster_ctarank() % CLUSTER_M, rank_n = cluster_ctarank() % CLUSTER_N;
   int stage = 0;  // this k-step's slot
@@ -181,11 +199,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s09_multicast(
       prefetch_tensormap(&b_map);
       prefetch_tensormap(&sfa_map);
       for (Tile pair; scheduler.next(pair);) {
-        const int row0 = (pair.m * CLUSTER_M + rank_m) * BLOCK_M, column0 = (pair.n * CLUSTER_N + rank_n) * BLOCK_N;
+        const int row0 = (pair.m * CLUSTER_M + rank_m) * BLOCK_M;
+        const int column0 = (pair.n * CLUSTER_N + rank_n) * BLOCK_N;
         for (int k0 = 0; k0 < k; k0 += BLOCK_K) {
-          mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // in the first round at once: all slots are empty
+          mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // at first all slots are empty
           load(shared, stage, a_map, b_map, sfa_map, row0, column0, k0);
-          if (++stage == STAGES) stage = 0, phase ^= 1;
+          if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+          }
         }
       }
     }
@@ -193,19 +215,24 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s09_multicast(
   }
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
-  const int row = warpgroup * kRows;  // of the tile: the first of this consumer's
-  const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;  // and of this lane's, with 8 further on
+  // Rows of the tile: the first of this consumer, and of this lane, whose second is 8 further on.
+  const int row = warpgroup * kRows;
+  const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], scale_b[kScales];
   for (Tile pair; scheduler.next(pair);) {
-    const int row0 = (pair.m * CLUSTER_M + rank_m) * BLOCK_M, column0 = (pair.n * CLUSTER_N + rank_n) * BLOCK_N;
-    const int split = BLOCK_K - column0 % BLOCK_K;  // the tile's columns from there on have the second scale of b
+    const int row0 = (pair.m * CLUSTER_M + rank_m) * BLOCK_M;
+    const int column0 = (pair.n * CLUSTER_N + rank_n) * BLOCK_N;
+    const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
     fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, 0);
     for (int step = 0; step < steps; ++step) {
 #pragma unroll
-      for (int i = 0; i < kScales; ++i) scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
-      if (step % 32 == 31) fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, step + 1);  // in time for the next
+      for (int i = 0; i < kScales; ++i) {
+        scale_b[i] = __shfl_sync(0xffffffff, lane_sfb[i], step % 32);
+      }
+      // In time for the next step.
+      if (step % 32 == 31) fetch(lane_sfb, sfb, sfb_rows, steps, ld_sfb, column0, step + 1);
       mbarrier_wait_parity(&shared.full[stage], phase);
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) {
@@ -215,28 +242,35 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s09_multicast(
         wgmma_wait_group<0>();
         keep_in_order(partial);
         if (i == kWaves - 1) {
-          __syncwarp();  // all lanes arrive with their scales read, and lane r, which tells the CTA of rank r, waits
-          if (const u32 r = threadIdx.x % 32; r < kCluster) mbarrier_arrive_cluster(mapa(&shared.empty[stage], r));
+          __syncwarp();  // all lanes arrive when they have read their scales
+          const u32 r = threadIdx.x % 32;  // lane r tells the CTA of rank r
+          if (r < kCluster) mbarrier_arrive_cluster(mapa(&shared.empty[stage], r));
         }
         promote(acc[i], partial, scale_a, scale_b, split);
       }
-      if (++stage == STAGES) stage = 0, phase ^= 1;
+      if (++stage == STAGES) {
+        stage = 0;
+        phase ^= 1;
+      }
     }
 
     if (OUT_FP32 || !store_by_tma) {
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) store(d, acc[i], m, n, ldd, row0 + row + i * kWave, column0);
     } else {
-      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // the tile before is read
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until its thread 0 knows that
+      // The tile before must have been read.
+      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
-      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads arrive with their part fenced, and wait for all
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
       if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, column0, row);
     }
   }
-  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory must last until it is read
+  // Shared memory must last until TMA has read it.
+  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
+  // The barriers must last until the other CTA's consumers end, which have waited for every load.
   barrier_cluster_arrive();
-  barrier_cluster_wait();  // and the barriers until the consumers of the other CTA, who have waited for every load, end
+  barrier_cluster_wait();
 }

@@ -1,9 +1,14 @@
-"""Grading the files of others: each in a process of its own, with limits on time, memory, file size and open files, and in a folder that is thrown away.
+"""Grading the files of others: each in a process of its own, with limits on time, memory, file size and open
+files, and in a folder that is thrown away.
 
-A CUDA kernel has no system calls, and the emulator keeps its memory accesses inside the launch's own buffers. What is left are files that read others
-while they are compiled, that make the compiler or the emulator run on without end or fill the memory, and what nobody has thought of; against the
-first stands `refused`, against the others the process. It is a fence for a class, no sandbox for strangers: for those, use a container as well.
-The server from which the processes are forked has imported torch, and made what all are compared with, once; it runs no submission itself.
+A CUDA kernel has no system calls, and the emulator keeps its memory accesses inside the launch's own buffers.
+Three dangers remain. A file may #include others: `refused` catches that. It may never end, or fill the
+memory, while it is compiled or while it runs: the process has limits. It may do what nobody thought of: the
+process again.
+
+It is a fence for a class, no sandbox for strangers: for those, use a container as well. The processes are
+forked from a server that has imported torch once, and has made once what all submissions are compared with;
+the server runs no submission itself.
 """
 
 from __future__ import annotations
@@ -35,24 +40,26 @@ from .grading import SIZE_LIMIT, Grade, Lab, Outcome, gathered, untouched
 __all__ = ["Limits", "grade", "refused", "submissions"]
 
 SHOWN = 4000  # characters of a message
-_READS = re.compile(  # a directive that reads a file, however it is written; only #include "ptx.cuh" may
-    r"(?:#|%:|\?\?=)(?:\s|/\*.*?\*/)*(?:include_next|import|embed|include(?!\s*\"ptx\.cuh\"\s))|__has_(?:include|embed)",
+# A directive that reads a file, however it is written; only #include "ptx.cuh" may.
+_READS = re.compile(
+    r"(?:#|%:|\?\?=)(?:\s|/\*.*?\*/)*(?:include_next|import|embed|include(?!\s*\"ptx\.cuh\"\s))"
+    r"|__has_(?:include|embed)",
     re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one submission: `seconds` of wall time; `memory` and `file_size` in bytes, the memory beyond what the imports take; `open_files`."""
+    """The limits of one submission."""
 
-    seconds: float = 60.0
-    memory: int = 1 << 30
-    file_size: int = 64 << 20
+    seconds: float = 60.0  # of wall time
+    memory: int = 1 << 30  # bytes, beyond what the imports take
+    file_size: int = 64 << 20  # bytes
     open_files: int = 64
 
 
 def submissions(folder: Path) -> list[Path]:
-    """The `.cu` files of a folder, by name."""
+    """List the `.cu` files of a folder, by name."""
     return sorted(path for path in folder.iterdir() if path.suffix == ".cu")
 
 
@@ -63,7 +70,10 @@ def grade(
     jobs: int = 2,
     heard: Callable[[Grade], None] = lambda grade: None,
 ) -> list[Grade]:
-    """A grade for each file, in order. `heard` gets each as it comes. Raises nothing that a submission could cause."""
+    """Grade the files; returns the grades in their order, and gives each to `heard` as it comes.
+
+    At most `jobs` submissions run at a time. Raises nothing that a submission could cause.
+    """
     limits = limits or Limits()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, f"{__package__}.prepared"])
@@ -79,7 +89,7 @@ def grade(
 
 
 def refused(path: Path) -> tuple[str, str]:
-    """The text of a submission, and why it is not even compiled; "" when it may be."""
+    """Read a submission. Returns its text, and why it is not even compiled; "" when it may be."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         return "", "this is no plain file (a link, a folder or a device): hand in the .cu itself"
@@ -89,13 +99,14 @@ def refused(path: Path) -> tuple[str, str]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return "", f"the file is no UTF-8 text: {error}"
+    # A backslash joins lines before the compiler looks for directives.
     if match := _READS.search(re.sub(r"\\[ \t]*\r?\n", "", text) + "\n"):
         line = text[: text.find(match[0])].count("\n") + 1 if match[0] in text else 1
         return text, f'line {line}: a submission may read no file but ptx.cuh, by #include "ptx.cuh"'
     return text, ""
 
 
-# ---------------------------------------------------------------------------------------------------- the parent's side
+# ------------------------------------------------------------------------------------------ the parent's side
 
 
 class _Server:
@@ -107,7 +118,7 @@ class _Server:
         self._ready = False
 
     def ready(self) -> multiprocessing.context.ForkServerContext:
-        """Its context, once its imports are done: they are nobody's seconds."""
+        """Return the server's context, once its imports are done: they cost no submission its seconds."""
         with self._lock:
             if not self._ready:
                 first = self._context.Process(target=_nothing)
@@ -118,20 +129,21 @@ class _Server:
 
 
 def _graded(path: Path, lab: Lab, limits: Limits, server: _Server) -> Grade:
+    # Some files need no process: those that are refused, and the one that the learner started from.
     text, reason = refused(path)
     left = skeleton.todos(text)
     outcomes = untouched(lab, text) if not reason else []
     if reason or outcomes:
         return gathered(lab, path.name, outcomes, 0.0, left, reason)
+
     context = server.ready()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="minigemm-submission-") as folder:
         copy = Path(folder) / (re.sub(r"[^\w.-]", "_", path.stem)[:80] + ".cu")
         copy.write_text(text, encoding="utf-8")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_child, args=(theirs, lab.name, copy.name, folder, limits), daemon=True
-        )
+        child = (theirs, lab.name, copy.name, folder, limits)
+        process = context.Process(target=_child, args=child, daemon=True)
         process.start()
         theirs.close()
         stopped = _collect(ours, process, outcomes, started + limits.seconds, limits)
@@ -146,22 +158,27 @@ def _collect(
     end: float,
     limits: Limits,
 ) -> str:
-    """The child's outcomes into the list. Says why it stopped before its end; "" when it did not."""
-    stopped = f"no answer after {limits.seconds:g} seconds, and the submission was stopped: does a loop never end, in the kernel or while it is compiled?"
+    """Add the child's outcomes to the list. Returns why it stopped before its end; "" when it did not."""
+    stopped = (
+        f"no answer after {limits.seconds:g} seconds, and the submission was stopped: does a loop never end, "
+        "in the kernel or while it is compiled?"
+    )
     try:
         while ours.poll(max(0.0, end - time.perf_counter())):
             told = json.loads(ours.recv_bytes(1 << 20))
             if told is None:
                 stopped = ""
                 break
-            outcomes.append(
-                Outcome(str(told["criterion"]), told["met"] is True, _plain(str(told["message"])))
-            )
+            message = _plain(str(told["message"]))
+            outcomes.append(Outcome(str(told["criterion"]), told["met"] is True, message))
     except EOFError:  # the child is gone
         process.join(5)
         code = process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"status {code}"
-        stopped = f"the process ended with {how}: it ran out of its {limits.memory >> 20} MiB of memory or {limits.seconds:g} seconds, or the compiler failed"
+        stopped = (
+            f"the process ended with {how}: it ran out of its {limits.memory >> 20} MiB of memory or "
+            f"{limits.seconds:g} seconds, or the compiler failed"
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         stopped = f"the process gave no proper answer ({type(error).__name__})"
     if not stopped:
@@ -172,7 +189,7 @@ def _collect(
 
 
 def _end(process: multiprocessing.context.ForkServerProcess) -> None:
-    """Ends the child and what it has started, which are a process group."""
+    """End the child and the processes that it has started: they are one group."""
     if process.pid is not None:
         for kill in (os.killpg, os.kill):  # the group is there a moment after the process
             try:
@@ -183,23 +200,25 @@ def _end(process: multiprocessing.context.ForkServerProcess) -> None:
 
 
 def _plain(text: str) -> str:
-    """Without control and format characters, which could steer a terminal, and not endless."""
-    text = "".join(
-        sign if sign in "\n\t" or unicodedata.category(sign)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
-        for sign in text[: SHOWN + 1]
-    )
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    """Replace control and format characters, which could steer a terminal, and cut a text that is too
+    long."""
+
+    def shown(sign: str) -> str:
+        steers = unicodedata.category(sign)[0] == "C" and sign not in "\n\t"
+        return "\N{REPLACEMENT CHARACTER}" if steers else sign
+
+    return "".join(map(shown, text[:SHOWN])) + (" ..." if len(text) > SHOWN else "")
 
 
-# ---------------------------------------------------------------------------------------------------- the child's side
+# ------------------------------------------------------------------------------------------ the child's side
 
 
 def _nothing() -> None:
-    """A process that ends at once."""
+    """Do nothing: a process with this target ends at once."""
 
 
 def _child(answers: Connection, name: str, file: str, folder: str, limits: Limits) -> None:
-    """Grades `file` in `folder` and sends each outcome, then null."""
+    """Grade `file` in `folder` and send each outcome, then null."""
     os.setsid()  # a group of its own, which ends as one
     from . import LABS
 
@@ -210,9 +229,10 @@ def _child(answers: Connection, name: str, file: str, folder: str, limits: Limit
     for descriptor in (0, 1, 2):
         os.dup2(silent, descriptor)
     lab.prepare()  # made already, unless the server could not
-    os.environ.update(
-        HOME=folder, TMPDIR=folder, MINIGEMM_CACHE_DIR=os.path.join(folder, "cache"), CUDA_VISIBLE_DEVICES=""
-    )
+
+    # From here on the process lives in its folder, without a GPU and within its limits.
+    os.environ.update(HOME=folder, TMPDIR=folder, CUDA_VISIBLE_DEVICES="")
+    os.environ["MINIGEMM_CACHE_DIR"] = os.path.join(folder, "cache")
     tempfile.tempdir = None
     warnings.simplefilter("ignore")
     _limit(limits)
@@ -223,7 +243,7 @@ def _child(answers: Connection, name: str, file: str, folder: str, limits: Limit
 
 
 def _limit(limits: Limits) -> None:
-    """From here on; what the process has already does not count."""
+    """Limit this process from here on; the memory that it has already does not count."""
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     wanted = {
@@ -240,7 +260,7 @@ def _limit(limits: Limits) -> None:
 
 
 def _judged(lab: Lab, path: Path) -> Iterator[Outcome]:
-    """The lab's outcomes; what fails outside of what the lab expects costs the criteria that are left."""
+    """Yield the lab's outcomes. An error that the lab does not expect costs the criteria that are left."""
     done = set()
     try:
         for outcome in lab.judge(path):

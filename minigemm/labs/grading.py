@@ -1,4 +1,4 @@
-"""What a lab is, what its points are, and how one file is graded in this process. Files of others: see `contained`."""
+"""A lab, its points, and the grading of one file in this process. For the files of others see `contained`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,8 @@ from . import marks, skeleton
 from .skeleton import Task
 
 __all__ = [
-    "Criterion",
-    "Grade",
-    "Lab",
-    "Outcome",
-    "StillToDo",
-    "check",
-    "gathered",
-    "require",
-    "solve",
-    "start",
-    "untouched",
-]
+    "Criterion", "Grade", "Lab", "Outcome", "StillToDo", "check", "gathered", "require", "solve", "start", "untouched",
+]  # fmt: skip
 
 SIZE_LIMIT = 256 * 1024  # bytes of a submission; the largest stage has a twentieth
 
@@ -56,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab: from the stage `before` to the stage `after`. `judge(path)` yields an outcome for each criterion, as soon as it is known."""
+    """A lab that leads from the stage `before` to the stage `after`."""
 
     name: str
     title: str
@@ -65,22 +55,20 @@ class Lab:
     tasks: tuple[Task, ...]
     given: tuple[str, ...]
     criteria: tuple[Criterion, ...]
-    judge: Callable[[Path], Iterator[Outcome]]
-    prepare: Callable[[], object] = field(
-        default=lambda: None
-    )  # what all submissions need and one process can make for them
+    judge: Callable[[Path], Iterator[Outcome]]  # yields an outcome for each criterion, as soon as it is known
+    # Make what all submissions need and one process can make for them.
+    prepare: Callable[[], object] = field(default=lambda: None)
 
     @cached_property
     def marked(self) -> str:
         """The lab's file with its solutions between marks, from the two stages."""
-        before, after = (
-            stage_named(name).stage.source.read_text(encoding="utf-8") for name in (self.before, self.after)
-        )
+        sources = (stage_named(name).stage.source for name in (self.before, self.after))
+        before, after = (source.read_text(encoding="utf-8") for source in sources)
         return skeleton.marked(before, after, self.tasks, self.given)
 
     @property
     def student(self) -> str:
-        """What the learner starts from."""
+        """The file that the learner starts from."""
         return marks.student(self.marked)
 
     @property
@@ -90,19 +78,19 @@ class Lab:
 
     @property
     def points(self) -> int:
-        """Of a kernel that meets every criterion."""
+        """The points of a kernel that meets every criterion."""
         return sum(criterion.points for criterion in self.criteria)
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What one submission got. `points` by criterion; `messages` by criterion, what to do next, where one is not met; "" says what holds for all."""
+    """The points of one submission, and what to do next."""
 
     name: str
     lab: str
-    points: dict[str, int]
-    possible: dict[str, int]
-    messages: dict[str, str]
+    points: dict[str, int]  # by criterion
+    possible: dict[str, int]  # by criterion
+    messages: dict[str, str]  # by criterion that is not met: what to do next; "" says what holds for all
     seconds: float
 
     @property
@@ -111,7 +99,7 @@ class Grade:
         return sum(self.points.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As `json.dumps` takes it, the total included."""
+        """Return what `json.dumps` takes, the total included."""
         return {**asdict(self), "total": self.total}
 
     def __str__(self) -> str:
@@ -126,21 +114,24 @@ class Grade:
 
     def _repr_html_(self) -> str:
         cell = '<td style="text-align:left;vertical-align:top;padding:.1em .8em'
-        rows = "".join(
-            f'<tr>{cell}">{"✓" if self.points[name] else "✗"} {html.escape(name)}</td>{cell};text-align:right">{self.points[name]} / {possible}</td>'
-            f'{cell}"><pre style="white-space:pre-wrap;margin:0">{html.escape(self.messages.get(name, ""))}</pre></td></tr>'
-            for name, possible in self.possible.items()
-        )
+        rows = ""
+        for name, possible in self.possible.items():
+            message = html.escape(self.messages.get(name, ""))
+            rows += (
+                f'<tr>{cell}">{"✓" if self.points[name] else "✗"} {html.escape(name)}</td>'
+                f'{cell};text-align:right">{self.points[name]} / {possible}</td>'
+                f'{cell}"><pre style="white-space:pre-wrap;margin:0">{message}</pre></td></tr>'
+            )
         head = f"<b>{html.escape(self.name)}: {self.total} of {sum(self.possible.values())} points</b>"
         foot = f"<pre>{html.escape(self.messages[''])}</pre>" if "" in self.messages else ""
         return f'<div style="max-width:70em">{head}<table>{rows}</table>{foot}</div>'
 
 
-# ---------------------------------------------------------------------------------------------------- the learner's side
+# ------------------------------------------------------------------------------------- the learner's side
 
 
 def start(path: str | os.PathLike[str], lab: Lab) -> Path:
-    """Writes the file that the learner starts from; a file that is there already is kept. Prints which it was."""
+    """Write the file that the learner starts from, unless there is one already. Prints which it was."""
     path = Path(path)
     if path.exists():
         print(
@@ -148,42 +139,39 @@ def start(path: str | os.PathLike[str], lab: Lab) -> Path:
         )
     else:
         path.write_text(lab.student, encoding="utf-8")
-        print(
-            f"Wrote {path}: {lab.before}, with {len(skeleton.todos(lab.student))} places marked TODO. Open it beside this notebook."
-        )
+        places = f"{len(skeleton.todos(lab.student))} places marked TODO"
+        print(f"Wrote {path}: {lab.before}, with {places}. Open it beside this notebook.")
     return path
 
 
 def solve(path: str | os.PathLike[str], lab: Lab) -> Path:
-    """Writes the solution over the file."""
+    """Write the solution over the file."""
     path = Path(path)
     path.write_text(lab.solution, encoding="utf-8")
     return path
 
 
 def require(path: str | os.PathLike[str]) -> Path:
-    """The path, when nothing in the file is marked TODO any more; otherwise StillToDo, which lists what is."""
+    """Return the path. Raises StillToDo, which lists the places, while anything in the file is marked
+    TODO."""
     if left := skeleton.todos(Path(path).read_text(encoding="utf-8")):
         raise StillToDo(f"Still to do in {path}:\n" + "\n".join(f"  {todo}" for todo in left))
     return Path(path)
 
 
 def check(path: str | os.PathLike[str], lab: Lab) -> Grade:
-    """Grades the learner's own file here, without limits. The result draws itself in Jupyter."""
+    """Grade the learner's own file here, without limits. The result draws itself in Jupyter."""
     path = Path(path)
     started = time.perf_counter()
     outcomes = untouched(lab, path.read_text(encoding="utf-8")) or list(lab.judge(path))
-    return gathered(
-        lab,
-        path.name,
-        outcomes,
-        time.perf_counter() - started,
-        skeleton.todos(path.read_text(encoding="utf-8")),
-    )
+    seconds = time.perf_counter() - started
+    left = skeleton.todos(path.read_text(encoding="utf-8"))
+    return gathered(lab, path.name, outcomes, seconds, left)
 
 
 def untouched(lab: Lab, text: str) -> list[Outcome]:
-    """What the file that the learner started from gets: nothing. Empty when the code is another."""
+    """Give no points for the file that the learner started from. Returns no outcomes when the code is
+    another."""
     if skeleton.code_of(text) not in (skeleton.code_of(lab.student), ""):
         return []
     return [Outcome(criterion.name, False) for criterion in lab.criteria]
@@ -192,25 +180,19 @@ def untouched(lab: Lab, text: str) -> list[Outcome]:
 def gathered(
     lab: Lab, name: str, outcomes: list[Outcome], seconds: float, left: list[str], stopped: str = ""
 ) -> Grade:
-    """The grade that these outcomes make. `left` are the TODOs in the file; `stopped` says why there are no more outcomes."""
+    """Make the grade of these outcomes. `left` are the TODOs in the file; `stopped` says why there are no
+    more outcomes."""
+    possible = {criterion.name: criterion.points for criterion in lab.criteria}
     met = {outcome.criterion: outcome.met for outcome in outcomes}
-    points = {
-        criterion.name: criterion.points if met.get(criterion.name) else 0 for criterion in lab.criteria
-    }
+    points = {criterion: number if met.get(criterion) else 0 for criterion, number in possible.items()}
     messages = {outcome.criterion: outcome.message for outcome in outcomes if outcome.message}
     if stopped:
-        messages.update({criterion.name: stopped for criterion in lab.criteria if criterion.name not in met})
+        messages.update({criterion: stopped for criterion in possible if criterion not in met})
     if left:
         messages[""] = "Still to do:\n" + "\n".join(f"  {todo}" for todo in left)
     elif outcomes and not any(points.values()) and not messages:
+        lost = f"it has lost its {len(skeleton.todos(lab.student))} TODOs"
         messages[""] = (
-            f"This is the file that the lab starts from; it has lost its {len(skeleton.todos(lab.student))} TODOs. Begin again with the lab's first cell."
+            f"This is the file that the lab starts from; {lost}. Begin again with the lab's first cell."
         )
-    return Grade(
-        name,
-        lab.name,
-        points,
-        {criterion.name: criterion.points for criterion in lab.criteria},
-        messages,
-        round(seconds, 2),
-    )
+    return Grade(name, lab.name, points, possible, messages, round(seconds, 2))

@@ -1,4 +1,5 @@
-"""One text for the student's copy and the solution: solutions stand between marks, in CUDA C++ (`//`) and in Python (`#`).
+"""One text for the student's copy and the solution: solutions stand between marks, in CUDA C++ (`//`) and in
+Python (`#`).
 
     // BEGIN SOLUTION what is to be done
     the lines of the solution
@@ -6,8 +7,9 @@
     the lines that the student's copy has there, below its TODO; may be left out with the mark above
     // END SOLUTION
 
-The student's copy has `// TODO (roughly N lines): what is to be done` in their place. In Python, where no other lines stand instead, it raises
-NotImplementedError with the same words, so that a notebook that is run stops at what is still to do.
+The student's copy has `// TODO (roughly N lines): what is to be done` in their place. In Python, where no
+other lines stand instead, it raises NotImplementedError with the same words: a notebook that is run stops at
+what is still to do.
 """
 
 from __future__ import annotations
@@ -20,20 +22,21 @@ __all__ = ["code_lines", "marked", "solution", "student"]
 _MARK = re.compile(
     r"(?P<indent>\s*)(?P<sign>//|#) (?P<mark>BEGIN SOLUTION|INSTEAD|END SOLUTION)\b ?(?P<title>.*)"
 )
+_MARKS = "the marks are BEGIN SOLUTION, perhaps INSTEAD, and END SOLUTION"
 
 
 def student(text: str) -> str:
-    """The student's copy: no line of a solution is left."""
+    """Make the student's copy: no line of a solution is left."""
     return _rendered(text, _todo)
 
 
 def solution(text: str) -> str:
-    """The solution, without the marks."""
+    """Make the solution, without the marks."""
     return _rendered(text, lambda indent, sign, title, lines, instead: lines)
 
 
 def marked(title: str, solution: Iterable[str], instead: Iterable[str], sign: str = "//") -> list[str]:
-    """The lines of one marked part, indented like the solution."""
+    """Mark one part; returns its lines, indented like the solution."""
     lines = list(solution)
     indent = next((line[: len(line) - len(line.lstrip())] for line in lines if line.strip()), "")
     return [
@@ -46,7 +49,7 @@ def marked(title: str, solution: Iterable[str], instead: Iterable[str], sign: st
 
 
 def code_lines(lines: Iterable[str], sign: str) -> int:
-    """How many of the lines are neither empty nor a comment."""
+    """Count the lines that are neither empty nor a comment."""
     return sum(bool(line.strip()) and not line.strip().startswith(sign) for line in lines)
 
 
@@ -59,7 +62,8 @@ def _todo(indent: str, sign: str, title: str, lines: list[str], instead: list[st
 
 
 def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] | None], list[str]]) -> str:
-    """The text with every marked part as `render` gives it. Raises ValueError where the marks do not fit together."""
+    """Replace every marked part by what `render` makes of it. Raises ValueError where the marks do not fit
+    together."""
     out: list[str] = []
     begun: re.Match[str] | None = None
     lines: list[str] = []
@@ -67,15 +71,12 @@ def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] |
     for number, line in enumerate(text.split("\n"), 1):
         match = _MARK.fullmatch(line)
         mark = match["mark"] if match else ""
-        expected = (mark == "BEGIN SOLUTION") == (begun is None)
-        if match and (
-            not expected
-            or (mark == "INSTEAD" and instead is not None)
-            or (begun and begun["sign"] != match["sign"])
-        ):
-            raise ValueError(
-                f"line {number}: {line.strip()!r} does not belong here: the marks are BEGIN SOLUTION, perhaps INSTEAD, and END SOLUTION"
-            )
+        if match:
+            out_of_place = (mark == "BEGIN SOLUTION") != (begun is None)
+            repeated = mark == "INSTEAD" and instead is not None
+            another_language = begun is not None and begun["sign"] != match["sign"]
+            if out_of_place or repeated or another_language:
+                raise ValueError(f"line {number}: {line.strip()!r} does not belong here: {_MARKS}")
         if mark == "BEGIN SOLUTION":
             begun, lines, instead = match, [], None
         elif mark == "INSTEAD":

@@ -1,7 +1,9 @@
-"""The pipeline lab: from s04, which loads a tile, multiplies it and only then loads the next, to s05 and its ring of stages.
+"""The pipeline lab: from s04, which loads a tile, multiplies it and only then loads the next, to s05 and its
+ring of stages.
 
-A submission is a version of s05_pipelined.cu. It runs with two configs, whole and ragged shapes, and copies that complete as late or as early as its
-barriers allow; every run is looked through for hazards and its bytes are counted. The cycle model then says how busy the tensor core is.
+A submission is a version of s05_pipelined.cu. It runs with two configs, whole and ragged shapes, and copies
+that complete as late or as early as its barriers allow; every run is searched for hazards and its bytes are
+counted. The cycle model then says how busy the tensor core is.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ import torch
 
 from .. import emulator, quantize
 from ..compiler import jit
-from ..compiler.inspection import inspect
 from ..emulator import Report
 from ..emulator.watch.timeline import Timeline
-from ..kernels import s04_wgmma, s05_pipelined
+from ..kernels import inspect, s04_wgmma, s05_pipelined
 from ..kernels.stage import Stage
 from ..layout import ceil_div
 from ..quantize import BLOCK, Quantized
 from ..runtime import emulated
-from ..types import CompileError, Config, Problem, TensorMap
+from ..types import CompileError, Config, Product, TensorMap
 from ..verify.judge import relative_error, tolerance
 from .grading import Criterion, Lab, Outcome
 from .skeleton import Task
@@ -33,18 +34,18 @@ __all__ = ["MARGIN", "PIPELINE", "baseline", "overlap", "timeline_of"]
 
 MAIN = s05_pipelined.Config(block_m=128, block_n=64, stages=4)
 SMALL = s05_pipelined.Config(block_m=64, block_n=32, stages=2)
-TIMED = Problem(128, 64, 1024)  # one CTA: what the cycle model looks at
-CASES = (  # whole tiles; ragged, several CTAs; a d that no tensor map can describe; one k-step; many rounds of the smallest ring
-    (MAIN, Problem(128, 64, 1024)),
-    (MAIN, Problem(200, 72, 656)),
-    (MAIN, Problem(70, 77, 320)),
-    (MAIN, Problem(40, 24, 128)),
-    (SMALL, Problem(100, 40, 1168)),
+TIMED = Product(128, 64, 1024)  # one CTA: what the cycle model looks at
+CASES = (
+    (MAIN, Product(128, 64, 1024)),  # whole tiles
+    (MAIN, Product(200, 72, 656)),  # ragged, several CTAs
+    (MAIN, Product(70, 77, 320)),  # a d that no tensor map can describe
+    (MAIN, Product(40, 24, 128)),  # one k-step
+    (SMALL, Product(100, 40, 1168)),  # many rounds of the smallest ring
 )
 SCHEDULES = ("late", "early", 1)
 MARGIN = 1.5  # how many times as busy as in s04 the tensor core must be; a full ring of four gives 2.1
 ENDLESS = 4e5  # basic blocks of a launch; the longest case needs a tenth
-PATIENCE = 2  # runs that do not come to their end, after which no other is tried
+PATIENCE = 2  # after this many runs that do not end, no other is tried
 SHOWN = 2  # hazards told in full
 
 TASKS = (
@@ -74,18 +75,21 @@ CRITERIA = (
     Criterion(
         "result",
         30,
-        "The product is right in every case: whole and ragged shapes, one k-step and many, copies that land late, early or at random.",
+        "The product is right in every case: whole and ragged shapes, one k-step and many, copies that land late, "
+        "early or at random.",
     ),
     Criterion("hazards", 20, "The emulator finds no hazard in any of these runs."),
     Criterion(
         "structure",
         10,
-        "The SASS holds UTMALDG, QGMMA and a wait that leaves one group of products in flight; loads complete on several mbarriers.",
+        "The SASS holds UTMALDG, QGMMA and a wait that leaves one group of products in flight; loads complete on "
+        "several mbarriers.",
     ),
     Criterion(
         "overlap",
         20,
-        f"In the cycle model a load is in flight while the tensor core works, which is busy at least {MARGIN:g} times as much as in s04.",
+        "In the cycle model a load is in flight while the tensor core works, which is busy at least "
+        f"{MARGIN:g} times as much as in s04.",
     ),
     Criterion("bytes", 10, "TMA loads each tile once for each CTA that needs it, and no other."),
 )
@@ -93,7 +97,7 @@ CRITERIA = (
 
 @dataclass
 class _Runs:
-    """What the cases gave: what went wrong where, in words, each list beginning with what should be looked at first."""
+    """The findings of all cases in words. Each list begins with what the learner should look at first."""
 
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # faults and deadlocks
@@ -104,7 +108,8 @@ class _Runs:
 
 
 def judge(path: Path) -> Iterator[Outcome]:
-    """An outcome for each criterion, the cheap ones first: what is known stays known when a later one never ends."""
+    """Yield an outcome for each criterion, the cheap ones first: they stay known when a later one never
+    ends."""
     try:
         for config in (MAIN, SMALL):
             _built(path, config)
@@ -113,27 +118,29 @@ def judge(path: Path) -> Iterator[Outcome]:
         yield from (Outcome(name, False) for name in ("result", "hazards", "structure", "overlap", "bytes"))
         return
     yield Outcome("compiles", True)
+
     runs = _Runs()
-    for config, problem in CASES:
+    for config, product in CASES:
         for schedule in SCHEDULES:
-            if len(runs.failed) == PATIENCE:
-                break
-            _try(path, config, problem, schedule, runs)
-    ended = "the kernel does not come to its end in every case: repair that first, then this can be judged"
+            if len(runs.failed) < PATIENCE:
+                _try(path, config, product, schedule, runs)
+
+    endless = "the kernel does not come to its end in every case: repair that first, then this can be judged"
+    first = [endless] if runs.failed else []
     yield _outcome("result", [*runs.failed, *runs.wrong])
-    yield _outcome("hazards", [*([ended] if runs.failed else []), *runs.hazards.values()])
-    yield _outcome("bytes", [*([ended] if runs.failed else []), *runs.excess])
-    yield _outcome("structure", list(_structure(path, runs)) if runs.ended else [ended])
-    yield _outcome("overlap", list(_overlap(path)) if runs.ended else [ended])
+    yield _outcome("hazards", [*first, *runs.hazards.values()])
+    yield _outcome("bytes", [*first, *runs.excess])
+    yield _outcome("structure", list(_structure(path, runs)) if runs.ended else [endless])
+    yield _outcome("overlap", list(_overlap(path)) if runs.ended else [endless])
 
 
 def _outcome(criterion: str, told: list[str]) -> Outcome:
-    """Met when nothing is to be told; otherwise the first things that are."""
+    """The criterion is met when there is nothing to tell; otherwise the outcome tells the first things."""
     more = [f"... and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
     return Outcome(criterion, not told, "\n".join([*told[:SHOWN], *more]))
 
 
-# ---------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------ runs
 
 
 def _built(path: Path, config: Config) -> jit.Kernel:
@@ -143,75 +150,85 @@ def _built(path: Path, config: Config) -> jit.Kernel:
 
 
 @functools.cache
-def _operands(problem: Problem) -> tuple[Quantized, Quantized]:
-    return (
-        quantize.quantize(quantize.activations(problem.m, problem.k, seed=5)),
-        quantize.quantize(quantize.weights(problem.n, problem.k, seed=6)),
-    )
+def _operands(product: Product) -> tuple[Quantized, Quantized]:
+    a = quantize.activations(product.m, product.k, seed=5)
+    b = quantize.weights(product.n, product.k, seed=6)
+    return quantize.quantize(a), quantize.quantize(b)
 
 
 @functools.cache
-def _expected(problem: Problem) -> tuple[torch.Tensor, float]:
+def _expected(product: Product) -> tuple[torch.Tensor, float]:
     """The exact product, and the relative error below which a result is right."""
-    a, b = _operands(problem)
+    a, b = _operands(product)
     exact = quantize.reference(a, b)
     return exact, tolerance(s05_pipelined.stage, a, b, exact)
 
 
 def _run(
-    stage: Stage, path: Path, config: Config, problem: Problem, schedule: str | int, timeline: bool = False
+    stage: Stage, path: Path, config: Config, product: Product, schedule: str | int, timeline: bool = False
 ) -> tuple[torch.Tensor, Report]:
-    """One launch, into a d of NaN; an endless loop is named after a fraction of a second, not after minutes."""
-    a, b = _operands(problem)
-    d = torch.full((problem.m, problem.n), float("nan"), dtype=torch.bfloat16)
+    """Launch once, into a d of NaN. An endless loop is named after a fraction of a second, not after
+    minutes."""
+    a, b = _operands(product)
+    d = torch.full((product.m, product.n), float("nan"), dtype=torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kernel = jit.build(path, config, name=stage.name, kernel=stage.kernel)
-    launch = stage.launch(a, b, d, problem, config)
+    launch = stage.launch(a, b, d, product, config)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     report = emulator.launch(
-        kernel.ptx, launch.grid, launch.block, args, kernel=kernel.kernel, shared=launch.shared, schedule=schedule, profile=False,
-        instruction_limit=ENDLESS, timeline=timeline,
-    )  # fmt: skip
+        kernel.ptx,
+        launch.grid,
+        launch.block,
+        args,
+        kernel=kernel.kernel,
+        shared=launch.shared,
+        schedule=schedule,
+        profile=False,
+        instruction_limit=ENDLESS,
+        timeline=timeline,
+    )
     return d, report
 
 
 def _try(
-    path: Path, config: s05_pipelined.Config, problem: Problem, schedule: str | int, runs: _Runs
+    path: Path, config: s05_pipelined.Config, product: Product, schedule: str | int, runs: _Runs
 ) -> None:
-    """One case into what is known of all."""
-    case = f"m={problem.m}, n={problem.n}, k={problem.k}, {config.block_m}x{config.block_n} tiles, {config.stages} stages, schedule {schedule}"
+    """Run one case and add what it shows to `runs`."""
+    m, n, k = product.m, product.n, product.k
+    tiles = f"{config.block_m}x{config.block_n} tiles"
+    case = f"m={m}, n={n}, k={k}, {tiles}, {config.stages} stages, schedule {schedule}"
     try:
-        d, report = _run(s05_pipelined.stage, path, config, problem, schedule)
+        d, report = _run(s05_pipelined.stage, path, config, product, schedule)
     except emulator.EmulatorError as error:
         runs.failed.append(f"{case}: {type(error).__name__}: {error}")
         return
     runs.ended += 1
-    exact, tolerance = _expected(problem)
+
+    exact, tolerance = _expected(product)
     distance = relative_error(d, exact)
     if not distance < tolerance:
         runs.wrong.append(f"{case}: the relative error is {distance:.2g}, and below {tolerance:.2g} is right")
+
+    # A kernel that multiplies nothing has no hazard either.
     for hazard in report.hazards:
         runs.hazards.setdefault(f"{hazard.kind} {hazard.location}", f"{case}:\n{hazard}")
-    steps = ceil_div(problem.k, BLOCK)
-    waves = config.block_m // 64
-    if sum(event.kind == "wgmma issued" for event in report.events) < steps * waves * BLOCK // 32:
-        runs.hazards.setdefault(
-            "nothing",
-            f"{case}: the tensor core has not multiplied every tile, so that there is nothing to judge",
-        )
-    ctas = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
-    needed, loaded = (
-        ctas * steps * (config.block_m + config.block_n) * BLOCK,
-        report.counters["tma_load_bytes"],
-    )
-    if loaded != needed:
-        advice = "a tile is loaded twice, or one beyond k" if loaded > needed else "tiles are missing"
-        runs.excess.append(f"{case}: TMA loads {loaded:,} bytes where the tiles have {needed:,}: {advice}")
+    steps = ceil_div(k, BLOCK)
+    needed = steps * (config.block_m // 64) * BLOCK // 32
+    if sum(event.kind == "wgmma issued" for event in report.events) < needed:
+        nothing = "the tensor core has not multiplied every tile, so that there is nothing to judge"
+        runs.hazards.setdefault("nothing", f"{case}: {nothing}")
+
+    ctas = ceil_div(m, config.block_m) * ceil_div(n, config.block_n)
+    size = ctas * steps * (config.block_m + config.block_n) * BLOCK
+    loaded = report.counters["tma_load_bytes"]
+    if loaded != size:
+        advice = "a tile is loaded twice, or one beyond k" if loaded > size else "tiles are missing"
+        runs.excess.append(f"{case}: TMA loads {loaded:,} bytes where the tiles have {size:,}: {advice}")
     runs.barriers = max(runs.barriers, len({event.agent for event in report.events if event.kind == "phase"}))
 
 
-# ---------------------------------------------------------------------------------------------------- structure and overlap
+# ------------------------------------------------------------------------------------- structure and overlap
 
 
 def _structure(path: Path, runs: _Runs) -> Iterator[str]:
@@ -224,15 +241,17 @@ def _structure(path: Path, runs: _Runs) -> Iterator[str]:
     waits = [each.text for each in compiled.instructions if each.text.startswith("WARPGROUP.DEPBAR")]
     if not any(text.endswith("0x1") for text in waits):
         yield (
-            "no wait leaves a group of products in flight: in the loop, wgmma_wait_group<1> waits for the step before only, and the tensor core "
-            "has work while the threads go on"
+            "no wait leaves a group of products in flight: in the loop, wgmma_wait_group<1> waits for the step "
+            "before only, and the tensor core has work while the threads go on"
         )
     if runs.barriers < 2:
-        yield f"loads complete on {runs.barriers or 'no'} mbarrier{'s' * (not runs.barriers)}: each of the STAGES slots has its own, shared.full[stage]"
+        barriers = "1 mbarrier" if runs.barriers else "no mbarriers"
+        yield f"loads complete on {barriers}: each of the STAGES slots has its own, shared.full[stage]"
 
 
 def timeline_of(path: Path | None = None) -> Report:
-    """One CTA of the timed problem under the cycle model: of s05's version in `path`, or of s04 with the same tiles."""
+    """Run one CTA of the timed product under the cycle model: s05's version in `path`, or s04 with the same
+    tiles."""
     if path is None:
         before = s04_wgmma.Config(MAIN.block_m, MAIN.block_n)
         return _run(s04_wgmma.stage, s04_wgmma.stage.source, before, TIMED, "late", timeline=True)[1]
@@ -240,15 +259,14 @@ def timeline_of(path: Path | None = None) -> Report:
 
 
 def overlap(timeline: Timeline) -> tuple[float, float]:
-    """The share of the time in which the tensor core is busy, and that in which it is while a load is in flight."""
-    products = [
-        (i.start, i.end) for i in timeline.intervals if i.agent == "tensor core" and i.state == "busy"
-    ]
-    loads = sorted(
-        (i.start, i.end) for i in timeline.intervals if i.agent == "TMA" and i.what.startswith("load")
-    )
+    """Compute two shares of the time: the tensor core is busy; it is busy while a load is in flight."""
+    busy = [i for i in timeline.intervals if i.agent == "tensor core" and i.state == "busy"]
+    products = [(i.start, i.end) for i in busy]
+    loading = [i for i in timeline.intervals if i.agent == "TMA" and i.what.startswith("load")]
+    loads = sorted((i.start, i.end) for i in loading)
     both = 0.0
     for start, end in products:
+        # Loads overlap each other: what one has covered, the next does not count again.
         reached = start
         for begin, landed in loads:
             both += max(0.0, min(end, landed) - max(reached, begin))
@@ -259,7 +277,7 @@ def overlap(timeline: Timeline) -> tuple[float, float]:
 
 @functools.cache
 def baseline() -> float:
-    """How busy s04 keeps the tensor core."""
+    """The share of the time in which s04 keeps the tensor core busy."""
     timeline = timeline_of().timeline
     assert timeline is not None
     return timeline.share("busy", "tensor core")
@@ -274,21 +292,34 @@ def _overlap(path: Path) -> Iterator[str]:
     assert timeline is not None
     busy, both = overlap(timeline)
     if not both:
-        yield "no load is in flight while the tensor core works: ask for the tile STAGES - 1 steps ahead before you wait for the next one"
-    if busy < MARGIN * baseline():
         yield (
-            f"the tensor core is busy {busy:.0%} of the time in the cycle model, and {baseline():.0%} in s04; {MARGIN:g} times as much is asked for. "
-            f"With {MAIN.stages} stages {MAIN.stages - 1} tiles can be on their way: does each step ask for the one that is {MAIN.stages - 1} steps ahead?"
+            "no load is in flight while the tensor core works: ask for the tile STAGES - 1 steps ahead before you "
+            "wait for the next one"
+        )
+    if busy < MARGIN * baseline():
+        ahead = MAIN.stages - 1
+        yield (
+            f"the tensor core is busy {busy:.0%} of the time in the cycle model, and {baseline():.0%} in s04; "
+            f"{MARGIN:g} times as much is asked for. With {MAIN.stages} stages {ahead} tiles can be on their way: "
+            f"does each step ask for the one that is {ahead} steps ahead?"
         )
 
 
 def _prepare() -> None:
-    """What no submission decides, once for all of them."""
-    for _, problem in CASES:
-        _expected(problem)
+    """Compute what no submission decides, once for all of them."""
+    for _, product in CASES:
+        _expected(product)
     baseline()
 
 
 PIPELINE = Lab(
-    "pipeline", "From one buffer to a ring of stages", "s04_wgmma", "s05_pipelined", TASKS, GIVEN, CRITERIA, judge, _prepare,
-)  # fmt: skip
+    name="pipeline",
+    title="From one buffer to a ring of stages",
+    before="s04_wgmma",
+    after="s05_pipelined",
+    tasks=TASKS,
+    given=GIVEN,
+    criteria=CRITERIA,
+    judge=judge,
+    prepare=_prepare,
+)

@@ -1,4 +1,7 @@
-"""Importing this makes what every submission is compared with. The server from which the grading processes are forked imports it, once for all of them."""
+"""Importing this module makes what every submission is compared with.
+
+The server from which the grading processes are forked imports it, once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from . import LABS
 __all__: list[str] = []
 
 torch.set_num_threads(1)  # threads do not survive a fork
-with suppress(CompileError):  # which each submission would be told
-    jit._nvrtc()  # the compiler's libraries are nobody's memory
+with suppress(CompileError):  # each submission will be told
+    jit._nvrtc()  # loaded here, the compiler's libraries cost no submission its memory
 for _lab in LABS.values():
     _lab.prepare()

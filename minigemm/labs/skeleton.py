@@ -1,7 +1,9 @@
-"""A lab's file, made from the two stages between which the lab lies: the stage before, with a TODO wherever the stage after differs.
+"""A lab's file, made from the two stages between which the lab lies: the stage before, with a TODO wherever
+the stage after differs.
 
-Nothing of a kernel is kept here. What is to be done is the difference between the two files as they are today, and every piece of it must belong
-to exactly one task, or to what is given: when a stage changes in a way that the lab does not know, there is a ValueError and no lab.
+Nothing of a kernel is kept here. The tasks are the difference between the two files as they are today. Every
+piece of the difference must belong to exactly one task, or to what is given: when a stage changes in a way
+that the lab does not know, there is a ValueError and no lab.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 @dataclass(frozen=True)
 class Task:
-    """One TODO: `title` says what is to be done, `anchor` is a text that the stage after has in these lines, and nowhere else in the difference."""
+    """One TODO of a lab."""
 
-    title: str
-    anchor: str
+    title: str  # what is to be done
+    anchor: str  # a text that the stage after has in these lines, and nowhere else in the difference
 
 
 def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str]) -> str:
-    """The stage after, as a text that `marks` renders: its solution is `after`, the student's copy is `before` with TODOs.
+    """Mark the stage after, so that `marks` renders it: its solution is `after`, the student's copy is
+    `before` with TODOs.
 
-    `given` are texts like a task's anchor: what the student need not do.
+    `given` are texts like a task's anchor, of pieces that the student need not write. Raises ValueError for a
+    piece of the difference that not exactly one task or given text knows, and for a task or given text
+    without a piece.
     """
     old, new = before.split("\n"), after.split("\n")
     out: list[str] = []
@@ -43,8 +48,9 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
         named = [task for task in tasks if task.anchor in piece]
         free = [text for text in given if text in piece]
         if len(named) + len(free) != 1:
+            count, went = len(named) + len(free), "(lines that went)"
             raise ValueError(
-                f"{len(named) + len(free)} tasks know this piece of the difference between the stages, and one should:\n{piece or '(lines that went)'}"
+                f"{count} tasks know this piece of the difference between the stages, and one should:\n{piece or went}"
             )
         found += [task.anchor for task in named] + free
         if named:
@@ -54,14 +60,13 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
             out += new[k:end]
     missing = [text for text in (*(task.anchor for task in tasks), *given) if found.count(text) != 1]
     if missing:
-        raise ValueError(
-            f"the difference between the stages has {found.count(missing[0])} pieces with {missing[0]!r}, and one was expected"
-        )
+        pieces = f"{found.count(missing[0])} pieces with {missing[0]!r}"
+        raise ValueError(f"the difference between the stages has {pieces}, and one was expected")
     return "\n".join(out)
 
 
 def todos(text: str) -> list[str]:
-    """The TODOs left in a file, each with its line: "line 18: TODO (roughly 3 lines): ..."."""
+    """List the TODOs left in a file, each with its line: "line 18: TODO (roughly 3 lines): ..."."""
     return [
         f"line {number}: {match[1]}"
         for number, line in enumerate(text.splitlines(), 1)
@@ -70,5 +75,5 @@ def todos(text: str) -> list[str]:
 
 
 def code_of(text: str) -> str:
-    """The code alone, without comments and layout: what says whether two files are the same kernel."""
+    """Return the code alone, without comments and layout: it says whether two files are the same kernel."""
     return " ".join(_COMMENT.sub(" ", text).split())

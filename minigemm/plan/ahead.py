@@ -6,23 +6,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 
 from .. import checks, runtime
 from ..compiler import jit
-from ..kernels import s10_grouped as kernel
 from ..kernels.s10_grouped import Config
-from . import cost, prepared
-from .prepared import Call
+from ..types import Layout, Product
+from . import choose, prepared
 
-__all__ = ["precompile"]
+__all__ = ["LAYOUTS", "precompile"]
 
-KERNELS_A_PROCESS = 8  # below that, starting one more takes longer than it saves
+KERNELS_PER_PROCESS = 8  # with fewer, one more process takes longer to start than it saves
+#: The layouts by the names that `precompile` and the command line give them.
+LAYOUTS = {"dense": Layout.DENSE, "contiguous": Layout.CONTIGUOUS, "masked": Layout.MASKED}
 
 
 def precompile(
@@ -40,11 +41,16 @@ def precompile(
     """Compile and load what calls of these shapes need, so that none of them waits for the compiler.
 
     Args:
-        shapes: (n, k), for any number of rows: at most 12 kernels; or (m, n, k), for exactly that m (expected_m, where the layout is masked): one.
-        layout: "dense", "contiguous" or "masked", with so many `groups`; use_psum_layout: whether calls of the contiguous layout tell prefix sums, not ids.
-        out_dtype: of d; accumulate: whether calls add c.
+        shapes: (n, k) for any number of rows: at most 12 kernels. Or (m, n, k) for exactly that m (in a masked layout
+            that expected_m): one kernel.
+        layout: "dense", "contiguous" or "masked".
+        groups: how many weights b holds.
+        use_psum_layout: calls of the contiguous layout give prefix sums, not ids.
+        out_dtype: the dtype of d.
+        accumulate: calls add c.
         device: by default the current GPU, or the CPU where there is none.
-        processes: that compile at the same time; by default as many as are worth their start. All of them fill the cache on disk.
+        processes: how many compile at the same time; by default as many as are worth their start. All of them fill the
+            cache on disk.
         progress: whether to draw a bar.
 
     Returns:
@@ -54,35 +60,33 @@ def precompile(
         TypeError, ValueError: what is wrong with an argument; CompileError (a ValueError) where there is no NVRTC.
     """
     where = _device(device)
-    configs = _configs(shapes, layout, groups, use_psum_layout, out_dtype, accumulate, where)
+    product = _product(layout, groups, use_psum_layout, out_dtype, accumulate)
+    configs = _configs(shapes, product, where)
     if processes is None:
-        processes = min(os.cpu_count() or 1, len(configs) // KERNELS_A_PROCESS)
+        processes = min(os.cpu_count() or 1, len(configs) // KERNELS_PER_PROCESS)
     elif not _is_int(processes) or processes < 1:
         raise ValueError(f"processes: expected an int of at least 1, got {processes!r}")
+
     with _bar(progress, len(configs)) as advance:
         if processes > 1:
             _in_processes(configs, processes, advance)
-        built = []
-        for config in configs:  # what a process left undone is compiled here, and says why it could not be
-            built.append(_build(config))
-            prepared.loaded_kernel(config, where)
+        kernels = []
+        for (
+            config
+        ) in configs:  # a kernel that no process has left in the cache is compiled here, or says why not
+            kernels.append(prepared.compiled(config))
+            prepared.loaded(config, where)
             if processes <= 1:
                 advance()
-    return list({each.key: each for each in built}.values())
+    return list({kernel.key: kernel for kernel in kernels}.values())
 
 
-def _configs(
-    shapes: Iterable[Sequence[int]],
-    layout: str,
-    groups: int,
-    prefix_sums: bool,
-    out_dtype: torch.dtype,
-    accumulate: bool,
-    device: torch.device,
-) -> list[Config]:
-    """Each config once, in order."""
-    if layout not in cost.LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(map(repr, cost.LAYOUTS))}, got {layout!r}")
+def _product(
+    layout: str, groups: int, prefix_sums: bool, out_dtype: torch.dtype, accumulate: bool
+) -> Product:
+    """Check the arguments that all shapes share, and return their product, without sizes."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     checks.check_flag("use_psum_layout", prefix_sums)
     if prefix_sums and layout != "contiguous":
         raise ValueError(f"use_psum_layout: expected the contiguous layout with it, got {layout!r}")
@@ -90,26 +94,35 @@ def _configs(
         raise ValueError(f"groups: expected an int of at least 1, got {groups!r}")
     if out_dtype not in (torch.bfloat16, torch.float32):
         raise TypeError(f"out_dtype: expected torch.bfloat16 or torch.float32, got {out_dtype!r}")
-    found: dict[Config, None] = {}
+    return Product(
+        0,
+        0,
+        0,
+        Layout.PREFIX_SUMS if prefix_sums else LAYOUTS[layout],
+        groups,
+        alignment=choose.settings().alignment,
+        out_fp32=out_dtype == torch.float32,
+        accumulate=bool(accumulate),
+    )
+
+
+def _configs(shapes: Iterable[Sequence[int]], product: Product, device: torch.device) -> list[Config]:
+    """Return the configs that a product of these shapes may get, each once, in order."""
+    found: list[Config] = []
     for shape in shapes:
-        if (
-            not isinstance(shape, Sequence)
-            or len(shape) not in (2, 3)
-            or not all(_is_int(size) for size in shape)
-        ):
+        of_ints = isinstance(shape, Sequence) and all(_is_int(size) for size in shape)
+        if not of_ints or len(shape) not in (2, 3):
             raise TypeError(f"shapes: expected (n, k) or (m, n, k) of ints, got {shape!r}")
         *m, n, k = shape
         if min(shape) < 1 or k % 16:
             raise ValueError(
                 f"shapes: expected sizes of at least 1 and a k that is a multiple of 16, got {shape!r}"
             )
-        call = Call(
-            layout, m[0] if m else 0, n, k, groups, out_fp32=out_dtype == torch.float32, accumulate=bool(accumulate), prefix_sums=prefix_sums
-        )  # fmt: skip
-        found.update(
-            dict.fromkeys([prepared.config_for(call, device)] if m else prepared.configs_for(call, device))
-        )
-    return list(found)
+        if m:
+            found.append(choose.config_for(product._replace(m=m[0], n=n, k=k), device))
+        else:
+            found += choose.configs_for(product._replace(n=n, k=k), device)
+    return list(dict.fromkeys(found))
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -117,6 +130,7 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def _device(device: torch.device | str | None) -> torch.device:
+    """Return the device, with its index, once the runtime has accepted it."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
@@ -126,13 +140,9 @@ def _device(device: torch.device | str | None) -> torch.device:
     return where
 
 
-def _build(config: Config) -> jit.Kernel:
-    return jit.build(kernel.stage.source, config, name=kernel.stage.name, kernel=kernel.stage.kernel)
-
-
 @contextmanager
-def _bar(shown: bool, total: int) -> Any:
-    """A bar that each call of what it gives moves by one."""
+def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """Draw a bar; each call of the function that this gives moves it by one."""
     if not shown:
         yield lambda: None
         return
@@ -145,11 +155,11 @@ def _bar(shown: bool, total: int) -> Any:
 
 
 def _in_processes(configs: Sequence[Config], processes: int, advance: Callable[[], None]) -> None:
-    """Fill the cache on disk. A process that fails is not missed: its kernels are compiled afterwards."""
+    """Fill the cache on disk. A process may fail: its kernels are compiled afterwards."""
 
     def follow(share: Sequence[Config]) -> None:
         told = json.dumps([vars(config) for config in share])
-        command = [sys.executable, "-c", "from minigemm.plan.ahead import work; work()", told]
+        command = [sys.executable, "-c", f"from {__name__} import work; work()", told]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
@@ -161,7 +171,7 @@ def _in_processes(configs: Sequence[Config], processes: int, advance: Callable[[
 
 
 def work() -> None:
-    """What such a process does: build the configs that its argument lists, and print a line after each."""
+    """Compile the configs that this process's argument lists, and print a line after each: one of `_in_processes`."""
     for fields in json.loads(sys.argv[1]):
-        _build(kernel.Config(**fields))
+        prepared.compiled(Config(**fields))
         print(flush=True)

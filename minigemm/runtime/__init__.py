@@ -1,4 +1,9 @@
-"""Where a kernel runs. Both runtimes have the same verbs: `check_device`, `load`, `launch`; the tensors' device decides which one serves."""
+"""Where a kernel runs: on a Hopper GPU (`cuda`) or on the emulator (`emulated`). The tensors' device decides.
+
+Both have the same verbs: `check_device`, `load`, `tensor_map`, `launch`. `cuda` also has `prepare`, which makes a launch
+that can be started again at little cost to the host. `emulated.prepare` is None: there a launch takes far longer than
+its description, and every call checks its data.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["of"]
+from ..compiler import jit
+from ..types import Launch
+
+__all__ = ["of", "run"]
 
 if torch.cuda.is_available():
     with suppress(ImportError):  # a tenth of a second, which is better spent here than in the first call
@@ -16,7 +24,13 @@ if torch.cuda.is_available():
 
 
 def of(device: torch.device) -> ModuleType:
-    """`runtime.cuda` for tensors on a GPU, `runtime.emulated` for CPU tensors. ValueError for other devices."""
+    """Return `runtime.cuda` for a GPU, `runtime.emulated` for the CPU. ValueError for other devices."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected tensors on a CPU (emulated) or on a CUDA device, got {device}")
     return importlib.import_module(f"{__name__}.{'cuda' if device.type == 'cuda' else 'emulated'}")
+
+
+def run(kernel: jit.Kernel, launch: Launch, device: torch.device) -> None:
+    """Load a compiled kernel onto the device, and launch it as described."""
+    machine = of(device)
+    machine.launch(machine.load(kernel, launch.shared, device), launch)

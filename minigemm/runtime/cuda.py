@@ -1,4 +1,8 @@
-"""Launches on a Hopper GPU, through the driver. torch owns memory, streams and the context."""
+"""Launches on a Hopper GPU, through the driver. torch owns memory, streams and the context.
+
+In the order in which a launch needs them: driver, context, load, parameters, launch. At the end stands `prepare`, which
+keeps a launch ready in the driver's own form; `launch` is a prepared launch that is started once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import ctypes
 import functools
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +22,115 @@ from ..compiler import jit
 
 __all__ = ["Prepared", "check_device", "launch", "load", "prepare", "tensor_map"]
 
-_lock = threading.Lock()
-_loaded: dict[tuple[str, int], Loaded] = {}  # (kernel's key, device)
+TOO_OLD = (
+    b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    b"CUDA_ERROR_NO_BINARY_FOR_GPU",
+    b"CUDA_ERROR_INVALID_IMAGE",
+)
+
+
+# ---------------------------------------------------------------------------------------------------- driver
+
+
+@functools.cache
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise ValueError(
+            f"cuda-bindings is needed to launch on a GPU and could not be imported ({error}): "
+            "pip install cuda-bindings"
+        ) from None
+    return driver
+
+
+def _check(answer: tuple, what: str) -> Any:
+    """Return the result of a driver call, or raise RuntimeError that says what failed."""
+    if error := answer[0]:  # success is zero
+        _, name = _driver().cuGetErrorName(error)
+        _, text = _driver().cuGetErrorString(error)
+        hint = ""
+        if name in TOO_OLD:
+            hint = (
+                ". The driver is older than the compiler (NVRTC): update the driver, "
+                "or install nvidia-cuda-nvrtc of the driver's CUDA version"
+            )
+        if name.startswith(b"CUDA_ERROR_STREAM_CAPTURE"):
+            hint = (
+                ". A CUDA graph is being captured, and what is made here cannot be made meanwhile: "
+                "call once before, or use minigemm.precompile"
+            )
+        raise RuntimeError(f"{what}: {name.decode()} ({text.decode()}){hint}")
+    return answer[1] if len(answer) > 1 else None
+
+
+@functools.cache
+def check_device(device: torch.device) -> None:
+    """Raise ValueError, in one sentence, when the device is no Hopper GPU or its driver is older than the compiler."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(
+            f"device: {name} has compute capability {capability[0]}.{capability[1]}, "
+            "and these kernels need a Hopper GPU (9.0: H100, H200, GH200); "
+            "move the tensors to the CPU (.cpu()) to run the same kernels on the emulator"
+        )
+
+    import cuda.bindings
+
+    driver = _check(_driver().cuDriverGetVersion(), "the driver's version")
+    generation = cuda.bindings.__version__.partition(".")[0]
+    if driver < 1000 * int(generation):
+        knows = f"{driver // 1000}.{driver % 1000 // 10}"
+        raise ValueError(
+            f"device: the GPU's driver knows CUDA up to {knows}, "
+            f"and kernels would be compiled for CUDA {generation}; "
+            "update the driver, or take the compiler of its generation: "
+            f"pip install 'cuda-bindings<{generation}' nvidia-cuda-nvrtc-cu{driver // 1000}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- context
+
+
+@functools.cache
+def _context(index: int) -> Any:
+    """Return the GPU's primary context, which is torch's."""
+    driver = _driver()
+    device = _check(driver.cuDeviceGet(index), f"finding GPU {index}")
+    return _check(driver.cuDevicePrimaryCtxRetain(device), f"the context of GPU {index}")
+
+
+class _current:
+    """Make a GPU's context this thread's, for a while. A thread whose memory all came from torch's cache has none."""
+
+    def __init__(self, index: int):
+        self._index = index
+
+    def __enter__(self) -> None:
+        entered = _driver().cuCtxPushCurrent(_context(self._index))
+        _check(entered, f"entering the context of GPU {self._index}")
+
+    def __exit__(self, *exception: object) -> None:
+        _check(_driver().cuCtxPopCurrent(), f"leaving the context of GPU {self._index}")
+
+
+@contextmanager
+def _capture_allows() -> Iterator[None]:
+    """Allow a module to be loaded while this thread captures a CUDA graph.
+
+    The driver refuses that as unsafe; it is safe here, because nothing captured needs the module yet.
+    """
+    driver = _driver()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _check(driver.cuThreadExchangeStreamCaptureMode(relaxed), "relaxing the capture mode")
+    try:
+        yield
+    finally:
+        _check(driver.cuThreadExchangeStreamCaptureMode(before), "restoring the capture mode")
+
+
+# ---------------------------------------------------------------------------------------------------- load
 
 
 @dataclass(frozen=True)
@@ -31,85 +142,12 @@ class Loaded:
     module: Any
 
 
-@functools.cache
-def _driver() -> Any:
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise ValueError(
-            f"cuda-bindings is needed to launch on a GPU and could not be imported ({error}): pip install cuda-bindings"
-        ) from None
-    return driver
-
-
-def _check(answer: tuple, what: str) -> Any:
-    """The result of a driver call, or an exception that says what failed."""
-    if error := answer[0]:  # success is zero
-        _, name = _driver().cuGetErrorName(error)
-        _, text = _driver().cuGetErrorString(error)
-        hint = ""
-        if name in (
-            b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
-            b"CUDA_ERROR_NO_BINARY_FOR_GPU",
-            b"CUDA_ERROR_INVALID_IMAGE",
-        ):
-            hint = ". The driver is older than the compiler (NVRTC): update the driver, or install nvidia-cuda-nvrtc of the driver's CUDA version"
-        if name.startswith(b"CUDA_ERROR_STREAM_CAPTURE"):
-            hint = ". A CUDA graph is being captured, and what is made here cannot be made meanwhile: call once before, or use minigemm.precompile"
-        raise RuntimeError(f"{what}: {name.decode()} ({text.decode()}){hint}")
-    return answer[1] if len(answer) > 1 else None
-
-
-@functools.cache
-def _context(index: int) -> Any:
-    """The GPU's primary context, which is torch's."""
-    driver = _driver()
-    return _check(
-        driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index), f"finding GPU {index}")),
-        f"the context of GPU {index}",
-    )
-
-
-class _current:
-    """Makes the context this thread's for a while: a thread whose memory all came from torch's cache has none."""
-
-    def __init__(self, index: int):
-        self._index = index
-
-    def __enter__(self) -> None:
-        _check(
-            _driver().cuCtxPushCurrent(_context(self._index)), f"entering the context of GPU {self._index}"
-        )
-
-    def __exit__(self, *exception: object) -> None:
-        _check(_driver().cuCtxPopCurrent(), f"leaving the context of GPU {self._index}")
-
-
-@functools.cache
-def check_device(device: torch.device) -> None:
-    """ValueError, in one sentence, when the device is no Hopper GPU or its driver is older than the compiler."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability != (9, 0):
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(
-            f"device: {name} has compute capability {capability[0]}.{capability[1]}, and these kernels need a Hopper GPU (9.0: H100, H200, GH200); "
-            "move the tensors to the CPU (.cpu()) to run the same kernels on the emulator"
-        )
-    import cuda.bindings
-
-    driver, generation = (
-        _check(_driver().cuDriverGetVersion(), "the driver's version"),
-        cuda.bindings.__version__.partition(".")[0],
-    )
-    if driver < 1000 * int(generation):
-        raise ValueError(
-            f"device: the GPU's driver knows CUDA up to {driver // 1000}.{driver % 1000 // 10}, and kernels would be compiled for CUDA {generation}; "
-            f"update the driver, or take the compiler of its generation: pip install 'cuda-bindings<{generation}' nvidia-cuda-nvrtc-cu{driver // 1000}"
-        )
+_lock = threading.Lock()
+_loaded: dict[tuple[str, int], Loaded] = {}  # (kernel's key, device)
 
 
 def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
-    """The kernel on that GPU, allowed `shared` bytes of dynamic shared memory."""
+    """Load the kernel onto that GPU, allowed `shared` bytes of dynamic shared memory."""
     index = device.index if device.index is not None else torch.cuda.current_device()
     found = _loaded.get((kernel.key, index))
     if found is not None:
@@ -117,42 +155,23 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     driver = _driver()
     with _lock, _current(index), _capture_allows():
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
-        function = _check(
-            driver.cuModuleGetFunction(module, kernel.kernel.encode()), f"finding {kernel.kernel}"
-        )
-        if shared > 48 * 1024:
+        answer = driver.cuModuleGetFunction(module, kernel.kernel.encode())
+        function = _check(answer, f"finding {kernel.kernel}")
+        if shared > 48 * 1024:  # bytes, which need no permission
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(
-                driver.cuFuncSetAttribute(function, attribute, shared),
-                f"{shared} bytes of shared memory for {kernel.name}",
-            )
+            answer = driver.cuFuncSetAttribute(function, attribute, shared)
+            _check(answer, f"{shared} bytes of shared memory for {kernel.name}")
         loaded = _loaded[kernel.key, index] = Loaded(function, index, module)
     return loaded
 
 
-@contextmanager
-def _capture_allows() -> Iterator[None]:
-    """While this thread captures a CUDA graph, loading a module is refused as unsafe; it is safe here, because nothing captured needs it yet."""
-    driver = _driver()
-    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    before = _check(driver.cuThreadExchangeStreamCaptureMode(relaxed), "relaxing the capture mode")
-    try:
-        yield
-    finally:
-        _check(driver.cuThreadExchangeStreamCaptureMode(before), "restoring the capture mode")
+# ---------------------------------------------------------------------------------------------------- parameters
 
 
 def tensor_map(description: types.TensorMap) -> Any:
-    """The driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
-    tensor = description.tensor
-    return _encoded(
-        tensor.data_ptr(),
-        tensor.element_size(),
-        tensor.shape,
-        tensor.stride(),
-        description.box,
-        description.swizzle,
-    )
+    """Return the driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
+    tensor, box, swizzle = description.tensor, description.box, description.swizzle
+    return _encoded(tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), box, swizzle)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,12 +183,14 @@ def _encoded(
     box: tuple[int, ...],
     swizzle: int,
 ) -> Any:
-    """The map of what lies at an address, whatever tensor it is: the same again where weights meet a new number of rows."""
+    """Encode the map of elements of `size` bytes at an address, whatever tensor they belong to.
+
+    Remembered, because weights keep their map when they meet another number of rows.
+    """
     long, encode, kind, *others = _map_constants(size, box, swizzle)
-    pitches = [long(stride * size) for stride in strides[-2::-1]] or [
-        long(16)
-    ]  # a vector has none, but the driver wants one
-    answer = encode(kind, len(shape), address, [*map(long, reversed(shape))], pitches, *others)
+    pitches = [long(stride * size) for stride in strides[-2::-1]]
+    # a vector has no pitch, but the driver wants one
+    answer = encode(kind, len(shape), address, [*map(long, reversed(shape))], pitches or [long(16)], *others)
     if answer[0]:
         _check(answer, f"a tensor map for shape {tuple(shape)}, box {box}, swizzle {swizzle}")
     return answer[1]
@@ -177,17 +198,21 @@ def _encoded(
 
 @functools.cache
 def _map_constants(size: int, box: tuple[int, ...], swizzle: int) -> tuple[Any, ...]:
-    """The driver's type for sizes, its encoder, the map's data type, and then all of the encoder's arguments that neither address nor shape decide."""
+    """Return the driver's type for sizes, its encoder, the map's data type, and the encoder's last arguments.
+
+    These are all arguments that neither address nor shape decide.
+    """
     driver = _driver()
     kinds, swizzles, short = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle, driver.cuuint32_t
+    kind = {
+        1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    }[size]
     return (
         driver.cuuint64_t,
         driver.cuTensorMapEncodeTiled,
-        {
-            1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            4: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-        }[size],
+        kind,
         [short(length) for length in box[::-1]],
         [short(1)] * len(box),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -198,7 +223,7 @@ def _map_constants(size: int, box: tuple[int, ...], swizzle: int) -> tuple[Any, 
 
 
 def _parameter(arg: Any) -> Any:
-    """What holds a kernel parameter's bytes: a tensor map, or the value as ctypes has it."""
+    """Return the object that holds a kernel parameter's bytes: a tensor map, or a ctypes value."""
     if isinstance(arg, int):  # most are; a bool too
         return ctypes.c_int(arg)
     if isinstance(arg, types.TensorMap):
@@ -213,89 +238,25 @@ def _parameter(arg: Any) -> Any:
 
 
 def _address(stored: Any) -> int:
-    """Where such a parameter is."""
+    """Return the address of a parameter's bytes."""
     return ctypes.addressof(stored) if isinstance(stored, ctypes._SimpleCData) else stored.getPtr()
 
 
-class Prepared:
-    """A launch whose parameters stand ready in the driver's form: `start()` launches once more, on torch's current stream of that GPU, without waiting.
+# ---------------------------------------------------------------------------------------------------- launch
 
-    Nothing in it changes after it is made, so threads may share it. It holds addresses, not tensors: it is good as long as what lies there is.
+
+def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
+    """Launch on torch's current stream of the kernel's GPU, without waiting.
+
+    variables: values of the module's variables, by name.
     """
-
-    __slots__ = ("_addresses", "_device", "_kept", "_launch", "start")
-
-    def __init__(self, launch: Callable[..., tuple], device: int, addresses: array[int], kept: object):
-        """launch: the driver's, of a stream, the parameters and nothing more. The parameters are where `addresses` say; there is what is `kept`."""
-        self._launch, self._device, self._addresses, self._kept = launch, device, addresses, kept
-        self.start = _starter(launch, device, addresses, kept)
-
-    def replaced(self, changes: Mapping[int, Any]) -> Prepared:
-        """The same launch but for the parameters at some places."""
-        addresses = self._addresses[:]
-        with _current(self._device):
-            stored = {place: _parameter(arg) for place, arg in changes.items()}
-        for place, each in stored.items():
-            addresses[place] = _address(each)
-        return Prepared(self._launch, self._device, addresses, (self._kept, stored))
+    if variables:
+        _set_variables(loaded, variables)
+    prepare(loaded, launch).start()
 
 
-def _starter(
-    launch: Callable[..., tuple], device: int, addresses: array[int], kept: object
-) -> Callable[[], None]:
-    """What starts a prepared launch: a function that knows all it needs, and holds it by its default, since looking up an object's parts takes time."""
-    parameters, _ = addresses.buffer_info()
-    current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
-
-    def start(kept: object = (addresses, kept)) -> None:
-        if current_device() == device and not launch(current_stream(device), parameters, 0)[0]:
-            return
-        with _current(
-            device
-        ):  # another device is the current one, or this thread has no context yet; any other error comes again
-            _check(launch(current_stream(device), parameters, 0), "launch")
-
-    return start
-
-
-def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
-    """The launch, ready to be started any number of times."""
-    with _current(loaded.device):
-        stored = [_parameter(arg) for arg in launch.args]
-    what = (loaded.function, *launch.grid, *launch.block, launch.shared)
-    plain = launch.cluster == (1, 1, 1)
-    start = (
-        functools.partial(_driver().cuLaunchKernel, *what)
-        if plain
-        else functools.partial(_launch_clusters, what, launch.cluster)
-    )
-    return Prepared(start, loaded.device, array("Q", map(_address, stored)), (loaded, stored))
-
-
-def _launch_clusters(
-    what: tuple, cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int
-) -> tuple:
-    """`cuLaunchKernel` for a grid of clusters. what: the function, its grid, block and bytes of shared memory."""
-    driver = _driver()
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
-    config = driver.CUlaunchConfig()
-    (
-        config.gridDimX,
-        config.gridDimY,
-        config.gridDimZ,
-        config.blockDimX,
-        config.blockDimY,
-        config.blockDimZ,
-        config.sharedMemBytes,
-    ) = what[1:]
-    config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
-    return driver.cuLaunchKernelEx(config, what[0], parameters, extra)
-
-
-def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
-    """Give the module's `__device__` and `__constant__` variables these values, for every launch from now on; waits for those before."""
+def _set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
+    """Set the module's `__device__` and `__constant__` variables for every later launch; wait for those before."""
     driver = _driver()
     with _current(loaded.device):
         torch.cuda.synchronize(loaded.device)
@@ -304,19 +265,87 @@ def set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
             _check((error,), f"finding the variable {name}")
             stored = _parameter(value)
             if ctypes.sizeof(stored) != size:
-                raise TypeError(
-                    f"variables[{name!r}]: the variable has {size} bytes, got {type(value).__name__} of {ctypes.sizeof(stored)}"
-                )
-            _check(
-                driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size), f"setting the variable {name}"
-            )
-        torch.cuda.synchronize(
-            loaded.device
-        )  # a short copy may still be under way, and another stream would not wait for it
+                came = f"{type(value).__name__} of {ctypes.sizeof(stored)}"
+                raise TypeError(f"variables[{name!r}]: the variable has {size} bytes, got {came}")
+            answer = driver.cuMemcpyHtoD(address, ctypes.addressof(stored), size)
+            _check(answer, f"setting the variable {name}")
+        # a short copy may still be under way, and another stream would not wait for it
+        torch.cuda.synchronize(loaded.device)
 
 
-def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
-    """Launch on torch's current stream of the kernel's GPU; returns without waiting. `variables`: what the module's variables hold, by name."""
-    if variables:
-        set_variables(loaded, variables)
-    prepare(loaded, launch).start()
+# ---------------------------------------------------------------------------------------------------- prepared launches
+
+
+class Prepared:
+    """A launch whose parameters stand ready in the driver's form.
+
+    `start()` launches on torch's current stream of that GPU, without waiting, any number of times. Nothing here changes
+    after it is made, so threads may share it. It holds addresses, not tensors: it is good as long as the tensors live.
+    """
+
+    __slots__ = ("_addresses", "_device", "_kept", "_launch", "start")
+
+    def __init__(self, launch: Callable[..., tuple], device: int, addresses: array[int], kept: object):
+        """launch(stream, parameters, 0) starts the kernel. `addresses` point at its parameters; `kept` owns their memory."""
+        self._launch, self._device, self._addresses, self._kept = launch, device, addresses, kept
+        self.start = _starter(launch, device, addresses, kept)
+
+    def replaced(self, changes: Mapping[int, Any]) -> Prepared:
+        """Return the same launch with other arguments at some places."""
+        addresses = self._addresses[:]
+        with _current(self._device):
+            stored = {place: _parameter(arg) for place, arg in changes.items()}
+        for place, each in stored.items():
+            addresses[place] = _address(each)
+        return Prepared(self._launch, self._device, addresses, (self._kept, stored))
+
+
+def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
+    """Make the launch ready to be started any number of times."""
+    with _current(loaded.device):
+        stored = [_parameter(arg) for arg in launch.args]
+    what = (loaded.function, *launch.grid, *launch.block, launch.shared)
+    if launch.cluster == (1, 1, 1):
+        start = functools.partial(_driver().cuLaunchKernel, *what)
+    else:
+        start = functools.partial(_launch_clusters, what, launch.cluster)
+    return Prepared(start, loaded.device, array("Q", map(_address, stored)), (loaded, stored))
+
+
+def _starter(
+    launch: Callable[..., tuple], device: int, addresses: array[int], kept: object
+) -> Callable[[], None]:
+    """Return the function that starts a prepared launch.
+
+    It is a closure that holds all it needs, because looking up an object's attributes takes time.
+    """
+    parameters, _ = addresses.buffer_info()
+    current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
+
+    def start(kept: object = (addresses, kept)) -> None:
+        if current_device() == device and not launch(current_stream(device), parameters, 0)[0]:
+            return
+        # another device is the current one, or this thread has no context yet; any other error comes again
+        with _current(device):
+            _check(launch(current_stream(device), parameters, 0), "launch")
+
+    return start
+
+
+def _launch_clusters(
+    what: Sequence[Any], cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int
+) -> tuple:
+    """Do what `cuLaunchKernel` does, for a grid of clusters.
+
+    what: the function, its grid and block (three numbers each), and its bytes of shared memory.
+    """
+    driver = _driver()
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = what[1:4]
+    config.blockDimX, config.blockDimY, config.blockDimZ = what[4:7]
+    config.sharedMemBytes = what[7]
+    config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
+    return driver.cuLaunchKernelEx(config, what[0], parameters, extra)

@@ -22,17 +22,18 @@ SAMPLE = (64, 256)  # rows and columns of d for which the tensor core's own erro
 
 
 def relative_error(d: torch.Tensor, reference: torch.Tensor) -> float:
-    """||d - ref||_F / ||ref||_F in float64; 0 where both are empty or zero."""
+    """Return ||d - ref||_F / ||ref||_F in float64; 0 where both are empty or zero."""
     norm = reference.norm().item()
     distance = (d.double() - reference).norm().item()
     return distance / norm if norm else distance
 
 
 def tolerance(stage: Stage, a: Quantized, b: Quantized, reference: torch.Tensor) -> float:
-    """The relative error below which a stage's result is right.
+    """Return the relative error below which a stage's result is right.
 
-    3e-3, or what BF16's rounding alone costs where a few elements decide (up to 2**-8). Where all of k is summed in the tensor core: 2e-3 plus the
-    error that its rule has for these inputs, on a sample of rows and columns. An error before the rounding can add up to twice itself behind it.
+    3e-3, or what BF16's rounding alone costs where a few elements decide (up to 2**-8). Where the tensor core sums all
+    of k: 2e-3 plus the error that its rule has for these inputs, on a sample of rows and columns. An error before the
+    rounding can add up to twice itself behind it.
     """
     rounding = 1.01 * relative_error(reference.bfloat16(), reference)
     if stage.sums == "fp32" or not reference.numel():
@@ -44,17 +45,18 @@ def tolerance(stage: Stage, a: Quantized, b: Quantized, reference: torch.Tensor)
 
 
 def _first(q: Quantized, rows: int) -> Quantized:
-    """The first rows (a multiple of 128, or fewer than 128) with their scales, on the CPU."""
+    """Return the first rows (a multiple of 128, or fewer than 128) with their scales, on the CPU."""
     blocks = {"tensor": None, "1x128": rows, "128x128": ceil_div(rows, BLOCK)}[q.granularity]
-    return Quantized(
-        q.data[:rows].cpu(), q.scale.cpu() if blocks is None else q.scale[:blocks].cpu(), q.granularity
-    )
+    scale = q.scale if blocks is None else q.scale[:blocks]
+    return Quantized(q.data[:rows].cpu(), scale.cpu(), q.granularity)
 
 
 def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1) -> torch.Tensor:
-    """float32 (m, n) on the CPU: what a stage computes, every bit of it, before it rounds to the dtype of d. For the stages with WGMMA.
+    """Compute what a stage with WGMMA computes before it rounds to the dtype of d, every bit of it.
 
-    splits: of the config; that many sums take every so-manieth 128 of k, and are added up in order.
+    splits: as in the config. So many sums take turns along k, 128 at a time, and are added up in order.
+
+    Returns float32 (m, n) on the CPU.
     """
     a, b = a.to("cpu"), b.to("cpu")
     if stage.sums == "tensor core":
@@ -72,7 +74,7 @@ def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1
 
 
 def _sums(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """float32 (m, n): the tensor core's sums of all of k in one accumulator, unscaled."""
+    """Return the tensor core's sums of all of k in one accumulator, unscaled: float32 (m, n)."""
     (m, k), n = a.shape, b.shape[0]
 
     def padded(x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from .. import quantize, runtime
-from ..compiler import jit
+from .. import quantize
 from ..kernels import stage_named, stages
 from ..machine import best_device, identity
-from ..types import Problem
-from ..verify.judge import relative_error, tolerance
+from ..types import Layout, Product
 from . import recordings, tensor_core
+from .judge import relative_error, tolerance
 
 __all__ = ["run"]
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-GROUPED = ((33, 40), (65, 63), (130, 264))  # m and n of the recorded cases with groups that run besides
+#: m and n of the recorded cases with groups that the sanitizer runs too.
+GROUPED = ((33, 40), (65, 63), (130, 264))
 RAGGED = ((64, 64, 128), (77, 50, 144), (1, 8, 16), (130, 129, 272))
 
 
@@ -34,27 +34,29 @@ def run(
     record_tensor_core: Path | None = None,
     tests: bool = True,
 ) -> int:
-    """0 when everything passed. What cannot be run here is said, and is no pass."""
+    """Run the tests, the sanitizer and the recordings. Return 0 when everything passed.
+
+    A part that cannot run here says so, and is no pass.
+    """
     device = best_device()
     if device.type != "cuda":
         print(
-            "minigemm: test-gpu needs a Hopper GPU (compute capability 9.0), and torch sees none; `make test` runs everything else",
+            "minigemm: test-gpu needs a Hopper GPU (compute capability 9.0), and torch sees none; "
+            "`make test` runs everything else",
             file=sys.stderr,
         )
         return 2
+
     failures = 0
     folder = Path(__file__).parents[2] / "tests"
     if not tests:
         print("tests: not run (--tests no)")
     elif folder.is_dir():
-        failures += (
-            subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(folder)], check=False
-            ).returncode
-            != 0
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(folder)]
+        failures += subprocess.run(command, check=False).returncode != 0
     else:
         print("tests: not run (the tests are in the repository, not in the wheel)")
+
     if sanitizer:
         failures += run_sanitizer()
     if record is not None:
@@ -67,7 +69,7 @@ def run(
 
 
 def run_sanitizer() -> int:
-    """compute-sanitizer's tools over each stage at ragged shapes, side by side; how many failed."""
+    """Run compute-sanitizer's tools over each stage at ragged shapes, side by side. Return how many runs failed."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         print("compute-sanitizer: not run (not installed)")
@@ -81,43 +83,44 @@ def run_sanitizer() -> int:
         # in torch's pool the bytes beside a tensor belong to another one and are not out of bounds
         exact = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         answer = subprocess.run(command, capture_output=True, text=True, check=False, env=exact)
-        clean = answer.returncode == 0 and "ERROR SUMMARY: 0 errors" in answer.stdout.replace(
-            "RACECHECK SUMMARY: 0 hazards", "ERROR SUMMARY: 0 errors"
-        )
+        # racecheck counts hazards where the others count errors
+        said = answer.stdout.replace("RACECHECK SUMMARY: 0 hazards", "ERROR SUMMARY: 0 errors")
+        clean = answer.returncode == 0 and "ERROR SUMMARY: 0 errors" in said
         print(f"compute-sanitizer {tool} {name}: {'clean' if clean else 'FAILED'}", flush=True)
         if not clean:
             print(answer.stdout[-3000:], answer.stderr[-1000:])
         return clean
 
+    jobs = [(tool, module.stage.name) for tool in TOOLS for module in stages()]
     with ThreadPoolExecutor(8) as pool:
-        return sum(
-            not clean
-            for clean in pool.map(one, [(tool, module.stage.name) for tool in TOOLS for module in stages()])
-        )
+        return sum(not clean for clean in pool.map(one, jobs))
 
 
 def exercise(name: str) -> dict[str, Any]:
-    """One stage at ragged shapes, checked: what runs under the sanitizer."""
+    """Run one stage at ragged shapes and check its results. The sanitizer runs this, in a process of its own."""
     device = best_device()
     worst = 0.0
     stage = stage_named(name).stage
-    for m, n, k in RAGGED:
-        a = quantize.quantize(quantize.activations(m, k), stage.granularities[0])
-        b = quantize.quantize(quantize.weights(n, k), stage.granularities[1])
-        # initcheck does not see what TMA writes (tests/emulator/kernels/tma_store.cu shows it in 20 lines): d starts as NaN, from the host
-        d = torch.full((m, n), float("nan"), dtype=torch.bfloat16).to(device)
-        problem, config = Problem(m, n, k), stage.default_config(Problem(m, n, k))
-        launch = stage.launch(a.to(device), b.to(device), d, problem, config)
-        kernel = jit.build(stage.source, config, name=name, kernel=stage.kernel)
-        machine = runtime.of(device)
-        machine.launch(machine.load(kernel, launch.shared, device), launch)
+    for sizes in RAGGED:
+        product = Product(*sizes)
+        a = quantize.quantize(quantize.activations(product.m, product.k), stage.granularities[0])
+        b = quantize.quantize(quantize.weights(product.n, product.k), stage.granularities[1])
+        # initcheck does not see what TMA writes (tests/emulator/kernels/tma_store.cu shows it in 20 lines): d starts
+        # as NaN, from the host
+        d = torch.full((product.m, product.n), float("nan"), dtype=torch.bfloat16).to(device)
+        config = stage.default_config(product)
+        launch = stage.launch(a.to(device), b.to(device), d, product, config)
+        stage.run(launch, config, device)
+
         reference = quantize.reference(a, b)
         error = relative_error(d.cpu(), reference)
         if not error <= tolerance(stage, a, b, reference):
-            raise SystemExit(f"{name}: relative error {error} at {m}x{n}x{k}")
+            raise SystemExit(f"{name}: relative error {error} at {product.m}x{product.n}x{product.k}")
         worst = max(worst, error)
+
     for case in recordings.cases():
-        if case.stage == name and case.layout != "dense" and (case.m, case.n) in GROUPED:
+        grouped = case.stage == name and case.product.layout != Layout.DENSE
+        if grouped and case.product[:2] in GROUPED:
             recordings.output(case, device)
     return {"stage": name, "rel_err": worst}
 

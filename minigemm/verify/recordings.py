@@ -1,6 +1,7 @@
 """Outputs of the stages as a Hopper GPU gave them: made by `python -m minigemm test-gpu --record FILE`, checked on every CPU.
 
-Inputs come from an integer generator (splitmix64), the same on every machine, so that a recording holds output bits alone.
+Inputs come from an integer generator (splitmix64), the same on every machine, so that a recording holds output bits
+alone. `tensor_core` has recordings of its own, of the same numbers and in the same kind of file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,51 +19,63 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import api
 from ..kernels import stage_named, stages
 from ..layout import ceil_div, to_m_major
+from ..plan import choose, prepared
 from ..quantize import BLOCK, Quantized
+from ..types import Layout, Product
 
-__all__ = ["REGIMES", "Case", "cases", "inputs", "load", "record", "save", "splitmix64"]
+__all__ = [
+    "GROUPED",
+    "REGIMES",
+    "Case",
+    "cases",
+    "codes",
+    "inputs",
+    "keep",
+    "load",
+    "output",
+    "record",
+    "splitmix64",
+]
 
 REGIMES = ("normal", "wide", "cancelling", "subnormal", "nan")
 SHAPES = (
-    (1, 1, 16), (1, 77, 48), (77, 1, 16), (8, 8, 32), (16, 24, 64), (33, 40, 80), (64, 64, 128), (65, 63, 144), (17, 72, 256), (48, 31, 272), (96, 16, 512),
-    (40, 56, 1040),
+    (1, 1, 16), (1, 77, 48), (77, 1, 16), (8, 8, 32), (16, 24, 64), (33, 40, 80), (64, 64, 128), (65, 63, 144),
+    (17, 72, 256), (48, 31, 272), (96, 16, 512), (40, 56, 1040),
 )  # fmt: skip
-LAYOUTS = ("contiguous", "prefix sums", "masked")  # of s10_grouped, besides the dense one
+#: For the tensor-core stages besides: tiles in both directions, and more than 32 steps of 128.
+LONG_SHAPES = ((130, 264, 528), (16, 24, 4224))
+LIBRARY = "s10_grouped"  # the stage behind the library's calls
+GROUPED = (Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.MASKED)  # its layouts, besides the dense one
 GROUPS, ALIGNMENT = 3, 8
-LONG_SHAPES = (
-    (130, 264, 528),
-    (16, 24, 4224),
-)  # of the tensor-core stages besides: tiles in both directions, and more than 32 steps of 128
 
 
 @dataclass(frozen=True)
 class Case:
-    """One product: the stage, the problem, the config's fields, the kind of numbers, and how groups lie (m rows in all; of each group, if masked)."""
+    """One output to record: the stage, the product, the config's fields, and the kind of numbers."""
 
     stage: str
-    m: int
-    n: int
-    k: int
+    product: Product
     config: tuple[tuple[str, int], ...]
     regime: str
-    layout: str = "dense"
 
     @property
     def name(self) -> str:
         """The key under which the output bits are kept."""
         fields = ",".join(f"{name}={value}" for name, value in self.config)
-        return f"{self.stage} {self.m}x{self.n}x{self.k} {fields} {self.regime}" + f" {self.layout}" * (
-            self.layout != "dense"
-        )
+        layout = "" if self.product.layout == Layout.DENSE else f" {self.product.layout}"
+        return f"{self.stage} {self._sizes} {fields} {self.regime}{layout}"
 
     @property
     def seed(self) -> int:
-        """From the problem alone: every stage and config gets the same numbers."""
-        return int.from_bytes(
-            hashlib.sha256(f"{self.m}x{self.n}x{self.k} {self.regime}".encode()).digest()[:6], "little"
-        )
+        """A number made from sizes and regime alone: every stage and config gets the same inputs."""
+        return seed_of(f"{self._sizes} {self.regime}")
+
+    @property
+    def _sizes(self) -> str:
+        return "x".join(map(str, self.product[:3]))
 
 
 CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
@@ -121,28 +135,34 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
 
 
 def cases() -> Iterator[Case]:
-    """Every case: all shapes with all configs of each stage, the regimes taking turns. A stage that has no configs above is not recorded yet."""
+    """Every case: all shapes with all configs of each stage, the regimes taking turns.
+
+    The library's stage has each config with one layout of groups too, and each shape with all of them. A stage that has
+    no configs above is not recorded yet.
+    """
     for module in stages():
         name = module.stage.name
-        for c, config in enumerate(CONFIGS.get(name, ())):
-            for s, (m, n, k) in enumerate(SHAPES + (LONG_SHAPES if name >= "s04" else ())):
-                yield Case(name, m, n, k, tuple(sorted(config.items())), REGIMES[(s + c) % len(REGIMES)])
-                if (
-                    name == "s10_grouped"
-                ):  # each config with one layout of groups too, and each shape with all of them
-                    yield Case(
-                        name,
-                        m,
-                        n,
-                        k,
-                        tuple(sorted(config.items())),
-                        REGIMES[(s + c) % len(REGIMES)],
-                        LAYOUTS[(s + c) % len(LAYOUTS)],
-                    )
+        for c, fields in enumerate(CONFIGS.get(name, ())):
+            config = tuple(sorted(fields.items()))
+            for s, sizes in enumerate(SHAPES + (LONG_SHAPES if name >= "s04" else ())):
+                regime = REGIMES[(s + c) % len(REGIMES)]
+                yield Case(name, Product(*sizes), config, regime)
+                if name == LIBRARY:
+                    layout = GROUPED[(s + c) % len(GROUPED)]
+                    alignment = ALIGNMENT if layout == Layout.PREFIX_SUMS else 1  # ids begin and end anywhere
+                    yield Case(name, Product(*sizes, layout, GROUPS, alignment=alignment), config, regime)
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def seed_of(text: str) -> int:
+    """Return a seed of 48 bits from a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
 
 
 def splitmix64(seed: int, count: int) -> np.ndarray:
-    """`count` uint64. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014)."""
+    """Return `count` uint64. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014)."""
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -150,30 +170,42 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
+def codes(seed: int, shape: tuple[int, ...], regime: str, e5m2: bool = False) -> np.ndarray:
+    """Return the bit patterns, uint8, of e4m3 or e5m2 numbers of one regime; finite but for "nan" and "raw"."""
+    bits = splitmix64(seed, math.prod(shape))
+    sign = (bits >> np.uint64(8) & np.uint64(1)).astype(np.uint8) << 7
+    low: np.ndarray = (bits & np.uint64(0x7F)).astype(np.uint8)
+    largest = 0x7B if e5m2 else 0x7E  # finite
+    if regime == "normal":  # four binades around 1
+        low = (low & (0x0F if e5m2 else 0x1F)) + (0x34 if e5m2 else 0x28)
+    elif regime == "cancelling":  # large values of both signs
+        low = low | 0x60
+    elif regime == "subnormal":
+        low = low & (0x07 if e5m2 else 0x0F)
+    elif regime == "extreme":  # the largest, the smallest, zero
+        low = np.array([largest, 0x01, 0x00, 0x08], np.uint8)[low & 3]
+    elif regime == "sparse":
+        low = np.where(low & 3 == 0, low, 0).astype(np.uint8)
+    if regime != "raw":
+        low = np.minimum(low, largest).astype(np.uint8)
+    if regime == "nan":
+        low = np.where(bits >> np.uint64(40) & np.uint64(0x3FF) == 0, 0x7F, low).astype(np.uint8)
+    return (sign | low).reshape(shape)
+
+
 def inputs(case: Case, group: int = 0) -> tuple[Quantized, Quantized]:
-    """a and b of a case, or of one of its groups, as e4m3 bit patterns with their scales, on the CPU."""
+    """Make a and b of a case, or of one of its groups: e4m3 bit patterns with their scales, on the CPU."""
     of_a, of_b = stage_named(case.stage).stage.granularities
+    m, n, k = case.product[:3]
     seed = case.seed + 4 * group
     return (
-        Quantized(_bytes(case, seed, case.m), _scales(seed + 1, case.m, case.k, of_a), of_a),
-        Quantized(_bytes(case, seed + 2, case.n), _scales(seed + 3, case.n, case.k, of_b), of_b),
+        Quantized(_data(seed, (m, k), case.regime), _scales(seed + 1, m, k, of_a), of_a),
+        Quantized(_data(seed + 2, (n, k), case.regime), _scales(seed + 3, n, k, of_b), of_b),
     )
 
 
-def _bytes(case: Case, seed: int, rows: int) -> torch.Tensor:
-    bits = splitmix64(seed, rows * case.k)
-    sign = (bits >> np.uint64(8) & np.uint64(1)).astype(np.uint8) << 7
-    low: np.ndarray = (bits & np.uint64(0x7F)).astype(np.uint8)
-    if case.regime == "normal":  # exponents near 1
-        low = (low & 0x1F) + 0x28
-    elif case.regime == "subnormal":
-        low = low & 0x0F
-    elif case.regime == "cancelling":  # large values of both signs
-        low = low | 0x60
-    low = np.where(low == 0x7F, 0x7E, low).astype(np.uint8)
-    if case.regime == "nan":
-        low = np.where(bits >> np.uint64(40) & np.uint64(0x3FF) == 0, 0x7F, low).astype(np.uint8)
-    return torch.from_numpy((sign | low).reshape(rows, case.k)).view(torch.float8_e4m3fn)
+def _data(seed: int, shape: tuple[int, int], regime: str) -> torch.Tensor:
+    return torch.from_numpy(codes(seed, shape, regime)).view(torch.float8_e4m3fn)
 
 
 def _scales(seed: int, rows: int, k: int, granularity: str) -> torch.Tensor:
@@ -188,28 +220,33 @@ def _scales(seed: int, rows: int, k: int, granularity: str) -> torch.Tensor:
     return to_m_major(scales) if granularity == "1x128" else scales
 
 
+# ---------------------------------------------------------------------------------------------------- outputs
+
+
 def output(case: Case, device: torch.device | str) -> np.ndarray:
-    """The case's d as the bits of its elements, uint16 or uint32, computed on a device."""
+    """Compute the case's d on a device, through the call that users make; return its bits, uint16 or uint32."""
     module = stage_named(case.stage)
     config = module.Config(**dict(case.config))
     fp32 = bool(dict(case.config).get("out_fp32"))
     dtype = torch.float32 if fp32 else torch.bfloat16
-    if case.layout != "dense":
+    if case.product.layout != Layout.DENSE:
         d = _grouped(case, config, dtype, device)
     else:
         a, b = (q.to(device) for q in inputs(case))
-        d = module.gemm(a, b, config, out_dtype=dtype) if fp32 else module.gemm(a, b, config)
-    return (
-        d.cpu().view(torch.int32).numpy().view(np.uint32)
-        if fp32
-        else d.cpu().view(torch.int16).numpy().view(np.uint16)
-    )
+        if case.stage == LIBRARY:
+            d = api.fp8_gemm_nt(a, b, out_dtype=dtype, config=config)
+        else:
+            d = module.gemm(a, b, config, out_dtype=dtype)
+    bits = d.cpu().view(torch.int32 if fp32 else torch.int16).numpy()
+    return bits.view(np.uint32 if fp32 else np.uint16)
 
 
 def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """d of a grouped case, 1 where nothing is written."""
-    module = stage_named(case.stage)
-    parts = [inputs(case, group) for group in range(GROUPS)]
+    """Return d of a grouped case, 1 where nothing is written."""
+    m, n, _, layout, groups = case.product[:5]
+
+    # Each group has an a and a b of its own; in the contiguous layouts all rows are those of the first a.
+    parts = [inputs(case, group) for group in range(groups)]
     (a, sfa), (b, sfb) = (
         (
             torch.stack([q.data.view(torch.uint8) for q in each]).view(torch.float8_e4m3fn).to(device),
@@ -217,54 +254,65 @@ def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device |
         )
         for each in zip(*parts, strict=True)
     )
-    drawn = torch.from_numpy((splitmix64(case.seed + 99, case.m) >> np.uint64(33)).astype(np.int64))
-    if case.layout == "masked":
-        d = torch.ones(GROUPS, case.m, case.n, dtype=dtype, device=device)
-        module.grouped_masked(
-            a,
-            sfa,
-            b,
-            sfb,
-            d,
-            (drawn[:1].repeat(GROUPS) // torch.arange(1, GROUPS + 1) % (case.m + 1)).int().to(device),
-            config,
-        )
-        return d
-    d = torch.ones(case.m, case.n, dtype=dtype, device=device)
-    if case.layout == "contiguous":  # a new id every five rows, -1 among them
-        index = (drawn[torch.arange(case.m) // 5] % (GROUPS + 1) - 1).int().to(device)
-    else:
-        index = (drawn[0] % (case.m + 1) * torch.arange(1, GROUPS + 1) // GROUPS).int().to(device)
-    module.grouped_contiguous(
-        a[0], sfa[0], b, sfb, d, index, config, prefix_sums=case.layout == "prefix sums", alignment=ALIGNMENT
-    )
+
+    drawn = torch.from_numpy((splitmix64(case.seed + 99, m) >> np.uint64(33)).astype(np.int64))
+    numbers = torch.arange(1, groups + 1)
+    if layout == Layout.MASKED:
+        counts = (drawn[0] // numbers % (m + 1)).int().to(device)
+        d = torch.ones(groups, m, n, dtype=dtype, device=device)
+        return api.m_grouped_fp8_gemm_nt_masked((a, sfa), (b, sfb), d, counts, config=config)
+
+    d = torch.ones(m, n, dtype=dtype, device=device)
+    if layout == Layout.CONTIGUOUS:  # a new id every five rows, -1 among them
+        ids = (drawn[torch.arange(m) // 5] % (groups + 1) - 1).int().to(device)
+        with _alignment(case.product.alignment):
+            return api.m_grouped_fp8_gemm_nt_contiguous((a[0], sfa[0]), (b, sfb), d, ids, config=config)
+
+    # Some of these ends lie before their group's start. The call refuses them for CPU tensors, and on a GPU hands them to
+    # the kernel, which takes such a group for an empty one. So this goes where the call goes after its checks.
+    ends = (drawn[0] % (m + 1) * numbers // groups).int().to(device)
+    product = case.product._replace(out_fp32=dtype == torch.float32)
+    prepared.execute(product, (a[0], sfa[0], b, sfb, d, ends), choose.suited(product, config))
     return d
 
 
-def source_hash() -> str:
-    """Of every stage's CUDA file and header: what a recording was made from."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].joinpath("kernels").glob("*.cu*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+@contextmanager
+def _alignment(rows: int) -> Iterator[None]:
+    """Let groups begin at multiples of so many rows, for a while."""
+    before = api.get_mk_alignment_for_contiguous_layout()
+    api.set_mk_alignment_for_contiguous_layout(rows)
+    try:
+        yield
+    finally:
+        api.set_mk_alignment_for_contiguous_layout(before)
+
+
+# ---------------------------------------------------------------------------------------------------- the file
 
 
 def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
-    """Compute every case on a GPU and write one compressed file; how many there are."""
-    about = {**run, "date": datetime.date.today().isoformat(), "source_hash": source_hash()}
+    """Compute every case on a GPU and write them to a file. Return how many there are.
+
+    run: what identifies the GPU and its software.
+    """
+    sources = sorted(Path(__file__).parents[1].joinpath("kernels").glob("*.cu*"))
     bits = {case.name: output(case, device) for case in cases()}
-    save(path, about, bits)
+    keep(path, run, sources, bits)
     return len(bits)
 
 
-def save(path: Path, about: dict[str, Any], bits: dict[str, np.ndarray]) -> None:
-    """One compressed file: what is to be said of the run, and the bits by case name."""
+def keep(path: Path, run: dict[str, Any], sources: Iterable[Path], bits: dict[str, np.ndarray]) -> None:
+    """Write one compressed file: the run, its date, the hash of the CUDA sources, and the bits by case name."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    about = {**run, "date": datetime.date.today().isoformat(), "source_hash": digest.hexdigest()[:16]}
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), **bits}
     np.savez_compressed(path, **arrays)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the recording says of its run, and the bits by case name."""
+    """Return what a recording says of its run, and the bits by case name."""
     with np.load(path) as data:
         return json.loads(str(data["about"])), {name: data[name] for name in data.files if name != "about"}

@@ -1,13 +1,12 @@
-"""Probes of the tensor core: chains of one WGMMA each, made to show what its arithmetic, its descriptors and its fragments are.
+"""Probes of the tensor core: chains of one WGMMA each, which show its arithmetic, its descriptors and its fragments.
 
-The same kernel (wgmma.cu) runs on a Hopper GPU, where `python -m minigemm test-gpu --record-tensor-core FILE` keeps its results, and on the emulator,
-which must give the same bits. Inputs come from an integer generator, so that a recording holds outputs alone.
+The same kernel (wgmma.cu) runs on a Hopper GPU, where `python -m minigemm test-gpu --record-tensor-core FILE` keeps its
+results, and on the emulator, which must give the same bits. Inputs come from the generator of `recordings`, so that a
+recording holds outputs alone.
 """
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from .. import runtime, types
 from ..compiler import jit
 from ..types import Launch
-from .recordings import load, save, splitmix64
+from .recordings import codes, keep, load, seed_of, splitmix64
 
 __all__ = ["LAYOUTS", "REGIMES", "Case", "cases", "inputs", "load", "output", "record"]
 
@@ -49,7 +48,7 @@ class Config(types.Config):
     b_negated: bool = False
 
     def declarations(self) -> str:
-        """The one function that issues it."""
+        """Return the one function that issues the instruction."""
         count = self.n // 2
         registers = ", ".join(f"%{i}" for i in range(count))
         outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
@@ -61,10 +60,12 @@ class Config(types.Config):
             rest = count + 4
         else:
             first, inputs, rest = f"%{count}", '"l"(a), "l"(b)', count + 1
+        opcode = f"wgmma.mma_async.sync.aligned.m64n{self.n}k32.f32.{kinds}"
         return (
-            f"inline void wgmma_mma_async(float (&d)[{count}], const unsigned (&a_registers)[4], unsigned long long a, unsigned long long b, bool accumulate) {{\n"
+            f"inline void wgmma_mma_async(float (&d)[{count}], const unsigned (&a_registers)[4], "
+            "unsigned long long a, unsigned long long b, bool accumulate) {\n"
             f'  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{rest + 1}, 0;\\n"\n'
-            f'    "wgmma.mma_async.sync.aligned.m64n{self.n}k32.f32.{kinds} {{{registers}}}, {first}, %{rest}, p, {signs};\\n}}"\n'
+            f'    "{opcode} {{{registers}}}, {first}, %{rest}, p, {signs};\\n}}"\n'
             f'    : {outputs} : {inputs}, "r"(static_cast<int>(accumulate)));\n}}\n'
         )
 
@@ -84,12 +85,13 @@ class Case:
     def name(self) -> str:
         """The key under which the output bits are kept."""
         c = self.config
-        kinds = (
-            "-" * c.a_negated + ("e4m3", "e5m2")[c.a_e5m2],
-            "-" * c.b_negated + ("e4m3", "e5m2")[c.b_e5m2],
-        )
+        of_a = "-" * c.a_negated + ("e4m3", "e5m2")[c.a_e5m2]
+        of_b = "-" * c.b_negated + ("e4m3", "e5m2")[c.b_e5m2]
         place = "registers" if c.a_in_registers else "shared"
-        return f"n{c.n} k{self.k} {' x '.join(kinds)}, a in {place}, {self.layout}, {self.regime}, scale_d {int(self.scale_d)}, {self.chains} chains"
+        return (
+            f"n{c.n} k{self.k} {of_a} x {of_b}, a in {place}, {self.layout}, {self.regime}, "
+            f"scale_d {int(self.scale_d)}, {self.chains} chains"
+        )
 
 
 def cases() -> Iterator[Case]:
@@ -111,15 +113,11 @@ def cases() -> Iterator[Case]:
         yield Case(Config(8, a_in_registers=True, b_negated=True), 64, regime)
 
 
-def _seed(case: Case) -> int:
-    return int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:6], "little")
-
-
 def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """a uint8 (chains, 64, k), b uint8 (chains, n, k), c float32 bits as uint32 (chains, 64, n)."""
-    seed, n = _seed(case), case.config.n
-    a = _codes(case, seed, (case.chains, 64, case.k), case.config.a_e5m2)
-    b = _codes(case, seed + 1, (case.chains, n, case.k), case.config.b_e5m2)
+    """Make a uint8 (chains, 64, k), b uint8 (chains, n, k), and c, float32 bits as uint32 (chains, 64, n)."""
+    seed, n = seed_of(case.name), case.config.n
+    a = codes(seed, (case.chains, 64, case.k), case.regime, case.config.a_e5m2)
+    b = codes(seed + 1, (case.chains, n, case.k), case.regime, case.config.b_e5m2)
     bits = splitmix64(seed + 2, case.chains * 64 * n)
     if case.regime == "raw":  # any FP32, infinities and NaNs among them
         c = (bits >> np.uint64(16)).astype(np.uint32)
@@ -130,30 +128,12 @@ def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return a, b, c.reshape(case.chains, 64, n)
 
 
-def _codes(case: Case, seed: int, shape: tuple[int, ...], e5m2: bool) -> np.ndarray:
-    bits = splitmix64(seed, int(np.prod(shape)))
-    sign = (bits >> np.uint64(8) & np.uint64(1)).astype(np.uint8) << 7
-    low: np.ndarray = (bits & np.uint64(0x7F)).astype(np.uint8)
-    largest = 0x7B if e5m2 else 0x7E  # finite
-    if case.regime == "normal":  # four binades around 1
-        low = (low & (0x0F if e5m2 else 0x1F)) + (0x34 if e5m2 else 0x28)
-    elif case.regime == "cancelling":
-        low = low | 0x60
-    elif case.regime == "subnormal":
-        low = low & (0x07 if e5m2 else 0x0F)
-    elif case.regime == "extreme":  # the largest, the smallest, zero
-        low = np.array([largest, 0x01, 0x00, 0x08], np.uint8)[low & 3]
-    elif case.regime == "sparse":
-        low = np.where(low & 3 == 0, low, 0).astype(np.uint8)
-    if case.regime != "raw":
-        low = np.minimum(low, largest).astype(np.uint8)
-    if case.regime == "nan":
-        low = np.where(bits >> np.uint64(40) & np.uint64(0x3FF) == 0, 0x7F, low).astype(np.uint8)
-    return (sign | low).reshape(shape)
-
-
 def placed(layout: str, rows: int, steps: int, start: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where the chunks (steps, rows, 2) of an operand go that begins at `start`, its descriptors (steps), and where it ends; bytes."""
+    """Place an operand in shared memory from the byte `start` on.
+
+    Returns:
+        The place of each chunk of 16 bytes (steps, rows, 2), the operand's descriptors (steps,), and where it ends.
+    """
     step, row, chunk = np.ogrid[:steps, :rows, :2]
     if layout.startswith("interleaved"):
         # core matrices, 8 rows of 16 bytes: the two of a step side by side, or all of the first column before the second
@@ -178,43 +158,33 @@ def placed(layout: str, rows: int, steps: int, start: int) -> tuple[np.ndarray, 
 
 
 def output(case: Case, device: torch.device | str) -> np.ndarray:
-    """The case's d as uint32 bits (chains, 64, n), computed on a device."""
+    """Compute the case's d on a device; return its bits, uint32 (chains, 64, n)."""
     a, b, c = inputs(case)
     device = torch.device(device)
     steps, n = case.k // 32, case.config.n
+
+    # a and b lie behind each other in shared memory; the kernel gets their chunks by steps, and where each goes.
     a_places, a_fields, end = placed(case.layout, 64, steps, 0)
     b_places, b_fields, end = placed(case.layout, n, steps, -(-end // ALIGN) * ALIGN)
-    split = [
-        np.ascontiguousarray(x.reshape(case.chains, -1, steps, 32).transpose(0, 2, 1, 3)) for x in (a, b)
-    ]
-    arrays = (
-        *split,
-        a_places.astype(np.int32),
-        b_places.astype(np.int32),
-        np.stack([a_fields, b_fields], 1),
-        c.view(np.int32),
-    )
+    by_steps = [x.reshape(case.chains, -1, steps, 32).transpose(0, 2, 1, 3) for x in (a, b)]
+    places = [x.astype(np.int32) for x in (a_places, b_places)]
+    arrays = (*by_steps, *places, np.stack([a_fields, b_fields], 1), c.view(np.int32))
     tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
-    d = torch.full((case.chains, 64, n), 0x7FC0BEEF, dtype=torch.int32, device=device)
+    d = torch.full((case.chains, 64, n), 0x7FC0BEEF, dtype=torch.int32, device=device)  # a NaN of our own
+
     launch = Launch(
-        (case.chains, 1, 1),
-        (128, 1, 1),
-        (*tensors, d, steps, int(case.scale_d)),
+        grid=(case.chains, 1, 1),
+        block=(128, 1, 1),
+        args=(*tensors, d, steps, int(case.scale_d)),
         shared=-(-end // ALIGN) * ALIGN,
     )
     kernel = jit.build(SOURCE, case.config, name="probe_wgmma", kernel="probe_wgmma")
-    machine = runtime.of(device)
-    machine.launch(machine.load(kernel, launch.shared, device), launch)
+    runtime.run(kernel, launch, device)
     return d.cpu().numpy().view(np.uint32)
 
 
 def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
-    """Compute every case on a GPU and write one compressed file; how many elements it holds."""
-    about = {
-        **run,
-        "date": datetime.date.today().isoformat(),
-        "source_hash": hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16],
-    }
+    """Compute every case on a GPU and write them to a file. Return how many elements it holds."""
     bits = {case.name: output(case, device) for case in cases()}
-    save(path, about, bits)
+    keep(path, run, [SOURCE], bits)
     return sum(array.size for array in bits.values())

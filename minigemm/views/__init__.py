@@ -1,106 +1,83 @@
-"""Pictures for the course: what numbers, tiles and memories look like, drawn from what a kernel really did.
+"""Pictures for the course: numbers, tiles and memories, drawn from what a kernel really did.
 
-Every function gives a :class:`Picture` or :class:`Html`: Jupyter draws it, `print` says it in words, `Picture.save` writes a PNG.
+Every function returns a :class:`Picture` or :class:`Html`: Jupyter draws it, `print` says it in words,
+`Picture.save` writes a PNG. Below, a line for each public name gives its home; `as` makes the name public for
+type checkers and ruff.
 """
 
 from __future__ import annotations
 
-from .accesses import bank_rows, banks, requests_at, sectors
-from .accumulation import accumulation, accumulation_errors, running_sum
-from .accumulators import accumulators, alignment, held_by
-from .cluster import cluster, cluster_bytes, counted_multicast, recorded_multicast
-from .counts import compare, recorded, recorded_runs
-from .descriptors import descriptor, operand_reads, wgmma_widths
-from .formats import bits, number_line, spacing
-from .groups import Routing, contiguous_layout, masked_layout, route, routing, search
-from .ladder import ladder
-from .lesson import device, edited
-from .listing import code, diff, loop, loop_mix, lowered
-from .phases import phases
-from .quantization import channel_errors, error_bars, landing, outlier_sweep, scale_sweep
-from .ring import Film, ring, ring_budget, ring_film
-from .roles import handshake, registers
-from .roofline import H100, H200, gemm_intensity, product, roofline
-from .scales import error_curves, scale_columns, scale_layout, scale_map
-from .schedule import in_turn, raster, raster_traffic, tail, waves
-from .style import Html, Picture
-from .swizzles import box, swizzles
-from .tiles import footprint, mismatches, per_product, tiles
-from .timeline import recorded_timeline, timeline, waiting_for
-
-__all__ = [
-    "H100",
-    "H200",
-    "Film",
-    "Html",
-    "Picture",
-    "Routing",
-    "accumulation",
-    "accumulation_errors",
-    "accumulators",
-    "alignment",
-    "bank_rows",
-    "banks",
-    "bits",
-    "box",
-    "channel_errors",
-    "cluster",
-    "cluster_bytes",
-    "code",
-    "compare",
-    "contiguous_layout",
-    "counted_multicast",
-    "descriptor",
-    "device",
-    "diff",
-    "edited",
-    "error_bars",
-    "error_curves",
-    "footprint",
-    "gemm_intensity",
-    "handshake",
-    "held_by",
-    "in_turn",
-    "ladder",
-    "landing",
-    "loop",
-    "loop_mix",
-    "lowered",
-    "masked_layout",
-    "mismatches",
-    "number_line",
-    "operand_reads",
-    "outlier_sweep",
-    "per_product",
-    "phases",
-    "product",
-    "raster",
-    "raster_traffic",
-    "recorded",
-    "recorded_multicast",
-    "recorded_runs",
-    "recorded_timeline",
-    "registers",
-    "requests_at",
-    "ring",
-    "ring_budget",
-    "ring_film",
-    "roofline",
-    "route",
-    "routing",
-    "running_sum",
-    "scale_columns",
-    "scale_layout",
-    "scale_map",
-    "scale_sweep",
-    "search",
-    "sectors",
-    "spacing",
-    "swizzles",
-    "tail",
-    "tiles",
-    "timeline",
-    "waiting_for",
-    "waves",
-    "wgmma_widths",
-]
+from .accesses import bank_rows as bank_rows
+from .accesses import banks as banks
+from .accesses import requests_at as requests_at
+from .accesses import sectors as sectors
+from .accumulation import accumulation as accumulation
+from .accumulation import accumulation_errors as accumulation_errors
+from .accumulation import running_sum as running_sum
+from .accumulators import accumulators as accumulators
+from .accumulators import alignment as alignment
+from .accumulators import held_by as held_by
+from .cluster import cluster as cluster
+from .cluster import cluster_bytes as cluster_bytes
+from .cluster import counted_multicast as counted_multicast
+from .cluster import recorded_multicast as recorded_multicast
+from .counts import compare as compare
+from .counts import recorded as recorded
+from .counts import recorded_runs as recorded_runs
+from .descriptors import descriptor as descriptor
+from .descriptors import operand_reads as operand_reads
+from .descriptors import wgmma_widths as wgmma_widths
+from .film import Film as Film
+from .film import ring_film as ring_film
+from .formats import bits as bits
+from .formats import number_line as number_line
+from .formats import spacing as spacing
+from .groups import Routing as Routing
+from .groups import contiguous_layout as contiguous_layout
+from .groups import masked_layout as masked_layout
+from .groups import route as route
+from .groups import routing as routing
+from .groups import search as search
+from .ladder import ladder as ladder
+from .lesson import device as device
+from .lesson import edited as edited
+from .listing import code as code
+from .listing import diff as diff
+from .listing import loop as loop
+from .listing import loop_mix as loop_mix
+from .listing import lowered as lowered
+from .phases import phases as phases
+from .quantization import channel_errors as channel_errors
+from .quantization import error_bars as error_bars
+from .quantization import landing as landing
+from .quantization import outlier_sweep as outlier_sweep
+from .quantization import scale_sweep as scale_sweep
+from .ring import ring as ring
+from .ring import ring_budget as ring_budget
+from .roles import handshake as handshake
+from .roles import registers as registers
+from .roofline import H100 as H100
+from .roofline import H200 as H200
+from .roofline import gemm_intensity as gemm_intensity
+from .roofline import product as product
+from .roofline import roofline as roofline
+from .scales import error_curves as error_curves
+from .scales import scale_columns as scale_columns
+from .scales import scale_layout as scale_layout
+from .scales import scale_map as scale_map
+from .schedule import in_turn as in_turn
+from .schedule import raster as raster
+from .schedule import raster_traffic as raster_traffic
+from .schedule import tail as tail
+from .schedule import waves as waves
+from .style import Html as Html
+from .style import Picture as Picture
+from .swizzles import box as box
+from .swizzles import swizzles as swizzles
+from .tiles import footprint as footprint
+from .tiles import mismatches as mismatches
+from .tiles import per_product as per_product
+from .tiles import tiles as tiles
+from .timeline import recorded_timeline as recorded_timeline
+from .timeline import timeline as timeline
+from .timeline import waiting_for as waiting_for

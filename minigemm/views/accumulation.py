@@ -1,4 +1,4 @@
-"""What the tensor core's short accumulator does to a long sum: the error against K, and one sum as it grows."""
+"""The tensor core's short accumulator and long sums: the error against K, and one sum as it grows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from .. import quantize
 from ..emulator.machine import tensor_core
-from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, Picture, drawn, figure
+from .shapes import beside
+from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, THOUSANDS, Picture, drawn, figure
 
 __all__ = ["INPUTS", "accumulation", "accumulation_errors", "running_sum"]
 
@@ -18,22 +19,28 @@ ROWS, COLUMNS = 64, 16  # of the product that is computed
 KS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SHORT, FULL = "tensor core", "FP32 sums"
 _COLOURS = {"zero-mean": BLUE, "positive": RED}
+_STYLES = (
+    {"marker": "o"},
+    {"marker": "s", "linestyle": ":"},
+    {"marker": "^", "linestyle": "--"},
+)  # by who adds
 
 
 def accumulation_errors(
     k: int, inputs: str = "positive", promote: int = 0, seed: int = 0
 ) -> dict[str, float]:
-    """The relative error against float64 of a 64 x 16 product with FP32 output, by how its K products are added.
+    """Compute a 64 x 16 product with FP32 output in several ways of adding its K products.
 
     Args:
-        k: how many; a multiple of 32.
-        inputs: "zero-mean", normal numbers, or "positive", their magnitudes. The exact product is that of the numbers
-            after their cast to e4m3, so that the cast is no part of the error.
-        promote: if not 0, also the tensor core's sums over so many products each, added in FP32 outside of it.
+        k: K, a multiple of 32.
+        inputs: "zero-mean", normal numbers, or "positive", their magnitudes. The exact product is computed
+            from the numbers after their cast to e4m3, so that the cast is no part of the error.
+        promote: if not 0, the tensor core's sums over `promote` products each are also added in FP32 outside
+            of it.
 
     Returns:
-        The errors of "tensor core", the accumulator of `wgmma`; "FP32 sums", whose steps of 32 are exact and added in
-        FP32; and "promoted every N".
+        The relative error against float64 of each way: "tensor core" is the accumulator of `wgmma`; "FP32
+        sums" adds exact steps of 32 in FP32; "promoted every N" is there if `promote` is not 0.
 
     Raises ValueError for a k or promote that is no multiple of 32, and for other inputs.
     """
@@ -43,21 +50,23 @@ def accumulation_errors(
         raise ValueError(f"promote: expected 0 or a multiple of {tensor_core.STEP}, got {promote}")
     if inputs not in INPUTS:
         raise ValueError(f'inputs: expected "zero-mean" or "positive", got {inputs!r}')
+
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn((rows, k), generator=generator) for rows in (ROWS, COLUMNS))
     if inputs == "positive":
         a, b = a.abs(), b.abs()
     left, right = quantize.quantize(a).data, quantize.quantize(b).data
     exact = left.double() @ right.double().T
+
     plain, promoted = torch.zeros(ROWS, COLUMNS), torch.zeros(ROWS, COLUMNS)
     for at in range(0, k, tensor_core.STEP):
         part = slice(at, at + tensor_core.STEP)
         plain += (left[:, part].double() @ right[:, part].double().T).float()
-    for at in range(0, k, promote or k):
-        promoted += tensor_core.wgmma(left[:, at : at + (promote or k)], right[:, at : at + (promote or k)])
-    sums = {SHORT: tensor_core.wgmma(left, right), FULL: plain} | (
-        {f"promoted every {promote}": promoted} if promote else {}
-    )
+    sums = {SHORT: tensor_core.wgmma(left, right), FULL: plain}
+    if promote:
+        for at in range(0, k, promote):
+            promoted += tensor_core.wgmma(left[:, at : at + promote], right[:, at : at + promote])
+        sums[f"promoted every {promote}"] = promoted
     return {name: float((d.double() - exact).norm() / exact.norm()) for name, d in sums.items()}
 
 
@@ -65,7 +74,7 @@ def accumulation_errors(
 def accumulation(
     ks: Sequence[int] = KS, inputs: Sequence[str] = INPUTS, promote: int = 0, seed: int = 0
 ) -> Picture:
-    """The error of a product with FP32 output against K, both axes logarithmic; `accumulation_errors` says of what.
+    """Plot the errors that `accumulation_errors` returns against K, both axes logarithmic.
 
     Raises ValueError when there are fewer than two K or no inputs, and as `accumulation_errors` does.
     """
@@ -73,50 +82,25 @@ def accumulation(
         raise ValueError(f"ks: expected at least two, got {tuple(ks)}")
     if not inputs:
         raise ValueError("inputs: expected at least one of " + ", ".join(INPUTS) + ", got none")
+
     made, axes = figure(8.4, 5)
     said, smallest = [], 1.0
     for kind in inputs:
         found = [accumulation_errors(k, kind, promote, seed) for k in ks]
-        for name, style in zip(
-            found[0],
-            ({"marker": "o"}, {"marker": "s", "linestyle": ":"}, {"marker": "^", "linestyle": "--"}),
-            strict=False,
-        ):
-            errors = [errors[name] for errors in found]
+        for name, style in zip(found[0], _STYLES, strict=False):
+            errors = [each[name] for each in found]
             smallest = min(smallest, *errors)
-            axes.plot(
-                ks,
-                errors,
-                color=_COLOURS[kind],
-                markersize=5,
-                linewidth=1.6,
-                label=f"{name}, {kind} inputs",
-                **style,
-            )
-            axes.annotate(
-                f"{errors[-1]:.2g}",
-                (ks[-1], errors[-1]),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=INK,
-            )
-            said.append(
-                f"{name}, {kind} inputs: "
-                + ", ".join(f"{error:.2e} at K = {k:,}" for k, error in zip(ks, errors, strict=True))
-            )
+            way = f"{name}, {kind} inputs"
+            axes.plot(ks, errors, color=_COLOURS[kind], markersize=5, linewidth=1.6, label=way, **style)
+            beside(axes, ks[-1], errors[-1], f"{errors[-1]:.2g}", (8, 0), color=INK)
+            values = ", ".join(f"{error:.2e} at K = {k:,}" for k, error in zip(ks, errors, strict=True))
+            said.append(f"{way}: {values}")
+
     axes.axhspan(2.0**-9, 1, color=PALE, alpha=0.5, linewidth=0, zorder=0)
-    axes.text(
-        0.01, 0.985, "grey: worse than one rounding to BF16", transform=axes.transAxes, fontsize=8, va="top"
-    )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="K, products in each sum",
-        ylabel="relative error against float64",
-        ylim=(max(smallest, 1e-12) / 2, 1),
-    )
+    note = "grey: worse than one rounding to BF16"
+    axes.text(0.01, 0.985, note, transform=axes.transAxes, fontsize=8, va="top")
+    axes.set(xscale="log", yscale="log", ylim=(max(smallest, 1e-12) / 2, 1))
+    axes.set(xlabel="K, products in each sum", ylabel="relative error against float64")
     axes.set_xticks(ks, [f"{k:,}" for k in ks], fontsize=8)
     axes.minorticks_off()
     axes.grid(color=GREY, alpha=0.2)
@@ -127,16 +111,20 @@ def accumulation(
 
 @drawn
 def running_sum(a: torch.Tensor, b: torch.Tensor, row: int = 0, column: int = 0) -> Picture:
-    """One element of `a @ b.T` as its sum grows, exactly and in the tensor core; below, the worth of its last bit.
+    """Plot one element of `a @ b.T` as its sum grows, exactly and in the tensor core; below, the worth of its
+    last bit.
 
     Args:
-        a: (64, K) e4m3, as `tensor_core.wgmma` takes it; b: (N, K). row, column: the element.
+        a, b: e4m3 (64, K) and (N, K), as `tensor_core.wgmma` takes them.
+        row, column: the element.
 
     Raises ValueError for an element outside the product.
     """
     for name, index, size in (("row", row, a.shape[0]), ("column", column, b.shape[0])):
         if not 0 <= index < size:
             raise ValueError(f"{name}: expected 0 to {size - 1}, got {index}")
+
+    # The sum after every step of 32 products, in both ways.
     step, k = tensor_core.STEP, a.shape[1]
     products = a[row].double() * b[column].double()
     ends = list(range(step, k + 1, step))
@@ -145,31 +133,32 @@ def running_sum(a: torch.Tensor, b: torch.Tensor, row: int = 0, column: int = 0)
     for at in range(0, k, step):
         c = tensor_core.wgmma(a[:, at : at + step], b[column : column + 1, at : at + step], c)
         sums.append(float(c[row]))
-    # a sum below 2^e: its 14 bits end at 2^(e - 14)
+    # A sum below 2^e has 14 bits, which end at 2^(e - 14).
     units = [math.ldexp(1, math.frexp(total)[1] - 14) if total else 0.0 for total in sums]
     typical = float(products.abs().median())
-    made, axes = figure(9, 4.8, 2, 1, sharex=True, height_ratios=[2, 1])
-    axes[0].plot(ends, exact, color=GREEN, label="exact")
-    axes[0].plot(ends, sums, color=RED, label="tensor core")
-    axes[0].fill_between(ends, exact, sums, color=ORANGE, alpha=0.2, linewidth=0, label="lost")
-    axes[0].set(
-        ylabel="sum so far", title=f"Element ({row}, {column}): {_number(sums[-1])} of {_number(exact[-1])}"
-    )
-    axes[0].yaxis.set_major_formatter(lambda value, _: _number(value))
-    axes[0].legend(loc="upper left", fontsize=8)
-    axes[1].step(ends, units, where="pre", color=RED, label="worth of the accumulator's last bit")
-    axes[1].axhline(typical, color=BLUE, linestyle="--", label=f"median product: {typical:g}")
-    axes[1].set(xlabel="products added", yscale="log", xlim=(0, k))
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[1].legend(loc="lower right", fontsize=8)
-    for axis in axes:
-        axis.grid(color=GREY, alpha=0.2)
+
+    made, (above, below) = figure(9, 4.8, 2, 1, sharex=True, height_ratios=[2, 1])
+    above.plot(ends, exact, color=GREEN, label="exact")
+    above.plot(ends, sums, color=RED, label="tensor core")
+    above.fill_between(ends, exact, sums, color=ORANGE, alpha=0.2, linewidth=0, label="lost")
+    got = f"{_number(sums[-1])} of {_number(exact[-1])}"
+    above.set(ylabel="sum so far", title=f"Element ({row}, {column}): {got}")
+    above.yaxis.set_major_formatter(lambda value, _: _number(value))
+    above.legend(loc="upper left", fontsize=8)
+    below.step(ends, units, where="pre", color=RED, label="worth of the accumulator's last bit")
+    below.axhline(typical, color=BLUE, linestyle="--", label=f"median product: {typical:g}")
+    below.set(xlabel="products added", yscale="log", xlim=(0, k))
+    below.yaxis.set_major_formatter("{x:g}")
+    below.xaxis.set_major_formatter(THOUSANDS)
+    below.legend(loc="lower right", fontsize=8)
+    for axes in (above, below):
+        axes.grid(color=GREY, alpha=0.2)
+
     lost = 1 - sums[-1] / exact[-1] if exact[-1] else 0.0
-    text = f"element ({row}, {column}) after {k:,} products: {_number(sums[-1])} of {_number(exact[-1])}, {lost:.2%} lost; "
+    text = f"element ({row}, {column}) after {k:,} products: {got}, {lost:.2%} lost; "
     return Picture(made, text + f"the last bit is worth {units[-1]:g}, the median product {typical:g}")
 
 
 def _number(value: float) -> str:
-    """Whole where it is large."""
+    """A large number is written whole."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == 0 else f"{value:.4g}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..emulator.watch.report import Report
+from ..verify import results
 from .style import BLUE, Html
 
 __all__ = ["compare", "recorded", "recorded_runs"]
-
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def _counter(name: str) -> Callable[[Report], int]:
@@ -21,9 +19,10 @@ def _counter(name: str) -> Callable[[Report], int]:
 
 
 def _sectors(store: bool) -> Callable[[Report], int]:
-    return lambda report: sum(
-        line.sectors for line in report.lines if line.space == "global" and line.store is store
-    )
+    def count(report: Report) -> int:
+        return sum(line.sectors for line in report.lines if line.space == "global" and line.store is store)
+
+    return count
 
 
 _ROWS: tuple[tuple[str, Callable[[Report], int]], ...] = (
@@ -43,7 +42,9 @@ _ROWS: tuple[tuple[str, Callable[[Report], int]], ...] = (
 
 
 def compare(reports: Mapping[str, Report]) -> Html:
-    """Counters of several launches, a column each, with a bar that shows a count's share of its row's largest; rows of zeros are left out.
+    """Tabulate counters of several launches, a column each.
+
+    A bar shows a count's share of its row's largest; rows of zeros are left out.
 
     Raises ValueError when there is nothing to compare.
     """
@@ -52,22 +53,22 @@ def compare(reports: Mapping[str, Report]) -> Html:
     rows = [(text, [count(report) for report in reports.values()]) for text, count in _ROWS]
     rows = [(text, counts) for text, counts in rows if any(counts)]
     shares = [[0.0, *(count / max(counts) for count in counts)] for _, counts in rows]
-    return _table(
-        ["counted", *reports],
-        [[text, *(f"{count:,}" for count in counts)] for text, counts in rows],
-        shares=shares,
-    )
+    cells = [[text, *(f"{count:,}" for count in counts)] for text, counts in rows]
+    return table(["counted", *reports], cells, shares=shares)
 
 
-def recorded_runs(stage: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Hardware runs of a stage among the recorded results: `m`, `n`, `k`, `run_s` (seconds), `tflops`, and of the machine `gpu`, `driver`, `cuda`, `date`."""
+def recorded_runs(stage: str, folder: Path = results.FOLDER) -> list[dict[str, Any]]:
+    """List the hardware runs of a stage among the recorded results.
+
+    Each has `m`, `n`, `k`, `run_s` (seconds), `tflops`, and of the machine `gpu`, `driver`, `cuda`, `date`.
+    """
     return [run for run in _recorded(folder) if run.get("stage") == stage and run.get("runtime") == "cuda"]
 
 
 def _recorded(folder: Path) -> Iterator[dict[str, Any]]:
     """Every stage's run in every file, with what its file says of the machine."""
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        data = json.loads(path.read_text(encoding="utf-8"))
+    for file in results.files(folder=folder):
+        data = results.load(file.absolute())
         if not isinstance(data, dict):
             continue
         for part in data.get("runs", [data]):
@@ -75,77 +76,76 @@ def _recorded(folder: Path) -> Iterator[dict[str, Any]]:
             for run in part.get("stages", []):
                 if run.get("default") is False:  # another tile, tried beside the one that the stage chooses
                     continue
-                yield {**machine, **run, "file": path.name}
+                yield {**machine, **run, "file": file.name}
 
 
 def _known(data: dict[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in ("gpu", "driver", "cuda", "date", "protocol") if key in data}
 
 
-def recorded(stage: str, folder: Path = RESULTS) -> Html:
-    """Hardware runs of a stage among the recorded results, each with the machine that gave it; or the word that there are none."""
+def recorded(stage: str, folder: Path = results.FOLDER) -> Html:
+    """Tabulate the recorded hardware runs of a stage, each with the machine that gave it; say so if there are
+    none."""
     runs = recorded_runs(stage, folder)
     if not runs:
         text = f"No hardware figure is recorded for {stage} yet."
         return Html(f"<p>{text}</p>", text)
+
     rows = []
+    notes: dict[str, dict[str, None]] = {}  # protocol -> the files that were made by it, each once
     for run in runs:
         seconds, tflops, share = run["run_s"], run.get("tflops"), run.get("floor_share")
         time = f"{seconds * 1e3:,.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:,.1f} us"
-        figures = [
-            f"{run['m']} x {run['n']} x {run['k']}",
-            time,
-            f"{tflops:,.1f}" if tflops else "-",
-            f"{share:.1%}" if share else "-",
-        ]
-        rows.append(
-            figures + [str(run.get(key, "not recorded")) for key in ("gpu", "driver", "cuda", "date")]
-        )
-    files: dict[str, dict[str, None]] = {}  # by what they say of how they were made
-    for run in runs:
-        files.setdefault(run.get("protocol", "protocol not recorded"), {})[f"docs/results/{run['file']}"] = (
-            None
-        )
-    notes = [f"{', '.join(names)}: {protocol}." for protocol, names in files.items()]
+        rate, of_the_roof = f"{tflops:,.1f}" if tflops else "-", f"{share:.1%}" if share else "-"
+        machine = [str(run.get(key, "not recorded")) for key in ("gpu", "driver", "cuda", "date")]
+        rows.append([f"{run['m']} x {run['n']} x {run['k']}", time, rate, of_the_roof, *machine])
+        files = notes.setdefault(run.get("protocol", "protocol not recorded"), {})
+        files[f"docs/results/{run['file']}"] = None
     head = ["m x n x k", "time", "TFLOPS", "of the roof", "GPU", "driver", "CUDA", "date"]
-    return _table(head, rows, title=f"{stage}, recorded on hardware", notes=notes)
+    said = [f"{', '.join(files)}: {protocol}." for protocol, files in notes.items()]
+    return table(head, rows, f"{stage}, recorded on hardware", said)
 
 
-def _table(
+def source_of(data: Mapping[str, Any], file: Path) -> str:
+    """Say where the figures of a file of results come from: the machine, the date, the protocol."""
+    machine = data["machine"]
+    return (
+        f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {data['date']}. "
+        f"docs/results/{file.name}: {data['protocol']}."
+    )
+
+
+def table(
     head: list[str],
     rows: list[list[str]],
     title: str = "",
-    notes: list[str] | None = None,
+    notes: Sequence[str] = (),
     shares: list[list[float]] | None = None,
 ) -> Html:
-    """The first column to the left, the others to the right; `shares` (0 to 1, a number a cell) become bars under the numbers."""
+    """Lay out a table, the first column to the left, the others to the right.
+
+    `shares`, a number from 0 to 1 for each cell, become bars under the numbers.
+    """
 
     def cell(tag: str, i: int, text: str, share: float = 0.0) -> str:
-        bar = (
-            f'<div style="margin-left:auto;width:{100 * share:.1f}%;height:4px;background:{BLUE}"></div>'
-            if share
-            else ""
-        )
-        return f'<{tag} style="padding:.15em 1em .15em 0;min-width:5em;text-align:{"left" if i == 0 else "right"}">{escape(text)}{bar}</{tag}>'
+        bar = f'<div style="margin-left:auto;width:{100 * share:.1f}%;height:4px;background:{BLUE}"></div>'
+        style = f"padding:.15em 1em .15em 0;min-width:5em;text-align:{'right' if i else 'left'}"
+        return f'<{tag} style="{style}">{escape(text)}{bar if share else ""}</{tag}>'
 
     top = "".join(cell("th", i, name) for i, name in enumerate(head))
-    body = "".join(
-        "<tr>"
-        + "".join(cell("td", i, text, shares[y][i] if shares else 0.0) for i, text in enumerate(row))
-        + "</tr>"
-        for y, row in enumerate(rows)
-    )
+    body = ""
+    for y, row in enumerate(rows):
+        cells = (cell("td", i, text, shares[y][i] if shares else 0.0) for i, text in enumerate(row))
+        body += f"<tr>{''.join(cells)}</tr>"
     small = "".join(
-        f'<p style="font-size:85%;opacity:.75;max-width:60em">{escape(note)}</p>' for note in notes or []
+        f'<p style="font-size:85%;opacity:.75;max-width:60em">{escape(note)}</p>' for note in notes
     )
     caption = f"<p><b>{escape(title)}</b></p>" if title else ""
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    text = [
-        "  ".join(
-            part.ljust(w) if i == 0 else part.rjust(w)
-            for i, (part, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *rows]
-    ]
     html = f"{caption}<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>{small}"
-    return Html(html, "\n".join([*([title] if title else []), *text, *(notes or [])]))
+
+    # The same as text, in columns that are as wide as their longest cell.
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    text = [title] if title else []
+    for first, *others in [head, *rows]:
+        text.append("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
+    return Html(html, "\n".join([*text, *notes]))

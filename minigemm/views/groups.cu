@@ -1,11 +1,15 @@
-// The parts that each CTA takes, one after the other, and what the lanes of one of them tell each other on the way. One
-// warp a CTA. Between the scheduler and the warp's shuffles and ballots stands a spy that writes down what passes.
+// The parts that each CTA takes, one after the other, and what the lanes of one CTA tell each other
+// on the way. One warp per CTA. Between the scheduler and the warp's shuffles and ballots stands a
+// spy that writes down what passes.
 
 #include "ptx.cuh"
 
-constexpr int kUp = 0, kFrom = 1, kBallot = 2, kFound = 3;  // events, as in scheduling.py
+constexpr int kUp = 0, kFrom = 1, kBallot = 2, kFound = 3;  // events, as in walks.py
 
-struct Event { int kind, operand, gave[32], got[32]; };  // of each lane: what it gave, what it got
+struct Event {
+  int kind, operand;
+  int gave[32], got[32];  // by lane
+};
 
 __shared__ Event* spy_log;  // null: nothing is written down
 __shared__ int spy_count, spy_most;
@@ -15,7 +19,10 @@ void note(int kind, int operand, int gave, int got) {
   __syncwarp();
   const int event = spy_count;
   if (spy_log && event < spy_most) {
-    if (lane == 0) spy_log[event].kind = kind, spy_log[event].operand = operand;
+    if (lane == 0) {
+      spy_log[event].kind = kind;
+      spy_log[event].operand = operand;
+    }
     spy_log[event].gave[lane] = gave;
     spy_log[event].got[lane] = got;
   }
@@ -47,13 +54,16 @@ u32 spied_ballot(bool yes) {
 #define __ballot_sync(mask, yes) spied_ballot(yes)
 #include "scheduler.cuh"
 
-extern "C" __global__ void probe_groups(int* found,  // (gridDim.x, most, 6)
-                                        Event* log, int events, int watched,  // (events,), of the CTA `watched`
-                                        const int* index,                     // as in GroupedScheduler
-                                        int m, int n, int groups, int span, int zero_padding, int most) {
+extern "C" __global__ void probe_groups(int* found,              // (gridDim.x, most, 6)
+                                        Event* log, int events,  // (events,), of the CTA `watched`
+                                        int watched,
+                                        const int* index,  // as in GroupedScheduler
+                                        int m, int n, int groups, int span, int zero_padding,
+                                        int most) {
   if (threadIdx.x == 0) {
     spy_log = blockIdx.x == watched ? log : nullptr;
-    spy_count = 0, spy_most = events;
+    spy_count = 0;
+    spy_most = events;
   }
   __syncthreads();
   GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
@@ -62,7 +72,11 @@ extern "C" __global__ void probe_groups(int* found,  // (gridDim.x, most, 6)
   for (Part part; i < most && scheduler.next(part); ++i, row += 6) {
     note(kFound, i, part.group, part.group);
     if (threadIdx.x != 0) continue;
-    row[0] = part.group, row[1] = part.row0, row[2] = part.column0;
-    row[3] = part.first, row[4] = part.middle, row[5] = part.last;
+    row[0] = part.group;
+    row[1] = part.row0;
+    row[2] = part.column0;
+    row[3] = part.first;
+    row[4] = part.middle;
+    row[5] = part.last;
   }
 }

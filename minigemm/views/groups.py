@@ -1,4 +1,5 @@
-"""Experts: from a router's choices to the two layouts of rows, the parts that the kernel makes of them, and how a warp finds its tile."""
+"""Experts: from a router's choices to the two layouts of rows, the parts that the kernel makes of them, and
+how a warp finds its tile."""
 
 from __future__ import annotations
 
@@ -10,37 +11,54 @@ import torch
 
 from ..kernels import s10_grouped
 from ..layout import ceil_div, round_up
-from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, Picture, drawn, figure, ink_on
-from .walks import Part, Search, group_parts
+from ..types import Layout
+from .shapes import label, legend, rectangle, unframed
+from .style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    Picture,
+    drawn,
+    figure,
+    ink_on,
+)
+from .walks import Batch, Part, Search, group_parts
 
 __all__ = ["Routing", "contiguous_layout", "masked_layout", "route", "routing", "search"]
 
-_GROUPS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#F0E442", "#5B4B8A")  # neighbours differ
+_GROUPS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, "#5B4B8A")  # neighbours differ
 _SKIPPED: dict[str, Any] = {"facecolor": "#BDBDBD", "edgecolor": "none"}
 _PADDING: dict[str, Any] = {"facecolor": "none", "edgecolor": GREY, "hatch": "////", "linewidth": 0.5}
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Which experts each token goes to. A *choice* is a token and one of its experts, number `token * top_k + i`.
+    """The experts that each token goes to. A *choice* is a token and one of its experts, number `token *
+    top_k + i`."""
 
-    experts: how many there are. chosen: int64 (tokens, top_k). weights: float32 (tokens, top_k), of each token 1 in all.
-    """
-
-    experts: int
-    chosen: torch.Tensor
-    weights: torch.Tensor
+    experts: int  # how many there are
+    chosen: torch.Tensor  # int64 (tokens, top_k)
+    weights: torch.Tensor  # float32 (tokens, top_k), 1 in all for each token
 
     @property
     def counts(self) -> list[int]:
-        """Rows of each expert."""
+        """The rows of each expert."""
         return torch.bincount(self.chosen.flatten(), minlength=self.experts).tolist()
 
     def contiguous(self, alignment: int = 128) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Experts one behind the other, each from a multiple of `alignment` on.
+        """Put experts one behind the other, each from a multiple of `alignment` on.
 
         Returns:
-            choices: int64 (m,), the choice that each row is for, -1 for padding; ids: int32 (m,), its expert, -1 for padding; ends: int32 (experts,).
+            choices: int64 (m,), the choice that each row is for, -1 for padding.
+            ids: int32 (m,), the expert of each row, -1 for padding.
+            ends: int32 (experts,), the row behind each expert's last.
         """
         starts, ends, at = [], [], 0
         for count in self.counts:
@@ -54,17 +72,16 @@ class Routing:
         return choices, ids, torch.tensor(ends, dtype=torch.int32)
 
     def masked(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A buffer of so many rows for each expert.
+        """Give each expert a buffer of `rows` rows.
 
         Returns:
-            choices: int64 (experts, rows), -1 behind an expert's count; counts: int32 (experts,).
+            choices: int64 (experts, rows), -1 behind an expert's count.
+            counts: int32 (experts,).
 
         Raises ValueError when an expert has more rows.
         """
-        if max(self.counts) > rows:
-            raise ValueError(
-                f"rows: expected at least {max(self.counts)}, those of the busiest expert, got {rows}"
-            )
+        if (most := max(self.counts)) > rows:
+            raise ValueError(f"rows: expected at least {most}, those of the busiest expert, got {rows}")
         choices = torch.full((self.experts, rows), -1)
         for expert, count in enumerate(self.counts):
             choices[expert, :count] = (self.chosen.flatten() == expert).nonzero()[:, 0]
@@ -72,62 +89,46 @@ class Routing:
 
 
 def route(tokens: int, experts: int, top_k: int = 2, imbalance: float = 1.0, seed: int = 0) -> Routing:
-    """A router as a model has it, with random logits: softmax, the `top_k` likeliest experts, their weights normalised.
+    """Route tokens as a model does, with random logits: softmax, the `top_k` likeliest experts, their weights
+    normalised.
 
-    imbalance: the standard deviation of what makes an expert popular with all tokens; 0: only chance is at work. Raises ValueError for sizes that do not fit.
+    imbalance is the standard deviation of an expert's popularity, the same with all tokens; with 0 only
+    chance is at work. Raises ValueError for sizes that do not fit.
     """
     if tokens < 1 or not 1 <= top_k <= experts:
         raise ValueError(
             f"top_k: expected 1 to {experts} experts for at least one token, got {top_k} for {tokens}"
         )
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(tokens, experts, generator=generator) + imbalance * torch.randn(
-        experts, generator=generator
-    )
+    logits = torch.randn(tokens, experts, generator=generator)
+    logits += imbalance * torch.randn(experts, generator=generator)
     weights, chosen = logits.softmax(1).topk(top_k)
     return Routing(experts, chosen, weights / weights.sum(1, keepdim=True))
 
 
 @drawn
 def routing(found: Routing) -> Picture:
-    """Tokens over experts: a mark for each choice, darker where its weight is larger; and how many rows each expert gets."""
+    """Draw tokens over experts: a mark for each choice, darker where its weight is larger, and the rows of
+    each expert."""
     tokens, top_k = found.chosen.shape
     made, (left, right) = figure(9.5, 0.9 + 0.25 * found.experts, 1, 2, width_ratios=(5, 1.4), sharey=True)
     for token in range(tokens):
         for expert, weight in zip(found.chosen[token].tolist(), found.weights[token].tolist(), strict=True):
-            left.add_patch(
-                _box(
-                    token,
-                    expert - 0.42,
-                    1,
-                    0.84,
-                    facecolor=_colour(expert),
-                    alpha=0.25 + 0.75 * weight,
-                    edgecolor="white",
-                    linewidth=0.4,
-                )
-            )
+            style = {"facecolor": _colour(expert), "alpha": 0.25 + 0.75 * weight}
+            rectangle(left, token, expert - 0.42, 1, 0.84, edgecolor="white", linewidth=0.4, **style)
+    left.set(xlim=(0, tokens), ylim=(found.experts - 0.4, -0.6), yticks=range(found.experts))
+    said = f"{tokens} tokens, {top_k} of {found.experts} experts each"
+    left.set(xlabel="token", ylabel="expert", title=said)
+
     counts = found.counts
-    left.set(
-        xlim=(0, tokens),
-        ylim=(found.experts - 0.4, -0.6),
-        yticks=range(found.experts),
-        xlabel="token",
-        ylabel="expert",
-    )
-    left.set_title(f"{tokens} tokens, {top_k} of {found.experts} experts each")
-    right.barh(
-        range(found.experts), counts, color=[_colour(expert) for expert in range(found.experts)], height=0.84
-    )
+    right.barh(range(found.experts), counts, color=[_colour(i) for i in range(found.experts)], height=0.84)
     for expert, count in enumerate(counts):
-        right.text(count + 0.02 * max(counts), expert, str(count), va="center", fontsize=8)
+        label(right, count + 0.02 * max(counts), expert, str(count), ha="left")
     right.set(xlim=(0, 1.2 * max(counts)), xticks=[], title="rows")
     right.spines["bottom"].set_visible(False)
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
-    return Picture(
-        made, f"{tokens} tokens, {top_k} of {found.experts} experts each; rows of the experts: {counts}"
-    )
+    return Picture(made, f"{said}; rows of the experts: {counts}")
 
 
 @drawn
@@ -137,219 +138,205 @@ def contiguous_layout(
     alignments: Sequence[int] = (128, 1),
     prefix_sums: bool = False,
 ) -> Picture:
-    """The contiguous layout, a panel for each alignment: the rows with their ids or ends, and below them what the kernel's tiles are parts of.
+    """Draw the contiguous layout, a panel for each alignment: the rows with their ids or ends, and below them
+    the parts of the kernel's tiles.
 
-    A tile is as high (here: wide) as `config.block_m`, and each of its consumers has a share of it. What a consumer multiplies has its group's colour;
-    one without rows of the part is skipped. Tiles and parts come from the scheduler, for one column of tiles. Raises ValueError for an alignment below 1.
+    A tile is as high (here: wide) as `config.block_m`, and each of its consumers has a share of it. The rows
+    that a consumer multiplies have their group's colour; a consumer without rows of the part is skipped.
+    Tiles and parts come from the scheduler, for one column of tiles. Raises ValueError for an alignment below
+    1.
     """
     if not alignments or min(alignments) < 1:
         raise ValueError(f"alignments: expected at least one, from 1 on, got {tuple(alignments)}")
+
+    # Let the scheduler walk over each layout.
     walks = {}
     for alignment in alignments:
         _, ids, ends = found.contiguous(alignment)
-        layout, index = (s10_grouped.PREFIX_SUMS, ends) if prefix_sums else (s10_grouped.CONTIGUOUS, ids)
+        layout, index = (Layout.PREFIX_SUMS, ends) if prefix_sums else (Layout.CONTIGUOUS, ids)
         walk = group_parts(layout, index.tolist(), len(ids), config.block_n, config, found.experts, alignment)
         parts = sorted((part for cta in walk for part in cta), key=lambda part: (part.row0, part.first))
         walks[alignment] = ids, ends, parts, _lanes(parts, config.block_m)
     most = max(
         max(len(ids), *(part.row0 + config.block_m for part in parts)) for ids, _, parts, _ in walks.values()
     )
+
     heights = [2.0 + 1.0 * (1 + max(lanes)) for *_, lanes in walks.values()]
-    made, panels = figure(
-        9.8,
-        0.8 + 0.42 * sum(heights) + 0.3 * len(heights),
-        len(walks),
-        1,
-        squeeze=False,
-        sharex=True,
-        height_ratios=heights,
-    )
+    height = 0.8 + 0.42 * sum(heights) + 0.3 * len(heights)
+    made, panels = figure(9.8, height, len(walks), squeeze=False, sharex=True, height_ratios=heights)
     made.get_layout_engine().set(h_pad=0.06)
     said = []
-    for axes, (alignment, (ids, ends, parts, lanes)), height in zip(
-        panels[:, 0], walks.items(), heights, strict=True
+    for axes, walk_height, (alignment, (ids, ends, parts, lanes)) in zip(
+        panels[:, 0], heights, walks.items(), strict=True
     ):
-        last = 0
-        for group, start, end in _runs(ids.tolist()):
-            style = (
-                _PADDING
-                if group < 0
-                else {"facecolor": _colour(group), "edgecolor": "white", "linewidth": 0.6}
-            )
-            axes.add_patch(_box(start, 0.15, end - start, 0.8, **style))
-            if end - start > most / 60:
-                axes.text((start + end) / 2, 0.55, str(group), ha="center", va="center", fontsize=8, color=INK if group < 0 else ink_on(_colour(group)),
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8} if group < 0 else None)  # fmt: skip
-        for end in ends.tolist():
-            if end - last > most / 40 or not last:
-                axes.text(end, 1.0, str(end), ha="center", va="top", fontsize=7, color=INK)
-                axes.plot([end, end], [0.1, 1.02], color=INK, linewidth=0.7)
-                last = end
+        _draw_rows(axes, ids.tolist(), ends.tolist(), most)
         for part, lane in zip(parts, lanes, strict=True):
             _draw_part(axes, part, config, 1.75 + lane, most)
         used = int((ids >= 0).sum())
+        padding = len(ids) - used
         multiplied, skipped = _consumers(parts, config)
-        rows = (
-            f"{len(ids)} rows, {len(ids) - used} of them padding ({(len(ids) - used) / max(len(ids), 1):.0%})"
+        heading = (
+            f"alignment {alignment}: {len(ids)} rows, {padding} of them padding ({padding / max(len(ids), 1):.0%}); "
+            f"{len(parts)} parts, {multiplied} consumers multiply, {skipped} are skipped"
         )
-        heading = f"alignment {alignment}: {rows}; {len(parts)} parts, {multiplied} consumers multiply, {skipped} are skipped"
-        axes.set_title(heading)
-        axes.set(xlim=(-0.002 * most, most * 1.002), ylim=(height - 0.2, 0), yticks=[0.55, 2.25])
-        axes.set_yticklabels(["ends and rows" if prefix_sums else "ids and rows", "tiles"], fontsize=8)
+        axes.set(xlim=(-0.002 * most, most * 1.002), ylim=(walk_height - 0.2, 0), title=heading)
+        axes.set_yticks(
+            [0.55, 2.25], ["ends and rows" if prefix_sums else "ids and rows", "tiles"], fontsize=8
+        )
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         said.append(
             f"{heading}; {multiplied * config.rows} rows are multiplied for {used}; ends {ends.tolist()}"
         )
-    panels[-1, 0].set_xlabel(
-        f"row of a and d; tiles of {config.block_m} rows, {config.consumers} consumers of {config.rows} each"
-    )
-    _legend(
-        made,
-        [
-            ("the group's rows, multiplied", {"facecolor": GREY, "edgecolor": INK}),
-            ("padding: written as zeros", _PADDING),
-            ("a consumer skipped", _SKIPPED),
-        ],
-    )
+    panels[-1, 0].set_xlabel(f"row of a and d; {_tiles(config)}")
+    entries = {
+        "the group's rows, multiplied": {"facecolor": GREY, "edgecolor": INK},
+        "padding: written as zeros": _PADDING,
+        "a consumer skipped": _SKIPPED,
+    }
+    legend(made, entries, handlelength=1.6)
     return Picture(made, "\n".join(said))
+
+
+def _draw_rows(axes: Any, ids: Sequence[int], ends: Sequence[int], most: int) -> None:
+    """Draw the rows of a contiguous layout, with their groups and the groups' ends."""
+    for group, start, end in _runs(ids):
+        style = (
+            {"facecolor": _colour(group), "edgecolor": "white", "linewidth": 0.6} if group >= 0 else _PADDING
+        )
+        rectangle(axes, start, 0.15, end - start, 0.8, **style)
+        if end - start > most / 60:
+            # on the hatching of padding, a number needs a ground of its own
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if group < 0 else None
+            ink = INK if group < 0 else ink_on(_colour(group))
+            label(axes, (start + end) / 2, 0.55, str(group), color=ink, bbox=ground)
+    last = 0
+    for end in ends:
+        if end - last > most / 40 or not last:
+            label(axes, end, 1.0, str(end), va="top", size=7, color=INK)
+            axes.plot([end, end], [0.1, 1.02], color=INK, linewidth=0.7)
+            last = end
 
 
 @drawn
 def masked_layout(found: Routing, rows: int, config: s10_grouped.Config) -> Picture:
-    """The masked layout: a buffer of `rows` for each group, the rows that count in colour, and the tiles that the kernel takes; the others are dashed.
+    """Draw the masked layout: a buffer of `rows` for each group, the rows that count in colour, and the tiles
+    that the kernel takes; the other tiles are dashed.
 
     Raises ValueError when an expert has more rows.
     """
-    _, counts = found.masked(rows)
-    walk = group_parts(
-        s10_grouped.MASKED, counts.tolist(), found.experts * rows, config.block_n, config, found.experts, rows
-    )
+    counts = found.masked(rows)[1].tolist()
+    total = found.experts * rows
+    walk = group_parts(Layout.MASKED, counts, total, config.block_n, config, found.experts, rows)
     parts = sorted((part for cta in walk for part in cta), key=lambda part: part.row0)
-    made, axes = figure(9.8, 1.1 + 0.42 * found.experts)
     possible = ceil_div(rows, config.block_m)
+
+    # Each group's buffer with all tiles that it could have, and over them the tiles that are taken.
+    made, axes = figure(9.8, 1.1 + 0.42 * found.experts)
+    dashed = {"fill": False, "edgecolor": GREY, "linestyle": ":", "linewidth": 0.7}
     for group in range(found.experts):
-        axes.add_patch(_box(0, group + 0.12, rows, 0.76, facecolor=PALE, edgecolor="none"))
+        rectangle(axes, 0, group + 0.12, rows, 0.76, facecolor=PALE, edgecolor="none")
         for tile in range(possible):
-            axes.add_patch(
-                _box(
-                    tile * config.block_m,
-                    group + 0.12,
-                    config.block_m,
-                    0.76,
-                    fill=False,
-                    edgecolor=GREY,
-                    linestyle=":",
-                    linewidth=0.7,
-                )
-            )
+            rectangle(axes, tile * config.block_m, group + 0.12, config.block_m, 0.76, **dashed)
     for part in parts:
-        base = part.group * rows
-        _draw_part(axes, _moved(part, -base), config, part.group + 0.12, rows, 0.76)
+        _draw_part(axes, _moved(part, -part.group * rows), config, part.group + 0.12, rows, 0.76)
     right = max(rows, possible * config.block_m)
-    for group, count in enumerate(counts.tolist()):
-        axes.text(1.01 * right, group + 0.5, f"{count} rows", va="center", fontsize=8)
+    for group, count in enumerate(counts):
+        label(axes, 1.01 * right, group + 0.5, f"{count} rows", ha="left")
+
     multiplied, skipped = _consumers(parts, config)
-    taken = f"{len(parts)} of {found.experts * possible} tiles are taken"
-    heading = f"{found.experts} x {rows} rows, {sum(counts.tolist())} count: {taken}, {multiplied} consumers multiply, {skipped} are skipped"
-    axes.set(
-        xlim=(-0.002 * right, 1.002 * right),
-        ylim=(found.experts, 0),
-        yticks=[i + 0.5 for i in range(found.experts)],
+    heading = (
+        f"{found.experts} x {rows} rows, {sum(counts)} count: {len(parts)} of {found.experts * possible} tiles are "
+        f"taken, {multiplied} consumers multiply, {skipped} are skipped"
     )
-    axes.set_yticklabels([f"expert {i}" for i in range(found.experts)], fontsize=8)
-    axes.set(
-        xlabel=f"row of a group's buffer; tiles of {config.block_m} rows, {config.consumers} consumers of {config.rows} each",
-        title=heading,
-    )
+    axes.set(xlim=(-0.002 * right, 1.002 * right), ylim=(found.experts, 0))
+    groups = range(found.experts)
+    axes.set_yticks([i + 0.5 for i in groups], [f"expert {i}" for i in groups], fontsize=8)
+    axes.set(xlabel=f"row of a group's buffer; {_tiles(config)}", title=heading)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    boxes = [
-        ("rows that count, multiplied", {"facecolor": GREY, "edgecolor": INK}),
-        ("a consumer skipped", _SKIPPED),
-        ("anything; never written", {"facecolor": PALE, "edgecolor": "none"}),
-    ]
-    _legend(made, boxes)
-    return Picture(made, f"{heading}; counts {counts.tolist()}")
+    entries = {
+        "rows that count, multiplied": {"facecolor": GREY, "edgecolor": INK},
+        "a consumer skipped": _SKIPPED,
+        "anything; never written": {"facecolor": PALE, "edgecolor": "none"},
+    }
+    legend(made, entries, handlelength=1.6)
+    return Picture(made, f"{heading}; counts {counts}")
 
 
 @drawn
 def search(one: Search, groups: int) -> Picture:
-    """How a warp found a tile: the tiles of 32 groups, a lane for each, their prefix sums in five steps, and the ballot. One panel for each 32 groups.
+    """Draw how a warp found a tile: the tiles of 32 groups, a lane for each, their prefix sums in five steps,
+    and the ballot. Each 32 groups have a panel.
 
-    `one`: of `probes.scheduling.group_search`; the values are those that the warp's shuffles and ballots carried. `groups`: how many lanes have one.
+    Args:
+        one: a search from `walks.group_search`, with the values that the warp's shuffles and ballots carried.
+        groups: how many groups there are; the lanes beyond are left out.
+
     Raises ValueError when nothing was searched.
     """
     if not one.batches:
         raise ValueError("one: expected a search that looked at groups, got none")
     shown = [min(32, max(1, groups - batch.group0)) for batch in one.batches]
     steps = len(one.batches[0].sums)
-    made, panels = figure(
-        max(6.5, 1.9 + 0.3 * max(shown)),
-        0.55 + len(shown) * (0.75 + 0.27 * (steps + 3)),
-        len(shown),
-        1,
-        squeeze=False,
-    )
+    width, height = max(6.5, 1.9 + 0.3 * max(shown)), 0.55 + len(shown) * (0.75 + 0.27 * (steps + 3))
+    made, panels = figure(width, height, len(shown), squeeze=False)
     made.get_layout_engine().set(h_pad=0.08)
     said = []
     for axes, batch, lanes in zip(panels[:, 0], one.batches, shown, strict=True):
-        rows: list[tuple[str, Sequence[int | str]]] = [
-            ("group", range(batch.group0, batch.group0 + lanes)),
-            ("its tiles", batch.tiles),
-        ]
-        rows += [(f"+ the sum of lane - {step}", sums) for step, sums in batch.sums.items()]
-        if batch.before:
-            rows.append((f"+ {batch.before} of groups before", batch.up_to))
-        rows.append((f"{one.number} < sum?", ["yes" if yes else "no" for yes in batch.reached]))
         winner = batch.reached.index(True) if any(batch.reached) else -1
-        earlier: Sequence[int | str] = ()
-        for y, (_, values) in enumerate(rows):
-            for lane, value in enumerate(list(values)[:lanes]):
-                changed = 2 <= y < len(rows) - 1 and value != earlier[lane]
-                face = PALE if y == 0 else SKY if changed else "white"
-                if y == len(rows) - 1:
-                    face = GREEN if lane == winner else "#BFE3D5" if value == "yes" else "white"
-                axes.add_patch(_box(lane, y, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.4))
-                axes.text(
-                    lane + 0.5,
-                    y + 0.52,
-                    str(value),
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color=ink_on(face) if face in (SKY, GREEN) else INK,
-                )
-            earlier = list(values)[:lanes]
-        if winner >= 0:
-            axes.add_patch(_box(winner, 0, 1, len(rows), fill=False, edgecolor=GREEN, linewidth=2, zorder=4))
-        axes.set(
-            xlim=(0, max(shown)),
-            ylim=(len(rows), 0),
-            yticks=[y + 0.5 for y in range(len(rows))],
-            xticks=[lane + 0.5 for lane in range(lanes)],
-        )
-        axes.set_yticklabels([name for name, _ in rows], fontsize=8)
-        axes.set_xticklabels([str(lane) for lane in range(lanes)], fontsize=7)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        total = batch.up_to[-1]
+        _draw_batch(axes, batch, one.number, lanes, winner)
+        axes.set_xlim(0, max(shown))
         if winner >= 0:
             within = one.number - (batch.up_to[winner] - batch.tiles[winner])
+            group = batch.group0 + winner
             said.append(
-                f"number {one.number} is in group {batch.group0 + winner}: tile {within} of its {batch.tiles[winner]}"
+                f"number {one.number} is in group {group}: tile {within} of its {batch.tiles[winner]}"
             )
         else:
-            said.append(
-                f"number {one.number} is not among the {total} tiles of groups 0 to {batch.group0 + lanes - 1}"
-            )
+            total, last = batch.up_to[-1], batch.group0 + lanes - 1
+            said.append(f"number {one.number} is not among the {total} tiles of groups 0 to {last}")
         axes.set_title(said[-1])
     panels[-1, 0].set_xlabel("lane; blue: changed by the step", loc="left")
     return Picture(made, "\n".join(said))
 
 
-# ---------------------------------------------------------------------------------------------------- parts
+def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -> None:
+    """Draw what a warp's lanes held while it looked at 32 groups, a row for each step."""
+    rows: list[tuple[str, Sequence[int | str]]] = [
+        ("group", range(batch.group0, batch.group0 + lanes)),
+        ("its tiles", batch.tiles),
+        *((f"+ the sum of lane - {step}", sums) for step, sums in batch.sums.items()),
+    ]
+    if batch.before:
+        rows.append((f"+ {batch.before} of groups before", batch.up_to))
+    rows.append((f"{number} < sum?", ["yes" if yes else "no" for yes in batch.reached]))
+
+    earlier: Sequence[int | str] = ()
+    for y, (_, values) in enumerate(rows):
+        ballot = y == len(rows) - 1
+        for lane, value in enumerate(list(values)[:lanes]):
+            changed = y >= 2 and value != earlier[lane]
+            face = PALE if y == 0 else SKY if changed else "white"
+            if ballot:
+                face = GREEN if lane == winner else "#BFE3D5" if value == "yes" else "white"
+            rectangle(axes, lane, y, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.4)
+            ink = ink_on(face) if face in (SKY, GREEN) else INK
+            label(axes, lane + 0.5, y + 0.52, str(value), size=7.5, color=ink)
+        earlier = list(values)[:lanes]
+    if winner >= 0:
+        rectangle(axes, winner, 0, 1, len(rows), fill=False, edgecolor=GREEN, linewidth=2, zorder=4)
+    axes.set_ylim(len(rows), 0)
+    axes.set_yticks([y + 0.5 for y in range(len(rows))], [name for name, _ in rows], fontsize=8)
+    axes.set_xticks([lane + 0.5 for lane in range(lanes)], [str(lane) for lane in range(lanes)], fontsize=7)
+    unframed(axes)
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def _tiles(config: s10_grouped.Config) -> str:
+    return f"tiles of {config.block_m} rows, {config.consumers} consumers of {config.rows} each"
 
 
 def _working(part: Part, config: s10_grouped.Config) -> list[bool]:
@@ -359,7 +346,7 @@ def _working(part: Part, config: s10_grouped.Config) -> list[bool]:
 
 
 def _consumers(parts: Sequence[Part], config: s10_grouped.Config) -> tuple[int, int]:
-    """How many multiply, and how many are skipped."""
+    """Count the consumers that multiply, and those that are skipped."""
     working = [one for part in parts for one in _working(part, config)]
     return sum(working), len(working) - sum(working)
 
@@ -376,7 +363,7 @@ def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _lanes(parts: Sequence[Part], block_m: int) -> list[int]:
-    """A line of the picture for each part, so that boxes do not overlap."""
+    """Choose a line of the picture for each part, so that boxes do not overlap."""
     ends: list[int] = []
     chosen = []
     for part in parts:
@@ -393,71 +380,27 @@ def _moved(part: Part, by: int) -> Part:
 def _draw_part(
     axes: Any, part: Part, config: s10_grouped.Config, top: float, most: int, height: float = 0.8
 ) -> None:
-    """The tile's box, its consumers, and of the part the rows that are multiplied and those that are zeros."""
+    """Draw a tile's box, its consumers, and the part's rows: those that are multiplied and those that are
+    zeros."""
+    colour = _colour(part.group)
     for number, works in enumerate(_working(part, config)):
-        left = part.row0 + number * config.rows
-        if not works:
-            axes.add_patch(_box(left, top, config.rows, height, **_SKIPPED))
-        else:
-            axes.add_patch(
-                _box(left, top, config.rows, height, facecolor=_colour(part.group), alpha=0.22, linewidth=0)
-            )
-    if part.last > part.middle:
-        axes.add_patch(
-            _box(part.middle, top + 0.1 * height, part.last - part.middle, 0.8 * height, **_PADDING)
-        )
-    if part.middle > part.first:
-        colour = _colour(part.group)
-        axes.add_patch(
-            _box(
-                part.first,
-                top + 0.1 * height,
-                part.middle - part.first,
-                0.8 * height,
-                facecolor=colour,
-                linewidth=0,
-            )
-        )
-        if part.middle - part.first > most / 60:
-            axes.text(
-                (part.first + part.middle) / 2,
-                top + 0.52 * height,
-                str(part.group),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=ink_on(colour),
-            )
+        style = {"facecolor": colour, "alpha": 0.22, "linewidth": 0} if works else _SKIPPED
+        rectangle(axes, part.row0 + number * config.rows, top, config.rows, height, **style)
+    zeros, count = part.last - part.middle, part.middle - part.first
+    if zeros > 0:
+        rectangle(axes, part.middle, top + 0.1 * height, zeros, 0.8 * height, **_PADDING)
+    if count > 0:
+        rectangle(axes, part.first, top + 0.1 * height, count, 0.8 * height, facecolor=colour, linewidth=0)
+        if count > most / 60:
+            middle = (part.first + part.middle) / 2
+            label(axes, middle, top + 0.52 * height, str(part.group), color=ink_on(colour))
     for number in range(1, config.consumers):
-        axes.plot(
-            [part.row0 + number * config.rows] * 2,
-            [top, top + height],
-            color=INK,
-            linewidth=0.6,
-            linestyle=":",
-        )
-    axes.add_patch(
-        _box(part.row0, top, config.block_m, height, fill=False, edgecolor=INK, linewidth=1.0, zorder=3)
+        x = part.row0 + number * config.rows
+        axes.plot([x] * 2, [top, top + height], color=INK, linewidth=0.6, linestyle=":")
+    rectangle(
+        axes, part.row0, top, config.block_m, height, fill=False, edgecolor=INK, linewidth=1.0, zorder=3
     )
 
 
 def _colour(group: int) -> str:
     return _GROUPS[group % len(_GROUPS)]
-
-
-def _box(x: float, y: float, width: float, height: float, **style: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, **style)
-
-
-def _legend(made: Any, boxes: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    from matplotlib.patches import Patch
-
-    made.legend(
-        handles=[Patch(label=label, **style) for label, style in boxes],
-        loc="outside lower left",
-        ncols=len(boxes),
-        fontsize=8,
-        handlelength=1.6,
-    )

@@ -1,4 +1,4 @@
-"""What every lesson begins with: where it runs, and a copy of a stage to change."""
+"""The beginning of every lesson: where it runs, and a copy of a stage to change."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ __all__ = ["device", "edited"]
 
 
 def device() -> torch.device:
-    """The first Hopper GPU, else the CPU with the emulator; prints in one sentence which it is, and why."""
+    """Choose the first Hopper GPU, else the CPU with the emulator, and print in one sentence which it is and
+    why."""
     found = best_device()
     if found.type == "cuda":
-        print(
-            f"Found {torch.cuda.get_device_name(found)}: kernels run on it, and on the emulator wherever you look inside them."
-        )
+        name = torch.cuda.get_device_name(found)
+        print(f"Found {name}: kernels run on it, and on the emulator wherever you look inside them.")
     elif torch.cuda.is_available():
-        print(
-            f"Found {torch.cuda.get_device_name(0)}, and these kernels need a Hopper GPU: they run on the CPU with the emulator."
-        )
+        name = torch.cuda.get_device_name(0)
+        print(f"Found {name}, and these kernels need a Hopper GPU: they run on the CPU with the emulator.")
     else:
         print("Found no GPU: the Hopper kernels run on the CPU with the emulator.")
     return found
 
 
 def edited(stage: str | Path, old: str, new: str, occurrence: int = 1) -> Path:
-    """A copy of a stage's file in a scratch folder with one place changed, for `gemm(a, b, source=...)`.
+    """Copy a stage's file to a scratch folder with one place changed, for `gemm(a, b, source=...)`.
 
     Args:
         stage: its name, or the path of a copy that was edited before.
-        old: the text that goes; new: what comes instead.
-        occurrence: which of the places that read so, counted from 1.
+        old, new: the text that goes, and the text that comes instead.
+        occurrence: which of the places that contain `old`, counted from 1.
 
     Raises ValueError when there is no such stage or file, or when the file has no such place.
     """
     path = Path(stage) if str(stage).endswith(".cu") else Path(stage_named(str(stage)).stage.source)
     if not path.is_file():
-        raise ValueError(
-            f"stage: expected the name of a stage or a CUDA file, got {str(stage)!r}, which is not a file"
-        )
+        got = f"{str(stage)!r}, which is not a file"
+        raise ValueError(f"stage: expected the name of a stage or a CUDA file, got {got}")
     if not old:
         raise ValueError("old: expected the text that goes, got an empty one")
     parts = path.read_text(encoding="utf-8").split(old)
@@ -53,9 +51,10 @@ def edited(stage: str | Path, old: str, new: str, occurrence: int = 1) -> Path:
     if not found:
         raise ValueError(f"old: {path.name} has no place that reads {old!r}")
     if not 1 <= occurrence <= found:
-        raise ValueError(
-            f"occurrence: {path.name} has {found} place{'' if found == 1 else 's'} that read{'s' if found == 1 else ''} {old!r}, got {occurrence}"
-        )
+        places = "1 place that reads" if found == 1 else f"{found} places that read"
+        raise ValueError(f"occurrence: {path.name} has {places} {old!r}, got {occurrence}")
+
+    # The copy lives as long as this process.
     folder = Path(tempfile.mkdtemp(prefix="minigemm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / path.name

@@ -1,4 +1,5 @@
-"""Fine-grained scales: how they lie, which a tile needs, which element they serve; and errors by their causes."""
+"""Fine-grained scales: how they lie, which a tile needs, which element they serve; and errors by their
+causes."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 
 from ..layout import ceil_div
 from ..quantize import BLOCK, Quantized
+from .shapes import at_right, beside, label, legend, rectangle
 from .style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SERIES, Picture, drawn, figure, ink_on
 
 __all__ = ["error_curves", "scale_columns", "scale_layout", "scale_map"]
@@ -22,11 +24,12 @@ _MARKS = "os^Dv*"
 
 @drawn
 def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], block: int = 0) -> Picture:
-    """Where 1x128 scales lie in memory, 128 bytes a row of the picture, and which a tile needs at one step along k.
+    """Draw where 1x128 scales lie in memory, 128 bytes a row of the picture, and which a tile needs at one
+    step along k.
 
     Args:
-        scales: by name, float32 (m, blocks of k) tensors of any strides, such as `Quantized.scale` or a row-major copy
-            of it.
+        scales: by name, float32 (m, blocks of k) tensors of any strides, such as `Quantized.scale` or a
+            row-major copy of it.
         rows: the tile's rows of a, from and up to (excluded).
         block: the step along k, which is the column of the scales.
 
@@ -36,219 +39,143 @@ def scale_layout(scales: Mapping[str, torch.Tensor], rows: tuple[int, int], bloc
         raise ValueError("scales: expected at least one tensor by name, got none")
     for name, scale in scales.items():
         if scale.dim() != 2 or not scale.numel():
-            raise ValueError(
-                f"scales: expected matrices (m, blocks of k), got shape {tuple(scale.shape)} for {name!r}"
-            )
+            shape = tuple(scale.shape)
+            raise ValueError(f"scales: expected matrices (m, blocks of k), got shape {shape} for {name!r}")
         if not 0 <= rows[0] < rows[1] <= scale.shape[0]:
             raise ValueError(f"rows: expected some of the {scale.shape[0]} rows of {name!r}, got {rows}")
         if not 0 <= block < scale.shape[1]:
             raise ValueError(f"block: expected one of the {scale.shape[1]} columns of {name!r}, got {block}")
-    needed = rows[1] - rows[0]
-    sizes = [
-        1 + sum((size - 1) * stride for size, stride in zip(s.shape, s.stride(), strict=True))
-        for s in scales.values()
-    ]
-    lines = [ceil_div(size, _LINE) for size in sizes]
-    made, panels = figure(
-        9.5,
-        1.0 + sum(0.27 * count + 0.42 for count in lines),
-        len(scales),
-        1,
-        squeeze=False,
-        height_ratios=lines,
-    )
+
+    # A panel for each tensor; needed scales that follow each other in memory are one piece.
+    lines = [ceil_div(_span(scale), _LINE) for scale in scales.values()]
+    height = 1.0 + sum(0.27 * count + 0.42 for count in lines)
+    made, panels = figure(9.5, height, len(scales), squeeze=False, height_ratios=lines)
     made.get_layout_engine().set(h_pad=0.08)
+    needed = rows[1] - rows[0]
     said = []
     for axes, (name, scale), count in zip(panels[:, 0], scales.items(), lines, strict=True):
-        owner = {
-            i * scale.stride(0) + j * scale.stride(1): (i, j)
-            for i in range(scale.shape[0])
-            for j in range(scale.shape[1])
-        }
-        wanted = sorted(i * scale.stride(0) + block * scale.stride(1) for i in range(*rows))
-        runs = 1 + sum(after != before + 1 for before, after in pairwise(wanted))
+        down, across = scale.stride()
+        owner = {i * down + j * across: (i, j) for i in range(scale.shape[0]) for j in range(scale.shape[1])}
+        wanted = sorted(i * down + block * across for i in range(*rows))
         _memory(axes, owner, set(wanted), count)
+        runs = 1 + sum(after != before + 1 for before, after in pairwise(wanted))
         way = (
             f"{needed * 4} bytes in one piece"
             if runs == 1
             else f"{runs} pieces of {needed * 4 // runs} bytes"
         )
-        axes.set_title(f"{name}, strides {tuple(scale.stride())}: the tile's {needed} scales are {way}")
-        said.append(
-            f"{name}: strides {tuple(scale.stride())}, the {needed} scales of rows {rows[0]} to {rows[1] - 1} "
-            f"at step {block} are {way}"
-        )
+        strides = f"strides {(down, across)}"
+        axes.set_title(f"{name}, {strides}: the tile's {needed} scales are {way}")
+        which = f"the {needed} scales of rows {rows[0]} to {rows[1] - 1} at step {block}"
+        said.append(f"{name}: {strides}, {which} are {way}")
     panels[-1, 0].set_xlabel("place of a float in its 128 bytes; a cell names the row of a that it is for")
-    _legend(
-        made,
-        [
-            (_BLOCKS[j % 4], f"block {j} of k")
-            for j in range(min(4, max(s.shape[1] for s in scales.values())))
-        ],
-        "framed: needed; white: padding",
-    )
+    blocks = min(len(_BLOCKS), max(scale.shape[1] for scale in scales.values()))
+    entries: dict[str, Any] = {f"block {j} of k": _BLOCKS[j] for j in range(blocks)}
+    legend(made, {**entries, "framed: needed; white: padding": {"facecolor": PALE, "edgecolor": INK}})
     return Picture(made, "\n".join(said))
 
 
-def _memory(axes: Any, owner: Mapping[int, tuple[int, int]], wanted: set[int], lines: int) -> None:
-    """Cells in the order of their addresses; a cell reads row of a, and has the colour of its block of k."""
-    from matplotlib.patches import Rectangle
+def _span(scale: torch.Tensor) -> int:
+    """Count the floats of memory from a tensor's first element to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(scale.shape, scale.stride(), strict=True))
 
+
+def _memory(axes: Any, owner: Mapping[int, tuple[int, int]], wanted: set[int], lines: int) -> None:
+    """Draw cells in the order of their addresses; a cell reads row of a, and has the colour of its block of
+    k."""
     for address in range(lines * _LINE):
         line, place = divmod(address, _LINE)
         found = owner.get(address)
-        colour = _BLOCKS[found[1] % 4] if found else "white"
-        axes.add_patch(
-            Rectangle(
-                (place, line),
-                1,
-                1,
-                facecolor=colour,
-                alpha=1 if address in wanted else 0.4,
-                edgecolor="white",
-                linewidth=0.6,
-            )
-        )
+        colour = _block_colour(found[1]) if found else "white"
+        style = {"facecolor": colour, "alpha": 1 if address in wanted else 0.4}
+        rectangle(axes, place, line, 1, 1, edgecolor="white", linewidth=0.6, **style)
         if found:
-            dark = ink_on(colour) if address in wanted else INK
-            axes.text(
-                place + 0.5, line + 0.52, str(found[0]), ha="center", va="center", fontsize=6.5, color=dark
-            )
+            ink = ink_on(colour) if address in wanted else INK
+            label(axes, place + 0.5, line + 0.52, str(found[0]), size=6.5, color=ink)
     for address in wanted:
         line, place = divmod(address, _LINE)
-        axes.add_patch(Rectangle((place, line), 1, 1, fill=False, edgecolor=INK, linewidth=1.1, zorder=3))
-    axes.set(
-        xlim=(-0.1, _LINE + 0.1),
-        ylim=(lines + 0.05, -0.05),
-        xticks=range(0, _LINE + 1, 4),
-        yticks=[i + 0.5 for i in range(lines)],
+        rectangle(axes, place, line, 1, 1, fill=False, edgecolor=INK, linewidth=1.1, zorder=3)
+    axes.set(xlim=(-0.1, _LINE + 0.1), ylim=(lines + 0.05, -0.05), xticks=range(0, _LINE + 1, 4))
+    axes.set_yticks(
+        [i + 0.5 for i in range(lines)], [f"byte {i * _LINE * 4}" for i in range(lines)], fontsize=7
     )
-    axes.set_yticklabels([f"byte {i * _LINE * 4}" for i in range(lines)], fontsize=7)
     axes.tick_params(length=0, labelsize=7)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
 
 
 @drawn
 def scale_columns(n: int, block_ns: Sequence[int]) -> Picture:
-    """The columns of d over blocks of 128, each with a scale of b, and over tiles of several widths.
+    """Draw the columns of d over blocks of 128, each with a scale of b, and over tiles of several widths.
 
-    Each tile has its scales' colours, and says how many they are where there is more than one. Raises ValueError for
-    sizes below 1.
+    Each tile has its scales' colours, and says how many they are where there is more than one. Raises
+    ValueError for sizes below 1.
     """
     for name, size in (("n", n), *(("block_ns", block_n) for block_n in block_ns)):
         if size < 1:
             raise ValueError(f"{name}: expected positive sizes, got {size}")
     if not block_ns:
         raise ValueError("block_ns: expected at least one width of a tile, got none")
+
+    # Above the blocks of b's scales, below them a row of tiles for each width.
     made, axes = figure(9.5, 1.3 + 0.5 * len(block_ns))
     made.get_layout_engine().set(h_pad=0.08)
-    from matplotlib.patches import Rectangle
-
-    blocks = ceil_div(n, BLOCK)
-    for block in range(blocks):
-        width = min(BLOCK, n - block * BLOCK)
-        axes.add_patch(
-            Rectangle((block * BLOCK, 0.1), width, 0.62, facecolor=_BLOCKS[block % 4], edgecolor="white")
-        )
+    for block in range(ceil_div(n, BLOCK)):
+        width, colour = min(BLOCK, n - block * BLOCK), _block_colour(block)
+        rectangle(axes, block * BLOCK, 0.1, width, 0.62, facecolor=colour, edgecolor="white")
         if width > n / 40:
-            axes.text(
-                block * BLOCK + width / 2,
-                0.41,
-                f"sfb[{block}]",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=ink_on(_BLOCKS[block % 4]),
-            )
+            label(axes, block * BLOCK + width / 2, 0.41, f"sfb[{block}]", color=ink_on(colour))
+
     said = []
     for row, block_n in enumerate(block_ns, 1):
-        scales = []
-        for start in range(0, n, block_n):
-            end = min(start + block_n, n)
-            first, last = start // BLOCK, (end - 1) // BLOCK
-            scales.append(last - first + 1)
-            for block in range(first, last + 1):
-                left, right = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
-                axes.add_patch(
-                    Rectangle(
-                        (left, row + 0.14),
-                        right - left,
-                        0.6,
-                        facecolor=_BLOCKS[block % 4],
-                        alpha=0.45,
-                        linewidth=0,
-                    )
-                )
-            many = scales[-1] > 2
-            axes.add_patch(
-                Rectangle(
-                    (start, row + 0.14),
-                    end - start,
-                    0.6,
-                    fill=False,
-                    edgecolor=RED if many else INK,
-                    linewidth=1.6 if many else 0.9,
-                    zorder=3 + many,
-                )
-            )
-            if scales[-1] > 1:
-                weight = {"color": RED, "fontweight": "bold"} if many else {"color": INK}
-                axes.text(
-                    (start + end) / 2,
-                    row + 0.45,
-                    str(scales[-1]),
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    zorder=4,
-                    **weight,
-                )
+        scales = [_draw_columns(axes, row, start, min(start + block_n, n)) for start in range(0, n, block_n)]
         crossing = sum(count > 1 for count in scales)
-        most = (
-            f"{crossing} of {len(scales)} tiles cross, at most {max(scales)} scales"
-            if crossing
-            else f"{len(scales)} tiles, one scale each"
-        )
-        axes.text(
-            1.01,
-            row + 0.45,
-            most,
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=8,
-            color=RED if max(scales) > 2 else INK,
-        )
-        said.append(
-            f"block_n = {block_n}: {most}; they cross at multiples of {gcd(block_n, BLOCK)} columns"
-            if crossing
-            else f"block_n = {block_n}: {most}"
-        )
-    axes.set(
-        xlim=(-4, n + 4),
-        ylim=(len(block_ns) + 0.9, 0),
-        xticks=range(0, n + 1, BLOCK),
-        yticks=[0.41, *(row + 0.45 for row in range(1, len(block_ns) + 1))],
-    )
-    axes.set_yticklabels(["scales of b", *(f"block_n = {block_n}" for block_n in block_ns)])
+        most, where = f"{len(scales)} tiles, one scale each", ""
+        if crossing:
+            most = f"{crossing} of {len(scales)} tiles cross, at most {max(scales)} scales"
+            where = f"; they cross at multiples of {gcd(block_n, BLOCK)} columns"
+        at_right(axes, row + 0.45, most, color=RED if max(scales) > 2 else INK)
+        said.append(f"block_n = {block_n}: {most}{where}")
+    axes.set(xlim=(-4, n + 4), ylim=(len(block_ns) + 0.9, 0), xticks=range(0, n + 1, BLOCK))
+    names = ["scales of b", *(f"block_n = {block_n}" for block_n in block_ns)]
+    axes.set_yticks([0.41, *(row + 0.45 for row in range(1, len(names)))], names)
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel="column of d", title="How many scales of b a tile needs at each step along k")
     axes.spines["left"].set_visible(False)
     return Picture(made, "\n".join(said))
 
 
+def _draw_columns(axes: Any, row: int, start: int, end: int) -> int:
+    """Draw a tile's columns in the colours of their scales. Returns how many scales they have."""
+    first, last = start // BLOCK, (end - 1) // BLOCK
+    for block in range(first, last + 1):
+        left, right = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
+        style = {"facecolor": _block_colour(block), "alpha": 0.45, "linewidth": 0}
+        rectangle(axes, left, row + 0.14, right - left, 0.6, **style)
+    count = last - first + 1
+    many = count > 2
+    frame = {"edgecolor": RED if many else INK, "linewidth": 1.6 if many else 0.9, "zorder": 3 + many}
+    rectangle(axes, start, row + 0.14, end - start, 0.6, fill=False, **frame)
+    if count > 1:
+        weight = {"color": RED, "fontweight": "bold"} if many else {"color": INK}
+        label(axes, (start + end) / 2, row + 0.45, str(count), size=9, zorder=4, **weight)
+    return count
+
+
 @drawn
 def scale_map(
     a: Quantized, b: Quantized, block_m: int, block_n: int, tile: tuple[int, int] = (0, 0), step: int = 0
 ) -> Picture:
-    """The factor with which each element of a tile of d is promoted at a step along k: its sfa times its sfb.
+    """Draw the factor with which each element of a tile of d is promoted at a step along k: its sfa times its
+    sfb.
 
     Args:
-        a: with 1x128 scales; b: with 128x128 scales.
-        block_m, block_n: the tile's size; tile: which one, down and across; step: the block of 128 along k.
+        a, b: with 1x128 and with 128x128 scales.
+        block_m, block_n: the tile's size.
+        tile: which tile, down and across.
+        step: the block of 128 along k.
 
-    The strips beside the map are the scales themselves. Raises ValueError for other granularities, sizes below 1, and a
-    tile or step outside.
+    The strips beside the map are the scales themselves. Raises ValueError for other granularities, sizes
+    below 1, and a tile or step outside.
     """
     for name, q, granularity in (("a", a, "1x128"), ("b", b, "128x128")):
         if q.granularity != granularity:
@@ -261,58 +188,50 @@ def scale_map(
         raise ValueError(f"tile: expected one of the {down} x {across} of this product, got {tile}")
     if not 0 <= step < a.scale.shape[1]:
         raise ValueError(f"step: expected one of the {a.scale.shape[1]} blocks of 128 along k, got {step}")
+
+    # The scales of the tile's rows and columns; their product is drawn by its power of two.
     row0, column0 = tile[0] * block_m, tile[1] * block_n
     rows, columns = min(block_m, a.data.shape[0] - row0), min(block_n, b.data.shape[0] - column0)
     sfa = a.scale[row0 : row0 + rows, step].float().cpu()
-    live = list(range(column0 // BLOCK, (column0 + columns - 1) // BLOCK + 1))
+    blocks = list(range(column0 // BLOCK, (column0 + columns - 1) // BLOCK + 1))
     sfb = b.scale[[(column0 + c) // BLOCK for c in range(columns)], step].float().cpu()
     factor = (sfa[:, None] * sfb[None, :]).log2()
+
+    # The map, left of it the scales of a, above it those of b.
     made, panels = figure(8.6, 4.6, 2, 2, width_ratios=(1, 14), height_ratios=(1, 7))
     made.get_layout_engine().set(h_pad=0.08)
     panels[0, 0].axis("off")
     top, left, body = panels[0, 1], panels[1, 0], panels[1, 1]
+    image: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+    left.imshow(sfa[:, None].log2().numpy(), cmap="cividis", extent=(0, 1, row0 + rows, row0), **image)
     edges = (column0, column0 + columns, row0 + rows, row0)
-    left.imshow(
-        sfa[:, None].log2().numpy(),
-        aspect="auto",
-        cmap="cividis",
-        extent=(0, 1, row0 + rows, row0),
-        interpolation="nearest",
-    )
-    shown = body.imshow(factor.numpy(), aspect="auto", cmap="viridis", extent=edges, interpolation="nearest")
-    from matplotlib.patches import Rectangle
+    shown = body.imshow(factor.numpy(), cmap="viridis", extent=edges, **image)
     from matplotlib.ticker import MaxNLocator
 
     bar = made.colorbar(shown, ax=body, label="sfa * sfb", pad=0.01, ticks=MaxNLocator(8, integer=True))
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"$2^{{{value:.0f}}}$")
 
-    for block in live:
+    for block in blocks:
         start, end = max(column0, block * BLOCK), min(column0 + columns, (block + 1) * BLOCK)
-        colour = _BLOCKS[block % 4]
-        top.add_patch(Rectangle((start, 0), end - start, 1, facecolor=colour, edgecolor="white"))
+        colour = _block_colour(block)
+        rectangle(top, start, 0, end - start, 1, facecolor=colour, edgecolor="white")
         value = f"{float(b.scale[block, step]):.2e}"
-        label = (
-            f"sfb[{block}, {step}] = {value}"
-            if end - start > 0.35 * columns
-            else f"[{block}, {step}]\n{value}"
-        )
-        top.text((start + end) / 2, 0.5, label, ha="center", va="center", fontsize=8, color=ink_on(colour))
-        if block > live[0]:
+        wide = end - start > 0.35 * columns
+        text = f"sfb[{block}, {step}] = {value}" if wide else f"[{block}, {step}]\n{value}"
+        label(top, (start + end) / 2, 0.5, text, color=ink_on(colour))
+        if block > blocks[0]:
             body.axvline(start, color="white", linewidth=1.6, linestyle="--")
     top.set(xlim=(column0, column0 + columns), ylim=(0, 1))
     top.axis("off")
     left.set(xticks=[], ylabel=f"row of d; its scale sfa[row, {step}] on the left")
     body.set(xlabel="column of d", yticks=[])
-    if live[1:]:
-        body.set_xticks([column0, *(block * BLOCK for block in live[1:]), column0 + columns])
-    need = f"{rows} scales of a, {len(live)} of b"
-    top.set_title(f"Tile {tile[0]},{tile[1]}, step {step}: {rows} x {columns} elements, {need}")
-    borders = "".join(f"; columns from {block * BLOCK} on have sfb[{block}]" for block in live[1:])
+    if blocks[1:]:
+        body.set_xticks([column0, *(block * BLOCK for block in blocks[1:]), column0 + columns])
+    need = f"{rows} x {columns} elements, {rows} scales of a, {len(blocks)} of b"
+    top.set_title(f"Tile {tile[0]},{tile[1]}, step {step}: {need}")
+    borders = "".join(f"; columns from {block * BLOCK} on have sfb[{block}]" for block in blocks[1:])
     spread = f"factors from {float(factor.min().exp2()):.3g} to {float(factor.max().exp2()):.3g}"
-    return Picture(
-        made,
-        f"tile {tile[0]},{tile[1]} at step {step}: {rows} x {columns} elements, {need}{borders}; {spread}",
-    )
+    return Picture(made, f"tile {tile[0]},{tile[1]} at step {step}: {need}{borders}; {spread}")
 
 
 @drawn
@@ -324,10 +243,11 @@ def error_curves(
     percent: bool = False,
     base: int = 10,
 ) -> Picture:
-    """Relative errors against what causes them, a line by name, both axes logarithmic (`base`: of the axis of x).
+    """Plot relative errors against their cause, a line by name, both axes logarithmic (`base` is that of the
+    axis of x).
 
-    The last number of each line stands at its end. Raises ValueError when there are fewer than two x, no lines, a line
-    of another length, or numbers that are not positive.
+    The last number of each line stands at its end. Raises ValueError when there are fewer than two x, no
+    lines, a line of another length, or numbers that are not positive.
     """
     if len(x) < 2 or not all(0 < value < float("inf") for value in x):
         raise ValueError(f"x: expected at least two positive numbers, got {tuple(x)}")
@@ -342,13 +262,12 @@ def error_curves(
     def said(error: float) -> str:
         return f"{error:.3g}" if not percent else f"{error:.1%}"
 
+    # Ticks stand at the given x, and with `percent` at round shares.
     made, axes = figure(8.6, 3.8)
     made.get_layout_engine().set(h_pad=0.08)
     for i, (name, line) in enumerate(errors.items()):
-        colour = SERIES[i % len(SERIES)]
-        axes.plot(
-            x, line, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=5, linewidth=1.6, label=name
-        )
+        style = {"color": SERIES[i % len(SERIES)], "marker": _MARKS[i % len(_MARKS)]}
+        axes.plot(x, line, markersize=5, linewidth=1.6, label=name, **style)
     _ends(axes, x[-1], [(line[-1], said(line[-1])) for line in errors.values()])
     axes.set(yscale="log", xlabel=xlabel, ylabel="relative error", title=title)
     axes.set_xscale("log", base=base)
@@ -358,34 +277,25 @@ def error_curves(
     axes.minorticks_off()
     if percent:
         ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1) if low / 2 <= tick <= high * 2]
-        axes.set_yticks(ticks, [f"{tick:.3g}" if tick < 0.001 else f"{100 * tick:g}%" for tick in ticks])
+        axes.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
     axes.grid(color=GREY, alpha=0.2)
     if len(errors) > 1:
         made.legend(loc="outside right upper", fontsize=8)
-    return Picture(
-        made,
-        "\n".join(
-            f"{name}: " + ", ".join(f"{said(e)} at {v:g}" for v, e in zip(x, line, strict=True))
-            for name, line in errors.items()
-        ),
-    )
+    told = []
+    for name, line in errors.items():
+        told.append(f"{name}: " + ", ".join(f"{said(e)} at {v:g}" for v, e in zip(x, line, strict=True)))
+    return Picture(made, "\n".join(told))
 
 
 def _ends(axes: Any, x: float, ends: list[tuple[float, str]]) -> None:
-    """Numbers at the ends of lines; those that would lie on one another are written once, or moved apart."""
+    """Write numbers at the ends of lines; those that would lie on one another are written once, or moved
+    apart."""
     last = 0.0
     for value, text in sorted(dict.fromkeys(ends)):
         place = max(value, 1.35 * last)
-        axes.annotate(
-            text, (x, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8, color=INK
-        )
+        beside(axes, x, place, text, (8, 0), color=INK)
         last = place
 
 
-def _legend(made: Any, colours: Sequence[tuple[str, str]], note: str) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [Patch(facecolor=colour, label=label) for colour, label in colours] + [
-        Patch(facecolor=PALE, edgecolor=INK, label=note)
-    ]
-    made.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8, handlelength=1.2)
+def _block_colour(block: int) -> str:
+    return _BLOCKS[block % len(_BLOCKS)]

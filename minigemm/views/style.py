@@ -1,4 +1,5 @@
-"""How every picture looks: one palette that colour-blind readers can tell apart, one set of sizes, one object that Jupyter draws.
+"""The look of every picture: one palette that colour-blind readers can tell apart, one set of sizes, one
+object that Jupyter draws.
 
 matplotlib is imported when the first picture is made, and pyplot never: a picture belongs to nobody's window.
 """
@@ -14,30 +15,18 @@ from html import escape
 from typing import Any, ParamSpec
 
 __all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "INK",
-    "LANES",
-    "ORANGE",
-    "PALE",
-    "PURPLE",
-    "RED",
-    "SERIES",
-    "SKY",
-    "Html",
-    "Picture",
-    "drawn",
-    "figure",
-    "lane_colour",
-]
+    "BLUE", "GREEN", "GREY", "INK", "LANES", "ORANGE", "PALE", "PERCENT", "PURPLE", "RED", "SERIES", "SKY",
+    "THOUSANDS", "YELLOW", "Html", "Picture", "drawn", "figure", "ink_on", "lane_colour",
+]  # fmt: skip
 
 # Okabe and Ito, "Color Universal Design" (2008).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE = "#56B4E9", "#CC79A7"
+SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 INK, GREY, PALE = "#222222", "#8a8a8a", "#ececec"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 LANES = "viridis"  # even in lightness, so that neighbours stay in order without colour too
+
+THOUSANDS, PERCENT = "{x:,.0f}", "{x:.0%}"  # how an axis writes its numbers
 
 _RC = {
     "font.size": 9,
@@ -60,7 +49,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Picture:
-    """A figure and what it says in words; the words are what a screen reader, a terminal and a test get."""
+    """A figure, and what it says in words: the words are for a screen reader, a terminal and a test."""
 
     figure: Any
     text: str
@@ -97,12 +86,12 @@ class Html:
 
     @staticmethod
     def pre(text: str) -> str:
-        """Text as it is, escaped."""
+        """Escape a text and keep its lines."""
         return f"<pre>{escape(text)}</pre>"
 
 
 def drawn(make: Callable[P, Picture]) -> Callable[P, Picture]:
-    """Gives the function our fonts and lines while it draws, and leaves the reader's own settings alone."""
+    """Give the function our fonts and lines while it draws, and leave the reader's own settings alone."""
 
     @functools.wraps(make)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Picture:
@@ -115,7 +104,7 @@ def drawn(make: Callable[P, Picture]) -> Callable[P, Picture]:
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure of that size in inches, and its axes: one, or an array of them."""
+    """Make a figure of this size in inches. Returns it and its axes: one, or an array of them."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), layout="constrained")
@@ -123,14 +112,14 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def lane_colour(lane: int) -> tuple[float, float, float, float]:
-    """A lane's colour, the same in every picture."""
+    """The colour of a lane, the same in every picture."""
     import matplotlib
 
     return matplotlib.colormaps[LANES](0.08 + 0.87 * (lane % 32) / 31)  # type: ignore[return-value]
 
 
 def ink_on(colour: Any) -> str:
-    """Black or white, whichever can be read on that colour."""
+    """Black or white, whichever can be read on this colour."""
     from matplotlib.colors import to_rgb
 
     r, g, b = to_rgb(colour)

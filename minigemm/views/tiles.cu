@@ -1,4 +1,4 @@
-// The tiles that each CTA takes, one after the other. One thread a CTA.
+// The tiles that each CTA takes, one after the other. One thread per CTA.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"

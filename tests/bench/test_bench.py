@@ -1,7 +1,11 @@
-"""minigemm beside its peers: shapes, who is missing and why, results, tables, pictures. Timings are made up where there is no GPU."""
+"""minigemm beside its peers: workloads, who is missing and why, results, tables, pictures.
+
+Timings are made up where there is no GPU.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -14,12 +18,16 @@ import pytest
 import torch
 
 import minigemm
-from minigemm import cli, hopper, quantize, views
-from minigemm.bench import cases, comparison, host, multicast, peers, report, rungs, shapes, timing
+from minigemm import bench, cli, hopper, quantize, views
+from minigemm.bench import cases, comparison, host_overhead, multicast, peers, report, timing, workloads
 from minigemm.bench.comparison import Reference
 from minigemm.bench.peers import PEERS, MiniGemm, Missing, Peer
-from minigemm.bench.shapes import contiguous, dense, masked
-from minigemm.types import Problem
+from minigemm.bench.peers.cublas import CublasLtBlocks
+from minigemm.bench.peers.cutlass import Cutlass
+from minigemm.bench.peers.deep_gemm import DeepGemm
+from minigemm.bench.peers.minigemm import BatchInvariant
+from minigemm.bench.workloads import Workload, contiguous, dense, masked
+from minigemm.types import Layout, Product
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
 CPU = torch.device("cpu")
@@ -31,7 +39,7 @@ TINY = (dense(40, 24, 64), contiguous(2, 20, 24, 64), masked(2, 20, 24, 64))
 class Stand(Peer):
     """A peer that a test makes: it computes what minigemm does, unless it does something else."""
 
-    name, what, layouts = "stand", "a stand-in", ("dense", "contiguous", "masked")
+    name, what, layouts = "stand", "a stand-in", tuple(workloads.LAYOUTS.values())
 
     def __init__(self, name="stand", does=None, **fields):
         self.name, self.does = name, does
@@ -46,7 +54,7 @@ class Stand(Peer):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """compare() with the emulator in the GPU's place and with times that count up: a call's number in microseconds, the first shape's first."""
+    """Let compare() run on the emulator, with made-up times: a call's number in microseconds."""
 
     def seconds(calls, device, rounds):
         for call in calls.values():
@@ -73,30 +81,44 @@ def on_cpu(monkeypatch):
 
 def test_the_default_set():
     """18 layers, and groups of rows as other libraries were timed with."""
-    assert len(shapes.DEFAULT) == len(set(shapes.DEFAULT)) == 28
+    assert len(workloads.DEFAULT) == len(set(workloads.DEFAULT)) == 28
     by_layout = {
-        layout: [shape for shape in shapes.DEFAULT if shape.layout == layout]
-        for layout in ("dense", "contiguous", "masked")
+        layout: [each for each in workloads.DEFAULT if each.product.layout is layout]
+        for layout in workloads.LAYOUTS.values()
     }
     assert [len(found) for found in by_layout.values()] == [18, 4, 6]
-    assert by_layout["dense"][0] == dense(64, 2112, 7168) and shapes.CALIBRATION in shapes.DEFAULT
-    counts = {
-        (shape.layout, shape.groups, shape.m): shape.counts
-        for shape in shapes.DEFAULT
-        if shape.layout != "dense"
-    }
+    first = by_layout[Layout.DENSE][0]
+    assert first == dense(64, 2112, 7168) and first.product == Product(64, 2112, 7168)
+    assert workloads.CALIBRATION in workloads.DEFAULT
+
+    grouped = [each for each in workloads.DEFAULT if each.product.layout is not Layout.DENSE]
+    counts = {(each.product.layout, each.product.groups, each.expected_m): each.counts for each in grouped}
     assert counts == {
-        ("contiguous", 4, 8192): (8205, 10639, 6017, 9416), ("contiguous", 8, 4096): (4102, 5319, 3008, 4708, 4549, 4372, 4015, 4439),
-        ("masked", 1, 1024): (1206,), ("masked", 2, 512): (603, 506), ("masked", 4, 256): (301, 253, 239, 306),
-    }  # fmt: skip
-    assert [shape.rows for shape in by_layout["contiguous"]] == [34688, 34688, 35072, 35072]
-    assert {shape.rows for shape in by_layout["masked"]} == {4096, 8192, 16384}
+        (Layout.CONTIGUOUS, 4, 8192): (8205, 10639, 6017, 9416),
+        (Layout.CONTIGUOUS, 8, 4096): (4102, 5319, 3008, 4708, 4549, 4372, 4015, 4439),
+        (Layout.MASKED, 1, 1024): (1206,),
+        (Layout.MASKED, 2, 512): (603, 506),
+        (Layout.MASKED, 4, 256): (301, 253, 239, 306),
+    }
+    assert [each.rows for each in by_layout[Layout.CONTIGUOUS]] == [34688, 34688, 35072, 35072]
+    assert {each.rows for each in by_layout[Layout.MASKED]} == {4096, 8192, 16384}
+
+
+def test_the_product_is_the_one_of_the_call():
+    """m counts all rows of contiguous groups, padding included, or the rows of a masked group's buffer."""
+    assert contiguous(2, 20, 24, 64).product == Product(256, 24, 64, Layout.CONTIGUOUS, 2)
+    assert masked(2, 20, 24, 64).product == Product(4096, 24, 64, Layout.MASKED, 2, expected_m=20)
+    assert masked(1, 5000, 24, 64).product.m == 6016  # 5,890 rows, padded to 128
+    assert Workload.of(Layout.DENSE, 40, 24, 64, [40]) == dense(40, 24, 64)
+    assert masked(2, 20, 24, 64).sizes() == {"layout": "masked", "groups": 2, "m": 20, "n": 24, "k": 64}
 
 
 def test_parsing():
-    assert shapes.parse("64x2112x7168") == shapes.parse("64x2112x7168", "dense") == dense(64, 2112, 7168)
-    assert shapes.parse("4x8192x4096x7168", "contiguous") == contiguous(4, 8192, 4096, 7168)
-    assert shapes.parse("1x1x16x16", "masked") == masked(1, 1, 16, 16)
+    assert (
+        workloads.parse("64x2112x7168") == workloads.parse("64x2112x7168", "dense") == dense(64, 2112, 7168)
+    )
+    assert workloads.parse("4x8192x4096x7168", "contiguous") == contiguous(4, 8192, 4096, 7168)
+    assert workloads.parse("1x1x16x16", "masked") == masked(1, 1, 16, 16)
     assert [str(shape) for shape in TINY] == ["40x24x64", "2x20x24x64", "2x20x24x64"]
 
 
@@ -112,7 +134,7 @@ def test_parsing():
 ])  # fmt: skip
 def test_bad_shapes(text, layout, words, capsys):
     with pytest.raises(ValueError, match=words):
-        shapes.parse(text, layout)
+        workloads.parse(text, layout)
     if layout is None:
         assert cli.main(["bench", f"--shape={text}"]) == 2
         assert repr(text) in capsys.readouterr().err
@@ -131,10 +153,11 @@ def test_the_floor_counts_what_must_move():
     assert comparison.row_of(dense(4096, 4096, 7168), {}, CHIP)["floor_by"] == "operations"
 
 
-# ---------------------------------------------------------------------------------------------------- operands
+# ----------------------------------------------------------------------------------------------------
+# operands
 
 
-@pytest.mark.parametrize("shape", TINY, ids=lambda shape: shape.layout)
+@pytest.mark.parametrize("shape", TINY, ids=lambda shape: str(shape.product.layout))
 def test_a_case_knows_right_from_wrong(shape):
     case = cases.make(shape, CPU)
     d = MiniGemm().prepare(case)()
@@ -142,7 +165,7 @@ def test_a_case_knows_right_from_wrong(shape):
     assert math.isnan(case.error(case.empty())) and not case.error(case.empty()) <= 1
     assert case.error(d * 1.02) > 5e-3
     assert torch.equal(case.a.view(torch.uint8), cases.make(shape, CPU).a.view(torch.uint8))
-    if shape.layout == "dense":
+    if shape.product.layout is Layout.DENSE:
         a, b = case.tensor_scaled
         assert case.error(quantize.reference(a, b), "tensor") == 0
     else:
@@ -177,7 +200,7 @@ def test_batch_invariance_is_a_peer_whose_setting_ends_with_its_call(monkeypatch
         "prepare",
         lambda self, case: lambda: seen.append(minigemm.get_batch_invariant()) or case.empty(),
     )
-    call = peers.BatchInvariant().prepare(case)
+    call = BatchInvariant().prepare(case)
     call()
     assert seen == [True] and minigemm.get_batch_invariant() is False
 
@@ -187,7 +210,7 @@ def test_minigemms_own_deep_gemm_is_none(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "deep_gemm", deep_gemm)
     with pytest.raises(Missing, match="is minigemm.compat.deep_gemm"):
-        peers.DeepGemm().version()
+        DeepGemm().version()
 
 
 @pytest.mark.parametrize("names", [
@@ -207,14 +230,14 @@ def test_either_generation_of_deep_gemm(monkeypatch, names):
     ):
         setattr(module, name, call)
     monkeypatch.setitem(sys.modules, "deep_gemm", module)
-    peer = peers.DeepGemm()
+    peer = DeepGemm()
     assert peer.version() == "9.9, fp8_gemm_nt"
     for shape in TINY:
         case = cases.make(shape, CPU)
         assert case.error(peer.prepare(case)()) < 3e-3
     monkeypatch.setitem(sys.modules, "deep_gemm", ModuleType("deep_gemm"))
     with pytest.raises(Missing, match="neither"):
-        peers.DeepGemm().version()
+        DeepGemm().version()
 
 
 def test_scales_as_cublaslt_wants_them(monkeypatch):
@@ -233,40 +256,38 @@ def test_scales_as_cublaslt_wants_them(monkeypatch):
         raising=False,
     )
     case = cases.make(dense(64, 256, 640), CPU)
-    assert peers.CublasLtBlocks().prepare(case)().shape == (64, 256)
+    assert CublasLtBlocks().prepare(case)().shape == (64, 256)
     assert got["sfa"].shape == (64, 5) and got["sfa"].stride() == (1, 64) and got["b"].stride() == (1, 640)
-    assert (
-        got["sfb"].shape == (8, 2)
-        and got["sfb"].stride() == (1, 8)
-        and torch.equal(got["sfb"][:5], case.sfb.T)
-    )
+    assert got["sfb"].shape == (8, 2)
+    assert got["sfb"].stride() == (1, 8)
+    assert torch.equal(got["sfb"][:5], case.sfb.T)
 
 
 def test_cutlass_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(Missing, match="needs nvcc"):
-        peers.Cutlass().version()
+        Cutlass().version()
     fake = tmp_path / "nvcc"
     fake.write_text("#!/bin/sh\necho 'cutlass_gemm.cu(3): error: no such thing' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("MINIGEMM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("CUTLASS_PATH", raising=False)
     with pytest.raises(Missing, match="needs CUTLASS's headers"):
-        peers.Cutlass().version()
+        Cutlass().version()
     (tmp_path / "include" / "cutlass").mkdir(parents=True)
     (tmp_path / "include" / "cutlass" / "cutlass.h").touch()
     monkeypatch.setenv("CUTLASS_PATH", str(tmp_path))
     with pytest.raises(Missing, match="nvcc could not compile it: cutlass_gemm.cu.3.: error: no such thing"):
-        peers.Cutlass().version()
+        Cutlass().version()
 
 
 # ---------------------------------------------------------------------------------------------------- timing
 
 
 def test_kernels_are_shared_out_by_flushes():
-    """A call may have any number of kernels; small fills, memsets and copies inside a call are not counted, and are no flush."""
+    """A call may have any number of kernels; small fills, memsets and copies inside it are not counted."""
     flush = (
         "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<unsigned char>>",
         9e-5,
@@ -291,16 +312,17 @@ def test_a_comparison(on_cpu, capsys, tmp_path):
     def fail():
         raise RuntimeError("no kernel image\nis available")
 
-    wrong = Stand("wrong", lambda: torch.zeros(40, 24), layouts=("dense",))
+    wrong = Stand("wrong", lambda: torch.zeros(40, 24), layouts=(Layout.DENSE,))
     lacking = Stand("lacking")
     lacking.version = lambda: (_ for _ in ()).throw(Missing("needs a licence"))
     absent = Stand("absent")
     absent.version = lambda: __import__("nothing_of_that_name")
     stored = []
+    dense_only = Stand("dense_only", layouts=(Layout.DENSE,))
+    stands = [MiniGemm(), Stand(), wrong, Stand("failing", fail), lacking, absent, dense_only]
     results = comparison.compare(
-        TINY, [MiniGemm(), Stand(), wrong, Stand("failing", fail), lacking, absent, Stand("dense_only", layouts=("dense",))], rounds=3,
-        store=lambda found: stored.append(len(found["rows"])),
-    )  # fmt: skip
+        TINY, stands, rounds=3, store=lambda found: stored.append(len(found["rows"]))
+    )
     assert stored == [1, 2, 3]
     assert results["skipped"] == {
         "lacking": "needs a licence",
@@ -310,20 +332,16 @@ def test_a_comparison(on_cpu, capsys, tmp_path):
     assert [row["layout"] for row in results["rows"]] == ["dense", "contiguous", "masked"]
     first, second, _ = results["rows"]
     assert list(first["timed"]) == ["minigemm", "stand", "dense_only"]
-    assert (
-        first["skipped"]["wrong"].startswith("wrong: relative error 1.0e+00")
-        and first["skipped"]["failing"] == "failed: RuntimeError: no kernel image"
-    )
+    assert first["skipped"]["wrong"].startswith("wrong: relative error 1.0e+00")
+    assert first["skipped"]["failing"] == "failed: RuntimeError: no kernel image"
     assert second["skipped"]["dense_only"] == "no contiguous layout"
     for row in results["rows"]:
         assert {"BLOCK_M", "BLOCK_N", "STAGES"} <= row["config"].keys()
         for number, timed in enumerate(row["timed"].values()):
-            assert timed["median_us"] == pytest.approx(1.1 * (number + 1)) and timed[
-                "fastest_us"
-            ] == pytest.approx(number + 1)
-            assert timed["rel_err"] < 3e-3 and timed["tflops"] == pytest.approx(
-                row["operations"] / timed["median_us"] / 1e6
-            )
+            assert timed["median_us"] == pytest.approx(1.1 * (number + 1))
+            assert timed["fastest_us"] == pytest.approx(number + 1)
+            assert timed["rel_err"] < 3e-3
+            assert timed["tflops"] == pytest.approx(row["operations"] / timed["median_us"] / 1e6)
     assert results["means"]["dense"] == {"stand": pytest.approx(2), "dense_only": pytest.approx(3)}
     json.dumps(results, allow_nan=False)
     report.show(results)
@@ -339,9 +357,8 @@ def test_a_comparison(on_cpu, capsys, tmp_path):
         assert words in printed
     picture = report.plot(results)
     picture.save(tmp_path / "peers.png")
-    assert (tmp_path / "peers.png").read_bytes().startswith(
-        b"\x89PNG"
-    ) and "40x24x64: minigemm" in picture.text
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+    assert "40x24x64: minigemm" in picture.text
     with pytest.raises(ValueError, match="at least one timed shape"):
         report.plot({**results, "rows": []})
 
@@ -356,11 +373,9 @@ def test_times_that_cannot_be_had_together(on_cpu, monkeypatch):
 
     monkeypatch.setattr(comparison, "gpu_seconds", seconds)
     (row,) = comparison.compare(TINY[:1], [MiniGemm(), Stand("odd")], rounds=2)["rows"]
-    assert (
-        row["alone"]
-        and list(row["timed"]) == ["minigemm"]
-        and row["skipped"] == {"odd": "could not be timed: RuntimeError: the profiler saw no kernel"}
-    )
+    assert row["alone"]
+    assert list(row["timed"]) == ["minigemm"]
+    assert row["skipped"] == {"odd": "could not be timed: RuntimeError: the profiler saw no kernel"}
 
 
 def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, capsys):
@@ -384,7 +399,10 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
 
 
 def test_ratios_to_a_reference(tmp_path, on_cpu):
-    """This machine is twice as slow as the file's, by cuBLASLt; DG there is 3 and 12 us for two shapes, so 6 and 24 us here, over 1.5 us."""
+    """This machine is twice as slow as the file's, by cuBLASLt.
+
+    DG there is 3 and 12 us for two shapes, so 6 and 24 us here, over 1.5 us.
+    """
     other = dense(64, 48, 64)
     file = tmp_path / "there.json"
     entries = [
@@ -405,11 +423,11 @@ def test_ratios_to_a_reference(tmp_path, on_cpu):
     ]
     file.write_text(json.dumps(entries))
     reference = Reference.read(file)
-    assert (
-        reference.gpu == "NVIDIA H200" and reference.us(other) == 12 and reference.us(dense(1, 1, 16)) is None
-    )
+    assert reference.gpu == "NVIDIA H200"
+    assert reference.us(other) == 12
+    assert reference.us(dense(1, 1, 16)) is None
     rows = [comparison.row_of(shape, {"minigemm": [1.5e-6]}, CHIP) for shape in (TINY[0], other, *TINY[1:])]
-    rows.append(comparison.row_of(shapes.CALIBRATION, {"minigemm": [336e-6], "cublaslt": [300e-6]}, CHIP))
+    rows.append(comparison.row_of(workloads.CALIBRATION, {"minigemm": [336e-6], "cublaslt": [300e-6]}, CHIP))
     said = comparison._refer(rows, reference, CPU, 1)
     assert said == {"file": "there.json", "gpu": "NVIDIA H200", "factor": pytest.approx(2), "error": ""}
     assert [row.get("reference", {}).get("ratio") for row in rows] == [
@@ -420,17 +438,16 @@ def test_ratios_to_a_reference(tmp_path, on_cpu):
         pytest.approx(1),
     ]
     assert comparison.means(rows)["dense"]["reference"] == pytest.approx((4 * 16 * 1) ** (1 / 3))
-    assert (
-        comparison.means(rows)["masked"] == {"reference": pytest.approx(1)}
-        and comparison.means(rows)["contiguous"] == {}
-    )
+    assert comparison.means(rows)["masked"] == {"reference": pytest.approx(1)}
+    assert comparison.means(rows)["contiguous"] == {}
     for wrong in ("{", '{"kind": 1}', "[1]", json.dumps(entries[2:])):
         file.write_text(wrong)
         with pytest.raises(ValueError, match="reference: expected"):
             Reference.read(file)
 
 
-# ---------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------------------
+# commands
 
 
 @NO_GPU
@@ -467,7 +484,9 @@ def test_bad_options(arguments, words, capsys):
 def test_the_command(on_cpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(peers, "PEERS", (MiniGemm, Stand))
     monkeypatch.setattr(
-        host, "host_time", lambda device: {"m": 64, "n": 128, "k": 256, "calls": 100, "same_us": 3.25}
+        host_overhead,
+        "host_time",
+        lambda device: {"m": 64, "n": 128, "k": 256, "calls": 100, "same_us": 3.25},
     )
     file, picture = tmp_path / "all.json", tmp_path / "all.png"
     arguments = [
@@ -489,16 +508,12 @@ def test_the_command(on_cpu, monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "40x24x64" in printed and "the same tensors" in printed and "3.250 us" in printed
     results = json.loads(file.read_text())
-    assert (
-        [row["m"] for row in results["rows"]] == [40, 16]
-        and results["host"]["same_us"] == 3.25
-        and picture.stat().st_size > 1000
-    )
-    assert (
-        results["machine"]["gpu"] == MACHINE["gpu"]
-        and results["date"]
-        and "median of 2 rounds" in results["protocol"]
-    )
+    assert [row["m"] for row in results["rows"]] == [40, 16]
+    assert results["host"]["same_us"] == 3.25
+    assert picture.stat().st_size > 1000
+    assert results["machine"]["gpu"] == MACHINE["gpu"]
+    assert results["date"]
+    assert "median of 2 rounds" in results["protocol"]
     assert cli.main(["bench", "--host", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == []
     monkeypatch.setattr(MiniGemm, "tolerance", -1.0)
@@ -518,59 +533,63 @@ def test_host_time_as_text():
         "first_call_cold_s": 1.5,
         "error": "no second",
     }
-    text = host.as_text(found)
-    assert (
-        "10,000 calls of 64 x 128 x 256" in text
-        and "1.500 s" in text
-        and text.endswith("no second")
-        and len(text.splitlines()) == 6
-    )
+    text = host_overhead.as_text(found)
+    assert "10,000 calls of 64 x 128 x 256" in text
+    assert "1.500 s" in text
+    assert text.endswith("no second")
+    assert len(text.splitlines()) == 6
 
 
 def test_the_ladder_still_says_what_it_needs():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a Hopper GPU"):
-            rungs.ladder()
+            bench.ladder()
 
 
 def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
-    """Every tile without clusters and with both kinds; gains against the same tile. The emulator in the GPU's place, times that are made up."""
+    """Every tile runs without clusters and with both kinds, on the emulator; times are made up.
+
+    A gain is against the same tile.
+    """
     monkeypatch.setattr(multicast, "best_device", lambda: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(multicast, "identity", lambda device: MACHINE)
     on_the_cpu = SimpleNamespace(
-        quantize=quantize.quantize, activations=lambda m, k, device: quantize.activations(m, k), weights=lambda n, k, device: quantize.weights(n, k),
-    )  # fmt: skip
+        quantize=quantize.quantize,
+        activations=lambda m, k, device: quantize.activations(m, k),
+        weights=lambda n, k, device: quantize.weights(n, k),
+    )
     monkeypatch.setattr(multicast, "quantize", on_the_cpu)
     monkeypatch.setattr(
         multicast,
         "gpu_seconds",
         lambda calls, device, rounds: {key: [1e-3 if key[0] == "none" else 8e-4] * rounds for key in calls},
     )
-    monkeypatch.setattr(multicast, "PROBLEMS", (Problem(70, 72, 144),))
+    monkeypatch.setattr(multicast, "PRODUCTS", (Product(70, 72, 144),))
     monkeypatch.setattr(multicast, "TILES", ({"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1},))
     file = tmp_path / "multicast.json"
     assert cli.main(["bench", "--multicast", "--json", str(file)]) == 0
     assert "70x72x144" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert [(row["stage"], row["cluster"], round(row["gain"], 6)) for row in found["rows"]] == [
-        ("s08_persistent", "none", 0), ("s09_multicast", "along m", 0.25), ("s09_multicast", "along n", 0.25),
-    ]  # fmt: skip
-    assert found["machine"]["gpu"] == MACHINE["gpu"] and [
-        row["config"].get("CLUSTER_N") for row in found["rows"]
-    ] == [None, 1, 2]
-    assert (
-        "980" not in views.recorded_multicast(file).text and "(+25.0%)" in views.recorded_multicast(file).text
-    )
+        ("s08_persistent", "none", 0),
+        ("s09_multicast", "along m", 0.25),
+        ("s09_multicast", "along n", 0.25),
+    ]
+    assert found["machine"]["gpu"] == MACHINE["gpu"]
+    assert [row["config"].get("CLUSTER_N") for row in found["rows"]] == [None, 1, 2]
+    assert "980" not in views.recorded_multicast(file).text
+    assert "(+25.0%)" in views.recorded_multicast(file).text
 
 
-# ---------------------------------------------------------------------------------------------------- on a GPU
+# ---------------------------------------------------------------------------------------------------- on a
+# GPU
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_all_peers_on_a_gpu(tmp_path, capsys):
-    """Two small shapes and the grouped layouts: whoever is there is right and timed, whoever is not is named."""
+    """Two small shapes and the grouped layouts: whoever is there is right and timed, others are named."""
     file = tmp_path / "peers.json"
     assert (
         cli.main(
@@ -610,7 +629,7 @@ def test_all_peers_on_a_gpu(tmp_path, capsys):
 
 
 def test_fresh_processes(monkeypatch):
-    """Medians over processes, each pair of which has a cache of its own: the first finds nothing in it, the second what the first left."""
+    """Times are medians over processes. Each pair has a cache of its own, empty for the first of them."""
     folders: dict[str, int] = {}
 
     def run(command, env, **_):
@@ -620,9 +639,9 @@ def test_fresh_processes(monkeypatch):
             command, 0, f"a line of torch\n[3.0, {len(folders) / kept}, {10 * len(folders) / kept}]\n", ""
         )
 
-    monkeypatch.setattr(host.subprocess, "run", run)
-    found = host._fresh(torch.device("cpu"))
-    assert list(folders.values()) == [2] * host.PROCESSES == [2, 2, 2]
+    monkeypatch.setattr(host_overhead.subprocess, "run", run)
+    found = host_overhead._fresh(torch.device("cpu"))
+    assert list(folders.values()) == [2] * host_overhead.PROCESSES == [2, 2, 2]
     assert (
         found["first_call_cold_s"],
         found["new_shape_cold_s"],
@@ -630,19 +649,21 @@ def test_fresh_processes(monkeypatch):
         found["new_shape_s"],
         found["import_s"],
     ) == (2, 20, 1, 10, 3)
-    assert "first call of a process, empty cache           2.000 s" in host.as_text(
+    assert "first call of a process, empty cache           2.000 s" in host_overhead.as_text(
         found | {"calls": 1, "m": 1, "n": 1, "k": 1}
     )
 
     def fail(command, **_):
         raise subprocess.CalledProcessError(1, command, "", "Traceback\nRuntimeError: no room\n")
 
-    monkeypatch.setattr(host.subprocess, "run", fail)
-    assert host._fresh(torch.device("cpu")) == {"error": "a fresh process failed: RuntimeError: no room"}
+    monkeypatch.setattr(host_overhead.subprocess, "run", fail)
+    assert host_overhead._fresh(torch.device("cpu")) == {
+        "error": "a fresh process failed: RuntimeError: no room"
+    }
 
 
 @pytest.mark.gpu
 def test_host_time_with_fresh_processes():
-    found = host.host_time(torch.device("cuda", torch.cuda.current_device()), calls=1000)
+    found = host_overhead.host_time(torch.device("cuda", torch.cuda.current_device()), calls=1000)
     assert "error" not in found, found["error"]
     assert found["first_call_s"] < found["first_call_cold_s"] < 60

@@ -1,4 +1,4 @@
-"""The trace build: the same bits, the model's own waits found by the clock, and a measured timeline in the model's schema."""
+"""The trace build: the same bits, the model's waits found by the clock, a timeline in the model's schema."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from minigemm import cli, emulator, observe, quantize, views
-from minigemm.bench import tracing
+from minigemm.bench import trace_build, trace_records, tracing
+from minigemm.bench.trace_records import Record
 from minigemm.compiler import jit
 from minigemm.emulator import Timeline
+from minigemm.emulator.watch.timeline import Interval
 from minigemm.kernels import (
     s01_naive,
     s03_tma,
@@ -84,12 +86,10 @@ def test_the_same_bits(traced, name):
 def test_each_wait_of_the_model_is_a_wait_of_the_trace(traced, name):
     *_, found = traced(name)
     model, line = found.report.timeline, found.timeline
-    assert (
-        line.agents == model.agents
-        and line.unit == model.unit == "cycles"
-        and line.source == "model"
-        and line.rates == model.rates
-    )
+    assert line.agents == model.agents
+    assert line.unit == model.unit == "cycles"
+    assert line.source == "model"
+    assert line.rates == model.rates
     assert line.about["lost"] == 0
     # the trace's time begins with its first record, a few instructions into the kernel
     shift = min(i.end for i in model.intervals if i.what == "barrier 0") - min(
@@ -204,8 +204,9 @@ def test_a_reader_s_own_version(traced, tmp_path):
 
 
 def test_a_kernel_s_first_brace():
-    text = 'extern "C" __global__ void __launch_bounds__(128, 1) k(int a /* ) { */, // (m, k) {\n  int b) {\n  return;\n}\n'
-    assert tracing._guarded(text, "k", jit.HEADERS).split("\n")[1] == "  int b) { TraceWarp trace_warp;"
+    head = 'extern "C" __global__ void __launch_bounds__(128, 1) k(int a /* ) { */, // (m, k) {'
+    text = head + "\n  int b) {\n  return;\n}\n"
+    assert trace_build._guarded(text, "k", jit.HEADERS).split("\n")[1] == "  int b) { TraceWarp trace_warp;"
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -253,7 +254,7 @@ def rows(room, *records):
     """One warp's records: kind, begin, second, argument, line."""
     made = np.zeros((room, 4), np.uint32)
     for at, (kind, begin, second, argument, line) in enumerate(records):
-        made[room - 1 if kind == tracing.END else at] = (
+        made[room - 1 if kind == Record.END else at] = (
             begin % 2**32,
             second % 2**32,
             kind | line << 8,
@@ -263,46 +264,58 @@ def rows(room, *records):
 
 
 def test_records_by_hand():
-    """A clock that passes 2**32 in the middle; two warpgroups; a load seen late, a store, a group that nobody had to wait for."""
-    t, zero = tracing, 2**32 - 50
+    """The clock passes 2**32 in the middle; a load is seen late; one group is done before it is asked for."""
+    t, zero = Record, 2**32 - 50
     first = rows(
-        16, (t.START, zero, 7, 0, 0), (t.MBARRIER, zero + 10, zero + 60, 0x8400, 11), (t.ISSUE, zero + 62, 0, 0, 12), (t.COMMIT, zero + 64, 0, 0, 13),
-        (t.PRODUCTS, zero + 64, zero + 164, 0, 14), (t.STORE, zero + 170, 0, 0x400, 15), (t.STORE_COMMIT, zero + 171, 0, 0, 16),
-        (t.STORES, zero + 180, zero + 190, 0, 17), (t.END, zero + 200, 0, 8, 0),
-    )  # fmt: skip
+        16,
+        (t.START, zero, 7, 0, 0),
+        (t.MBARRIER, zero + 10, zero + 60, 0x8400, 11),
+        (t.ISSUE, zero + 62, 0, 0, 12),
+        (t.COMMIT, zero + 64, 0, 0, 13),
+        (t.PRODUCTS, zero + 64, zero + 164, 0, 14),
+        (t.STORE, zero + 170, 0, 0x400, 15),
+        (t.STORE_COMMIT, zero + 171, 0, 0, 16),
+        (t.STORES, zero + 180, zero + 190, 0, 17),
+        (t.END, zero + 200, 0, 8, 0),
+    )
     second = rows(
-        16, (t.START, zero - 2, 7, 0, 0), (t.EXPECT, zero, 4096, 0x8400, 20), (t.LOAD, zero + 2, 4096, 0x400 >> 4 | 0x8400 >> 3 << 16, 21),
-        (t.ISSUE, zero + 10, 0, 0, 22), (t.COMMIT, zero + 12, 0, 0, 23), (t.PRODUCTS, zero + 120, zero + 121, 0, 24), (t.END, zero + 130, 0, 6, 0),
-    )  # fmt: skip
+        16,
+        (t.START, zero - 2, 7, 0, 0),
+        (t.EXPECT, zero, 4096, 0x8400, 20),
+        (t.LOAD, zero + 2, 4096, 0x400 >> 4 | 0x8400 >> 3 << 16, 21),
+        (t.ISSUE, zero + 10, 0, 0, 22),
+        (t.COMMIT, zero + 12, 0, 0, 23),
+        (t.PRODUCTS, zero + 120, zero + 121, 0, 24),
+        (t.END, zero + 130, 0, 6, 0),
+    )
     nothing = rows(16, (t.START, zero, 7, 0, 0), (t.END, zero + 5, 0, 1, 0))
-    line = tracing.decode(
+    line = trace_records.decode(
         np.stack([first, nothing, nothing, nothing, second]),
         ["k.cu"],
         store_bytes=64,
         scale=0.5,
         products=2 * 4096 * 40,
     )
-    assert [
-        (i.agent, i.start, i.end, i.what, i.line) for i in line.intervals if i.agent in ("tensor core", "TMA")
-    ] == [
+    units = [i for i in line.intervals if i.agent in ("tensor core", "TMA")]
+    assert [(i.agent, i.start, i.end, i.what, i.line) for i in units] == [
         ("TMA", 2, 31, "load 4096 bytes to 0x400", "k.cu:21"),
-        (
-            "tensor core",
-            6,
-            26,
-            "warpgroup 1",
-            "k.cu:22",
-        ),  # 40 cycles are enough for it, and it is asked for 100 later
+        # 40 cycles are enough for this group, and it is asked for 100 later.
+        ("tensor core", 6, 26, "warpgroup 1", "k.cu:22"),
         ("tensor core", 32, 83, "warpgroup 0", "k.cu:12"),
         ("TMA", 86, 96, "store 64 bytes from 0x400", "k.cu:15"),
     ]
     assert [(i.start, i.end, i.what) for i in line.intervals if i.agent == "warp 0"] == [
-        (1, 6, "instructions"), (6, 31, "mbarrier 0x8400"), (31, 33, "instructions"), (33, 83, "WGMMA"), (83, 91, "instructions"), (91, 96, "TMA store"),
+        (1, 6, "instructions"),
+        (6, 31, "mbarrier 0x8400"),
+        (31, 33, "instructions"),
+        (33, 83, "WGMMA"),
+        (83, 91, "instructions"),
+        (91, 96, "TMA store"),
         (96, 101, "instructions"),
-    ]  # fmt: skip
+    ]
     assert line.about["sm"] == 7 and line.about["filled"] == ["mbarrier 0x8400"]
     with pytest.raises(ValueError, match="the traced CTA did not run"):
-        tracing.decode(np.zeros((4, 16, 4), np.uint32), ["k.cu"])
+        trace_records.decode(np.zeros((4, 16, 4), np.uint32), ["k.cu"])
 
 
 def test_the_length_of_a_cycle():
@@ -314,7 +327,8 @@ def test_the_length_of_a_cycle():
 def test_variables_of_a_module(tmp_path):
     source = tmp_path / "v.cu"
     source.write_text(
-        '__constant__ int* to; __device__ int number = 3;\nextern "C" __global__ void k(int* also) { *to = number; *also = 1; }'
+        "__constant__ int* to; __device__ int number = 3;\n"
+        'extern "C" __global__ void k(int* also) { *to = number; *also = 1; }'
     )
     ptx = jit.build(source, s04_wgmma.Config(), name="k", kernel="k").ptx
     to, also = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
@@ -329,10 +343,10 @@ def test_variables_of_a_module(tmp_path):
 
 
 def measured(stage="s06_warp_specialized"):
-    return Timeline(
-        "ns", "measured", ["warp 0", "tensor core", "TMA"], [emulator.timeline.Interval("warp 0", 0, 10, "waiting", "mbarrier 0x8400", "x.cu:1")],
-        about={"stage": stage, "m": 1, "n": 2, "k": 16, "cta": 0, "gpu": "NVIDIA H100", "date": "2030-01-01", "filled": ["mbarrier 0x8400"]},
-    )  # fmt: skip
+    wait = Interval("warp 0", 0, 10, "waiting", "mbarrier 0x8400", "x.cu:1")
+    what = {"stage": stage, "m": 1, "n": 2, "k": 16, "cta": 0, "filled": ["mbarrier 0x8400"]}
+    where = {"gpu": "NVIDIA H100", "date": "2030-01-01"}
+    return Timeline("ns", "measured", ["warp 0", "tensor core", "TMA"], [wait], about={**what, **where})
 
 
 def test_recorded_ones_are_drawn(tmp_path):
@@ -342,10 +356,8 @@ def test_recorded_ones_are_drawn(tmp_path):
     )
     tmp_path.joinpath("h100_timeline_s06.json").write_text(json.dumps(measured().to_dict()))
     picture = views.recorded_timeline("s06_warp_specialized", folder=tmp_path)
-    assert (
-        "s06_warp_specialized, 1 x 2 x 16, CTA 0: 10 ns" in picture.text
-        and "a tile that TMA brings 100%" in picture.text
-    )
+    assert "s06_warp_specialized, 1 x 2 x 16, CTA 0: 10 ns" in picture.text
+    assert "a tile that TMA brings 100%" in picture.text
     assert picture.figure.axes[0].get_xlabel() == "ns, measured on NVIDIA H100, 2030-01-01"
     assert "No measured" in views.recorded_timeline("s08_persistent", folder=tmp_path).text
 
@@ -376,11 +388,9 @@ def test_the_command(capsys, tmp_path):
     )
     assert "loads 4" in said and "gives the same bits" in said
     line = Timeline.from_dict(json.loads(file.read_text()))
-    assert (
-        line.source == "model"
-        and line.about["overhead"]["same_bits"]
-        and picture.read_bytes().startswith(b"\x89PNG")
-    )
+    assert line.source == "model"
+    assert line.about["overhead"]["same_bits"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert cli.main(["trace", "6", "--problem", "64x64x128", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["about"]["k"] == 128
 
@@ -402,18 +412,16 @@ def test_a_bad_command(arguments, words, capsys):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [*CASES, *OTHERS])
 def test_measured_on_a_gpu(name):
-    """Several CTAs; the same events as the emulator has in the same CTA, which only their times tell apart."""
+    """Of several CTAs, the traced one has the same events as on the emulator; only times differ."""
     m, n, k = 256, 256, 1024
     stage, a, b = operands(name, m, n, k, "cuda")
     found = tracing.run(stage, a, b)
     line = found.timeline
     assert torch.equal(found.d, stage.gemm(a, b))
-    assert (
-        line.unit == "ns"
-        and line.source == "measured"
-        and "H" in line.about["gpu"]
-        and line.about["lost"] == 0
-    )
+    assert line.unit == "ns"
+    assert line.source == "measured"
+    assert "H" in line.about["gpu"]
+    assert line.about["lost"] == 0
     assert 0.3 < line.about["clock_ghz"] < 2.2 and line.about["start_ns"] >= 0 and 500 < line.end < 1e6
     for agent in line.agents[:-1]:
         mine = [i for i in line.intervals if i.agent == agent]

@@ -15,8 +15,9 @@ import minigemm
 from minigemm import api, quantize, runtime
 from minigemm.kernels import s07_promoted, s10_grouped
 from minigemm.layout import is_m_major
-from minigemm.plan import prepared
+from minigemm.plan import choose
 from minigemm.quantize import Quantized
+from minigemm.types import Product
 from minigemm.verify.judge import tensor_core_result
 
 SMALL = s10_grouped.Config(64, 32, 3, 1)
@@ -95,9 +96,8 @@ def test_dense_has_the_bits_of_s07(m, n, k, dtype):
 def test_few_rows_split_k(m, n, k, dtype):
     minigemm.set_batch_invariant(False)
     a, b = operands(m, n, k)
-    splits = prepared.config_for(
-        prepared.Call("dense", m, n, k, out_fp32=dtype == torch.float32), torch.device("cpu")
-    ).splits
+    product = Product(m, n, k, out_fp32=dtype == torch.float32)
+    splits = choose.config_for(product, torch.device("cpu")).splits
     assert splits > 1
     d = minigemm.fp8_gemm_nt(a, b, out_dtype=dtype)
     assert torch.equal(bits(d), bits(tensor_core_result(s10_grouped.stage, a, b, splits).to(dtype)))
@@ -363,7 +363,11 @@ def test_groups_of_nothing(executed):
     minigemm.m_grouped_fp8_gemm_nt_contiguous(
         a, (none, torch.ones(0, 1, 1)), d, torch.full((5,), -1, dtype=torch.int32)
     )
-    assert (d == 0).all() and not executed
+    assert (d == 0).all()
+    no_rows = quantize.quantize(torch.ones(0, 128), "1x128")
+    weights, none = stacked(experts(2, 8, 128)), torch.zeros(0, dtype=torch.int32)
+    d = minigemm.m_grouped_fp8_gemm_nt_contiguous(no_rows, weights, None, none)
+    assert d.shape == (0, 8) and not executed
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -399,13 +403,12 @@ def test_alignment_and_aligned_sizes():
 
 
 def test_settings_are_for_the_next_call_on():
-    call = prepared.Call("dense", 4096, 4096, 4096)
-    device = torch.device("cpu")
-    assert prepared.config_for(call, device).ctas == 132
+    product, device = Product(4096, 4096, 4096), torch.device("cpu")
+    assert choose.config_for(product, device).ctas == 132
     minigemm.set_num_sms(100)
-    assert prepared.config_for(call, device).ctas == 100
+    assert choose.config_for(product, device).ctas == 100
     minigemm.set_num_sms(1000)  # more than there are
-    assert prepared.config_for(call, device).ctas == 132
+    assert choose.config_for(product, device).ctas == 132
 
 
 @pytest.mark.parametrize("name", api.__all__)

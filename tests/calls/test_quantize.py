@@ -237,9 +237,11 @@ def test_what_is_not_quantized_is_named():
 
 @pytest.mark.parametrize("x, granularity, error, words", [
     ([1.0], "tensor", TypeError, "x: expected a torch.Tensor, got list"),
-    (torch.ones(2, 2, dtype=torch.int32), "tensor", TypeError, "x: expected float16, bfloat16, float32 or float64, got torch.int32"),
+    (torch.ones(2, 2, dtype=torch.int32), "tensor", TypeError,
+     "x: expected float16, bfloat16, float32 or float64, got torch.int32"),
     (torch.ones(4), "tensor", ValueError, r"x: expected a matrix \(rows, k\), got shape \(4,\)"),
-    (torch.ones(4, 4).to_sparse(), "tensor", TypeError, r"x: expected a dense \(strided\) tensor, got layout torch.sparse_coo"),
+    (torch.ones(4, 4).to_sparse(), "tensor", TypeError,
+     r"x: expected a dense \(strided\) tensor, got layout torch.sparse_coo"),
     (torch.ones(4, 4), "64x64", ValueError, "granularity: expected one of .* got '64x64'"),
 ])  # fmt: skip
 def test_bad_input(x, granularity, error, words):

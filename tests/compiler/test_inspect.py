@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from minigemm.compiler import inspection, jit
-from minigemm.compiler.inspection import Inspection, Instruction, inspect
+from minigemm.compiler.inspection import Inspection, Instruction
+from minigemm.kernels import inspect
 from minigemm.types import CompileError, Config, Problem
 
 
@@ -221,5 +222,6 @@ def test_without_nvdisasm_only_the_sass_is_missing(path: Path, monkeypatch: pyte
 def test_every_stage_by_its_name(name: str) -> None:
     """No spills and no warnings in what is shipped."""
     found = inspect(name)
+    assert inspect(name[:3]).kernel.key == inspect(str(int(name[1:3]))).kernel.key == found.kernel.key
     assert found.spills == 0 and found.warnings == ""
     assert {each.line for each in found.instructions} - {0}

@@ -113,7 +113,7 @@ class Declaring(Tile):
 
 
 def test_declarations_stand_between_the_constants_and_the_file(place: Path) -> None:
-    """The file keeps its own line numbers, and what is declared has the prelude's name in the PTX, wherever it is compiled."""
+    """The file keeps its own line numbers; declarations have the prelude's name in the PTX, in any folder."""
     path = written(place, 'extern "C" __global__ void s99_test(int* a) {\n  a[0] = added(a[1]);\n}\n')
     kernel = build(path, Declaring(block_m=40))
     constants, _, rest = kernel.source.partition("inline int added")

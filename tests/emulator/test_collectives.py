@@ -169,7 +169,7 @@ def test_mask_misuse() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_matrices(count: int, transposed: bool) -> None:
-    """Thread l holds row l / 4, columns 2 (l % 4) and the next, of each matrix; of its transpose with .trans."""
+    """Thread l holds row l / 4, columns 2 (l % 4) and the next, of each matrix; .trans: of its transpose."""
     rng = np.random.default_rng(count)
     shared = rng.integers(0, 256, 8192, dtype=np.uint8)
     addresses = rng.permutation(8192 // 16)[: WARPS * 32].reshape(WARPS, 32) * 16

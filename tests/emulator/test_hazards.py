@@ -1,4 +1,7 @@
-"""Bugs planted by text edits in two small kernels: each is found under every schedule, with its cause and line, and the right kernels are clean."""
+"""Bugs planted by text edits in two small kernels.
+
+Each bug is found under every schedule, with its cause and line, and the right kernels are clean.
+"""
 
 from __future__ import annotations
 
@@ -52,30 +55,57 @@ SYNC_BEFORE_STORE = "    proxy_fence();\n    __syncthreads();"
 SYNC_AT_INIT = "    proxy_fence();\n  }\n  __syncthreads();"
 WAIT = "    wait(&full, step & 1);\n"
 READ = "((u32*)tile)[i]"
-# name: edits, what the finding (hazard kind, or error) must be, a word of its message, text whose line it must name
+# name: an edit, the kind of the hazard, words of its message, text whose line it must name
 COPY_BUGS = {
-    "no proxy fence": ([("    proxy_fence();\n    __syncthreads();", "    __syncthreads();")], "proxy-fence", "missing fence.proxy.async", None),
-    "no barrier before the store": ([(SYNC_BEFORE_STORE, "    proxy_fence();")], "tma-store-too-early", "no barrier between", None),
-    "no wait for the tile": ([(WAIT, "\n")], "tma-not-complete", "does not wait", READ),
-    "one thread waits for all": ([(WAIT, "    if (threadIdx.x == 0) wait(&full, step & 1);\n")], "tma-not-complete", "does not wait", READ),
-    "no barrier after init": ([(SYNC_AT_INIT, "    proxy_fence();\n  }\n")], "mbarrier-init", "", None),
-    "store never awaited": ([("      wait_read();\n", "\n")], "tma-store-not-awaited", "never waited", None),
-    "no commit": ([("      commit();\n", "\n")], "tma-store-not-awaited", "never waited", None),
-    "barrier word overwritten": ([(WAIT, WAIT + "    if (threadIdx.x == 1) *(volatile u32*)&full = 5;\n")], "mbarrier-access", "live mbarrier", None),
-    "initialised twice": ([("    init(&full, 1);\n", "    init(&full, 1); init(&full, 1);\n")], "mbarrier", "live mbarrier", None),
+    "no proxy fence": (
+        (SYNC_BEFORE_STORE, "    __syncthreads();"),
+        "proxy-fence", "missing fence.proxy.async", None,
+    ),
+    "no barrier before the store": (
+        (SYNC_BEFORE_STORE, "    proxy_fence();"),
+        "tma-store-too-early", "no barrier between", None,
+    ),
+    "no wait for the tile": (
+        (WAIT, "\n"),
+        "tma-not-complete", "does not wait", READ,
+    ),
+    "one thread waits for all": (
+        (WAIT, "    if (threadIdx.x == 0) wait(&full, step & 1);\n"),
+        "tma-not-complete", "does not wait", READ,
+    ),
+    "no barrier after init": (
+        (SYNC_AT_INIT, "    proxy_fence();\n  }\n"),
+        "mbarrier-init", "", None,
+    ),
+    "store never awaited": (
+        ("      wait_read();\n", "\n"),
+        "tma-store-not-awaited", "never waited", None,
+    ),
+    "no commit": (
+        ("      commit();\n", "\n"),
+        "tma-store-not-awaited", "never waited", None,
+    ),
+    "barrier word overwritten": (
+        (WAIT, WAIT + "    if (threadIdx.x == 1) *(volatile u32*)&full = 5;\n"),
+        "mbarrier-access", "live mbarrier", None,
+    ),
+    "initialised twice": (
+        ("    init(&full, 1);\n", "    init(&full, 1); init(&full, 1);\n"),
+        "mbarrier", "live mbarrier", None,
+    ),
 }  # fmt: skip
 COPY_HANGS = {
-    "inverted parity": ([("wait(&full, step & 1)", "wait(&full, ~step & 1)")], "parity"),
-    "too few bytes expected": ([("expect(&full, kBytes)", "expect(&full, kBytes / 2)")], "unannounced"),
-    "too many bytes expected": ([("expect(&full, kBytes)", "expect(&full, kBytes + 16)")], "never landed"),
-    "count too large": ([("init(&full, 1)", "init(&full, 2)")], "arrival"),
-    "parity never flips": ([("wait(&full, step & 1)", "wait(&full, 0)")], ""),
-    "load left out": ([("      load(tile, &in, step * kWidth, y, &full);\n", "\n")], "never landed"),
-}  # fmt: skip
+    "inverted parity": (("wait(&full, step & 1)", "wait(&full, ~step & 1)"), "parity"),
+    "too few bytes expected": (("expect(&full, kBytes)", "expect(&full, kBytes / 2)"), "unannounced"),
+    "too many bytes expected": (("expect(&full, kBytes)", "expect(&full, kBytes + 16)"), "never landed"),
+    "count too large": (("init(&full, 1)", "init(&full, 2)"), "arrival"),
+    "parity never flips": (("wait(&full, step & 1)", "wait(&full, 0)"), ""),
+    "load left out": (("      load(tile, &in, step * kWidth, y, &full);\n", "\n"), "never landed"),
+}
 
 
 def findings(run, *edits, **options) -> list[tuple[str, str, int]]:
-    """(kind, message, outermost line) of everything that was found, errors included."""
+    """Return (kind, message, outermost line) of everything that was found, errors included."""
     try:
         report, _ = run(*edits, **options)
     except emulator.EmulatorError as error:
@@ -87,11 +117,10 @@ def findings(run, *edits, **options) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize("threads", [64, 128])
 @pytest.mark.parametrize("name", COPY_BUGS)
 def test_copy_bugs(name, threads, schedule):
-    edits, kind, words, line = COPY_BUGS[name]
-    found = findings(run_copy, *edits, schedule=schedule, threads=threads)
-    if (
-        name == "no barrier after init" and found[0][0] == "Fault"
-    ):  # a later warp met the barrier before it was there
+    edit, kind, words, line = COPY_BUGS[name]
+    found = findings(run_copy, edit, schedule=schedule, threads=threads)
+    # A later warp may meet the barrier before it is there.
+    if name == "no barrier after init" and found[0][0] == "Fault":
         assert "nobody executed mbarrier.init" in found[0][1]
         return
     assert kind in [f[0] for f in found], found
@@ -103,15 +132,15 @@ def test_copy_bugs(name, threads, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", COPY_HANGS)
 def test_copy_hangs_and_says_why(name, schedule):
-    edits, words = COPY_HANGS[name]
-    found = findings(run_copy, *edits, schedule=schedule)
+    edit, words = COPY_HANGS[name]
+    found = findings(run_copy, edit, schedule=schedule)
     assert found, "nothing was found"
     assert any(words in message for _, message, _ in found), found
 
 
 SUM_BUGS = {
-    "no barrier after the load": [("    __syncthreads();  // the tile is there\n", "\n")],
-    "no barrier before the next load": [("    __syncthreads();  // everybody has read it\n", "\n")],
+    "no barrier after the load": ("    __syncthreads();  // the tile is there\n", "\n"),
+    "no barrier before the next load": ("    __syncthreads();  // everybody has read it\n", "\n"),
 }
 
 
@@ -119,7 +148,7 @@ SUM_BUGS = {
 @pytest.mark.parametrize("k", [32, 96])
 @pytest.mark.parametrize("name", SUM_BUGS)
 def test_sum_races(name, k, schedule):
-    found = findings(run_sum, *SUM_BUGS[name], schedule=schedule, k=k)
+    found = findings(run_sum, SUM_BUGS[name], schedule=schedule, k=k)
     reading = line_of("tiled_sum", "sum[i][j] = fmaf")
     writing = {line_of("tiled_sum", "sa[i % kStep]"), line_of("tiled_sum", "sb[i % kStep]")}
     races = [f for f in found if f[0] == "race"]
@@ -143,21 +172,21 @@ def test_barrier_in_divergent_code():
 
 
 def test_warps_at_different_barriers():
-    """Two __syncthreads() that warps of one CTA take for one; to barrier.sync each may come from where it likes, and so to a barrier of some of them."""
+    """Warps of one CTA take two __syncthreads() for one: a hazard.
+
+    They may come to barrier.sync from different instructions, and so to a barrier of some warps.
+    """
     apart = "if (t < 64) {{ {0} }} else {{ sum[0][0] += 0 * t; {0} }}\n"
     there = "__syncthreads();  // the tile is there"
-    (message,) = [
-        message
-        for kind, message, _ in findings(run_sum, (there, apart.format("\n__syncthreads();\n")))
-        if kind == "barrier-divergence"
-    ]
+
+    def twice(barrier: str) -> tuple[str, str]:
+        return there, apart.format(f"\n{barrier}\n")
+
+    found = findings(run_sum, twice("__syncthreads();"))
+    (message,) = [message for kind, message, _ in found if kind == "barrier-divergence"]
     assert "warps arrived at barrier 0 from different instructions (tiled_sum.cu:" in message
-    assert [
-        kind
-        for kind, _, _ in findings(
-            run_sum, (there, apart.format('\nasm volatile("bar.sync 1, 256;" ::: "memory");\n'))
-        )
-    ] == ["barrier-divergence"]
+    found = findings(run_sum, twice('asm volatile("bar.sync 1, 256;" ::: "memory");'))
+    assert [kind for kind, _, _ in found] == ["barrier-divergence"]
     some = """__syncthreads();
     if (t < 64) {
       asm volatile("bar.sync 1, 128;" ::: "memory");
@@ -165,15 +194,16 @@ def test_warps_at_different_barriers():
       asm volatile("bar.sync 1, 128;" ::: "memory");
     }
 """
-    for code in (apart.format('\nasm volatile("barrier.sync 1, 256;" ::: "memory");\n'), some):
-        report, right = run_sum((there, code))
+    for edit in (twice('asm volatile("barrier.sync 1, 256;" ::: "memory");'), (there, some)):
+        report, right = run_sum(edit)
         assert right and not report.hazards
 
 
 def test_race_within_a_warp():
     edit = (
         "  float sum[4][4] = {};",
-        "  float sum[4][4] = {}; __shared__ int w[256]; w[threadIdx.x] = threadIdx.x; sum[0][0] = w[threadIdx.x ^ 1] > 999;",
+        "  float sum[4][4] = {}; __shared__ int w[256]; w[threadIdx.x] = threadIdx.x; "
+        "sum[0][0] = w[threadIdx.x ^ 1] > 999;",
     )
     found = findings(run_sum, edit)
     assert any("__syncwarp" in h.fix for h in run_sum(edit)[0].hazards), found
@@ -215,13 +245,9 @@ def test_shared_out_of_bounds():
 
 
 def test_never_written():
+    ghost = "  __shared__ volatile float ghost[4]; float sum[4][4] = {}; if (ghost[1] > 7) return;"
     with pytest.raises(emulator.Fault, match="never written"):
-        run_sum(
-            (
-                "  float sum[4][4] = {};",
-                "  __shared__ volatile float ghost[4]; float sum[4][4] = {}; if (ghost[1] > 7) return;",
-            )
-        )
+        run_sum(("  float sum[4][4] = {};", ghost))
 
 
 @pytest.mark.parametrize(

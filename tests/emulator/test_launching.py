@@ -24,7 +24,7 @@ def zeros(n: int = 4) -> torch.Tensor:
     return torch.zeros(n, dtype=torch.int32)
 
 
-# ---------------------------------------------------------------------------------------------------- wild accesses
+# ---------------------------------------------------------------------- wild accesses
 
 WILD = {
     "load before null": ("o[0] = ((int*)0)[-1];", "[torch.zeros(4, dtype=torch.int32)]"),
@@ -33,7 +33,8 @@ WILD = {
     "vector before null": ("((int4*)o)[-1] = make_int4(1, 2, 3, 4);", "[None]"),
     "atomic before null": ("atomicAdd(o - 1, 5);", "[None]"),
     "the last address": ("*((char*)o - 1) = 5;", "[None]"),
-    "known buffer, then wild": ("o[0] = 1; int* p = (int*)(o[1] == 0 ? -4ll : 0ll); o[2] = *p;", "[torch.zeros(4, dtype=torch.int32)]"),
+    "known buffer, then wild": ("o[0] = 1; int* p = (int*)(o[1] == 0 ? -4ll : 0ll); o[2] = *p;",
+                                "[torch.zeros(4, dtype=torch.int32)]"),
     "half the address space": ("o[0] = *(int*)0x7ffffffffffffffcll;", "[torch.zeros(4, dtype=torch.int32)]"),
 }  # fmt: skip
 CODE = """
@@ -56,7 +57,7 @@ def test_addresses_that_wrap_are_out_of_bounds():
     assert (done.returncode, done.stdout.splitlines()) == (0, list(WILD)), done.stderr[-500:]
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# ---------------------------------------------------------------------- arguments
 
 
 @pytest.mark.parametrize("kind, dtype", [("float", torch.float32), ("double", torch.float64)])
@@ -68,7 +69,8 @@ def test_numbers_for_a_float_parameter(kind, dtype, value):
 
 
 @pytest.mark.parametrize("kind, value", [
-    ("int", 3.0), ("unsigned", 3.5), ("long long", 3.0), ("short", 1.0), ("int", np.float32(3)), ("long long", np.float64(3)),
+    ("int", 3.0), ("unsigned", 3.5), ("long long", 3.0), ("short", 1.0), ("int", np.float32(3)),
+    ("long long", np.float64(3)),
 ])  # fmt: skip
 def test_a_float_for_an_integer_parameter(kind, value):
     with pytest.raises(
@@ -93,11 +95,8 @@ def test_structures_are_bytes():
         bytes(Pair(5, 2.0)),
         np.array([(5, 2.0)], [("x", np.int32), ("y", np.float32)]),
     ):
-        launch(
-            'struct P { int x; float y; }; extern "C" __global__ void k(int* o, P p) { o[0] += p.x; o[1] += (int)p.y; }',
-            o,
-            value,
-        )
+        body = "{ o[0] += p.x; o[1] += (int)p.y; }"
+        launch(f'struct P {{ int x; float y; }}; extern "C" __global__ void k(int* o, P p) {body}', o, value)
     assert o.tolist()[:2] == [15, 6]
 
 
@@ -132,12 +131,14 @@ def test_a_cluster_of_one():
     assert o[0] == 1
 
 
-# ---------------------------------------------------------------------------------------------------- NaN to integer
+# ---------------------------------------------------------------------- NaN to integer
 
-#: PTX ISA, "cvt": NaN gives zero if the source is not .f64 and the destination is not .s64 or .u64; otherwise 1 << (bits of the destination - 1).
+# PTX ISA, "cvt": NaN gives zero if the source is not .f64 and the destination is not .s64 or .u64.
+# Otherwise it gives 1 << (bits of the destination - 1).
 NAN = {
     ("f32", "s32"): 0, ("f32", "u32"): 0, ("f32", "s16"): 0, ("f32", "s64"): 1 << 63, ("f32", "u64"): 1 << 63,
-    ("f64", "s32"): 1 << 31, ("f64", "u32"): 1 << 31, ("f64", "u16"): 1 << 15, ("f64", "s64"): 1 << 63, ("f64", "u64"): 1 << 63,
+    ("f64", "s32"): 1 << 31, ("f64", "u32"): 1 << 31, ("f64", "u16"): 1 << 15,
+    ("f64", "s64"): 1 << 63, ("f64", "u64"): 1 << 63,
 }  # fmt: skip
 
 
@@ -150,15 +151,20 @@ def test_nan_to_integer(source, to, mode):
         {"f32": "f", "f64": "d"}[source],
     )
     wide = {16: "unsigned short", 32: "unsigned", 64: "unsigned long long"}[bits]
-    body = f'{wide} r; asm volatile("cvt.{mode}.{to}.{source} %0, %1;" : "={ {16: "h", 32: "r", 64: "l"}[bits] }"(r) : "{name}"(x)); o[0] = r;'
+    constraint = {16: "h", 32: "r", 64: "l"}[bits]
+    conversion = f'asm volatile("cvt.{mode}.{to}.{source} %0, %1;" : "={constraint}"(r) : "{name}"(x));'
+    body = f"{wide} r; {conversion} o[0] = r;"
     o = torch.zeros(1, dtype=torch.int64)
     launch(f'extern "C" __global__ void k(unsigned long long* o, {kind} x) {{ {body} }}', o, float("nan"))
     assert o.item() & (1 << 64) - 1 == NAN[source, to]
 
 
-# ---------------------------------------------------------------------------------------------------- faults of copies
+# ---------------------------------------------------------------------- faults of copies
 
 BULK = r"""
+#define LOAD "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+#define STORE "cp.async.bulk.global.shared::cta.bulk_group"
+#define TRY_WAIT "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], 0; selp.b32 %0, 1, 0, p; }"
 extern "C" __global__ void k(int* o, const int* x, int bytes) {
   __shared__ alignas(16) int s[64];
   __shared__ unsigned long long b;
@@ -166,10 +172,10 @@ extern "C" __global__ void k(int* o, const int* x, int bytes) {
   if (threadIdx.x == 5) {
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(m) : "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(m), "r"(bytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" :: "r"(d), "l"(x), "r"(bytes), "r"(m) : "memory");
+    asm volatile(LOAD " [%0], [%1], %2, [%3];" :: "r"(d), "l"(x), "r"(bytes), "r"(m) : "memory");
     int ok = 0;
-    while (!ok) asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], 0; selp.b32 %0, 1, 0, p; }" : "=r"(ok) : "r"(m) : "memory");
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(o), "r"(d), "r"(bytes) : "memory");
+    while (!ok) asm volatile(TRY_WAIT : "=r"(ok) : "r"(m) : "memory");
+    asm volatile(STORE " [%0], [%1], %2;" :: "l"(o), "r"(d), "r"(bytes) : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
@@ -179,8 +185,9 @@ extern "C" __global__ void k(int* o, const int* x, int bytes) {
 
 @pytest.mark.parametrize("schedule", ["late", "early", 3])
 @pytest.mark.parametrize("room, elements, line, name, words", [
-    (64, 4, 9, "cp.async.bulk.shared", "lie outside every buffer"), (4, 64, 12, "cp.async.bulk.global", "lie outside every buffer"),
-    (64, 1, 9, "cp.async.bulk.shared", "misaligned bulk copy"),
+    (64, 4, 12, "cp.async.bulk.shared", "lie outside every buffer"),
+    (4, 64, 15, "cp.async.bulk.global", "lie outside every buffer"),
+    (64, 1, 12, "cp.async.bulk.shared", "misaligned bulk copy"),
 ])  # fmt: skip
 def test_a_fault_of_a_bulk_copy_has_its_place(room, elements, line, name, words, schedule):
     x = torch.zeros(64, dtype=torch.int32)[1:] if elements == 1 else zeros(elements)

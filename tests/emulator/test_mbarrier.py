@@ -14,7 +14,7 @@ from minigemm.emulator.machine.mbarrier import COUNT_MAX, BarrierMisuse, MBarrie
 
 @dataclass
 class Model:
-    """The PTX ISA's words, one line each: a phase is complete when nothing is pending, neither arrivals nor bytes."""
+    """The PTX ISA's words, one line each. A phase is complete when neither arrivals nor bytes are pending."""
 
     expected: int
     pending: int

@@ -1,4 +1,4 @@
-"""What orders memory between threads, and what does not: right idioms are clean, each near miss of them is reported, under every schedule."""
+"""Memory order between threads: right idioms are clean, near misses are reported, under every schedule."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __device__ __forceinline__ void store_release(int* p, int v) {
 __device__ __forceinline__ void store_relaxed(int* p, int v) {
   asm volatile("st.relaxed.cta.shared.u32 [%0], %1;" :: "r"(sa(p)), "r"(v) : "memory"); }
 __device__ __forceinline__ int lock_acquire(int* p) {
-  int v; asm volatile("atom.acquire.cta.shared.cas.b32 %0, [%1], 0, 1;" : "=r"(v) : "r"(sa(p)) : "memory"); return v; }
+  int v; asm volatile("atom.acquire.cta.shared.cas.b32 %0, [%1], 0, 1;" : "=r"(v) : "r"(sa(p)) : "memory");
+  return v; }
 __device__ __forceinline__ int lock_relaxed(int* p) {
   int v; asm volatile("atom.relaxed.cta.shared.cas.b32 %0, [%1], 0, 1;" : "=r"(v) : "r"(sa(p)) : "memory"); return v; }
 __device__ __forceinline__ void init(unsigned long long* b, int n) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(sa(b)), "r"(n) : "memory"); }
 __device__ __forceinline__ void wait(unsigned long long* b, int parity) {
   int ok = 0;
-  while (!ok) asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
-                        : "=r"(ok) : "r"(sa(b)), "r"(parity) : "memory"); }
+  while (!ok) asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;"
+                        " selp.b32 %0, 1, 0, p; }" : "=r"(ok) : "r"(sa(b)), "r"(parity) : "memory"); }
 __device__ __forceinline__ void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(sa(to)), "l"(from) : "memory"); }
 #define COMMIT asm volatile("cp.async.commit_group;" ::: "memory")
@@ -80,19 +81,35 @@ WARP_SUM = """
     for (int n = 16; n; n >>= 1) { int v = 0; if (t < n) v = s[t + n]; SYNC if (t < n) s[t] += v; SYNC }
     o[t] = s[0];
 """
+FENCE = "__threadfence_block();"
+DEVICE_FENCE = "__threadfence();"
+SET = "store_relaxed(&flag, 1);"
+AWAIT = "while (!load_relaxed(&flag)) {}"
+AWAIT_VOLATILE = f"while (!{VOLATILE})"
+ACQUIRE = "while (!load_acquire(&flag)) {}"
+RELEASE = "store_release(&flag, 1);"
+GLOBAL = "*(volatile int*)(o + 9)"
+TAKE = "while (atomicCAS(&lock, 0, 1)) {}"
 RIGHT = {
-    "flag: volatile and fences": FLAG % (f"__threadfence_block(); {VOLATILE} = 1;", f"while (!{VOLATILE}) {{}} __threadfence_block();"),
-    "flag: volatile, fences, sleep": FLAG % (f"__threadfence(); {VOLATILE} = 1;", f"while (!{VOLATILE}) __nanosleep(20); __threadfence();"),
-    "flag: atomics and fences": FLAG % ("__threadfence_block(); atomicExch(&flag, 1);", "while (!atomicAdd(&flag, 0)) {} __threadfence_block();"),
-    "flag: relaxed and fences": FLAG % ("__threadfence_block(); store_relaxed(&flag, 1);", "while (!load_relaxed(&flag)) {} __threadfence_block();"),
-    "flag: release and acquire": FLAG % ("store_release(&flag, 1);", "while (!load_acquire(&flag)) {}"),
-    "flag: release, relaxed and fence": FLAG % ("store_release(&flag, 1);", "while (!load_relaxed(&flag)) {} __threadfence_block();"),
-    "flag: fence and relaxed, acquire": FLAG % ("__threadfence_block(); store_relaxed(&flag, 1);", "while (!load_acquire(&flag)) {}"),
-    "flag: in global memory": FLAG % ("__threadfence(); *(volatile int*)(o + 9) = 1;", "while (!*(volatile int*)(o + 9)) {} __threadfence();"),
-    "lock: fences": LOCK % ("while (atomicCAS(&lock, 0, 1)) {} __threadfence_block();", "__threadfence_block(); atomicExch(&lock, 0);"),
-    "lock: volatile release": LOCK % ("while (atomicCAS(&lock, 0, 1)) {} __threadfence_block();", "__threadfence_block(); *(volatile int*)&lock = 0;"),
+    "flag: volatile and fences": FLAG % (f"{FENCE} {VOLATILE} = 1;", f"{AWAIT_VOLATILE} {{}} {FENCE}"),
+    "flag: volatile, fences, sleep": FLAG
+    % (f"{DEVICE_FENCE} {VOLATILE} = 1;", f"{AWAIT_VOLATILE} __nanosleep(20); {DEVICE_FENCE}"),
+    "flag: atomics and fences": FLAG
+    % (f"{FENCE} atomicExch(&flag, 1);", f"while (!atomicAdd(&flag, 0)) {{}} {FENCE}"),
+    "flag: relaxed and fences": FLAG % (f"{FENCE} {SET}", f"{AWAIT} {FENCE}"),
+    "flag: release and acquire": FLAG % (RELEASE, ACQUIRE),
+    "flag: release, relaxed and fence": FLAG % (RELEASE, f"{AWAIT} {FENCE}"),
+    "flag: fence and relaxed, acquire": FLAG % (f"{FENCE} {SET}", ACQUIRE),
+    "flag: in global memory": FLAG
+    % (f"{DEVICE_FENCE} {GLOBAL} = 1;", f"while (!{GLOBAL}) {{}} {DEVICE_FENCE}"),
+    "lock: fences": LOCK % (f"{TAKE} {FENCE}", f"{FENCE} atomicExch(&lock, 0);"),
+    "lock: volatile release": LOCK % (f"{TAKE} {FENCE}", f"{FENCE} *(volatile int*)&lock = 0;"),
     "lock: acquire and release": LOCK % ("while (lock_acquire(&lock)) {}", "store_release(&lock, 0);"),
-    "lock: in global memory": LOCK % ("while (atomicCAS(o + 900, 0, 1)) {} __threadfence();", "__threadfence(); atomicExch(o + 900, 0);"),
+    "lock: in global memory": LOCK
+    % (
+        f"while (atomicCAS(o + 900, 0, 1)) {{}} {DEVICE_FENCE}",
+        f"{DEVICE_FENCE} atomicExch(o + 900, 0);",
+    ),
     "chain of flags": """
     __shared__ int flag[4]; __shared__ int d;
     if (t < 4) flag[t] = 0;
@@ -115,46 +132,59 @@ RIGHT = {
     for (int i = 0; i < 400; ++i) atomicAdd(&h[(t * 7 + i) & 15], 1);
     __syncthreads(); if (t < 16) o[t] = h[t];""",
     "plain, atomics, plain": """
-    __shared__ int s; for (int i = 0; i < 3; ++i) { if (t == 0) s = i; __syncthreads(); atomicAdd(&s, 1); __syncthreads(); o[t] += s; __syncthreads(); }""",
-    "shuffle, then a warp barrier": "__shared__ int s[64]; s[t] = t; int v = __shfl_xor_sync(~0u, t, 1); __syncwarp(); o[t] = s[t ^ 1] + v;",
-}  # fmt: skip
+    __shared__ int s;
+    for (int i = 0; i < 3; ++i) {
+      if (t == 0) s = i;
+      __syncthreads(); atomicAdd(&s, 1); __syncthreads(); o[t] += s; __syncthreads();
+    }""",
+    "shuffle, then a warp barrier": """
+    __shared__ int s[64]; s[t] = t;
+    int v = __shfl_xor_sync(~0u, t, 1); __syncwarp(); o[t] = s[t ^ 1] + v;""",
+}
+WRITE = "__shared__ int s[64]; s[t] = t;"
+READ = "o[t] = s[t ^ 1] + v;"
+ZERO = "__shared__ int s; if (t == 0) s = 0;"
+COUNT = f"{ZERO} __syncthreads(); atomicAdd(&s, 1);"
 WRONG = {
-    "flag: no fence before it": FLAG % ("store_relaxed(&flag, 1);", "while (!load_relaxed(&flag)) {} __threadfence_block();"),
-    "flag: no fence after it": FLAG % ("__threadfence_block(); store_relaxed(&flag, 1);", "while (!load_relaxed(&flag)) {}"),
-    "flag: fence before the data": FLAG.replace("d = o[5] + t; %s", "%s") % (
-        "__threadfence_block(); d = o[5] + t; store_relaxed(&flag, 1);", "while (!load_relaxed(&flag)) {} __threadfence_block();"),
-    "flag: release, relaxed without fence": FLAG % ("store_release(&flag, 1);", "while (!load_relaxed(&flag)) {}"),
-    "flag: volatile without fences": FLAG % (f"{VOLATILE} = 1;", f"while (!{VOLATILE}) {{}}"),
-    "lock: relaxed, released without fence": LOCK % ("while (lock_relaxed(&lock)) {}", "store_relaxed(&lock, 0);"),
-    "fence instead of a barrier": "__shared__ int s[64]; s[t] = t; __threadfence_block(); o[t] = s[63 - t];",
-    "device fence instead of a barrier": "__shared__ int s[64]; s[t] = t; __threadfence(); o[t] = s[63 - t];",
-    "shuffle instead of a barrier": "__shared__ int s[64]; s[t] = t; int v = __shfl_xor_sync(~0u, t, 1); o[t] = s[t ^ 1] + v;",
-    "vote instead of a barrier": "__shared__ int s[64]; s[t] = t; int v = __ballot_sync(~0u, t & 1); o[t] = s[t ^ 1] + v;",
-    "reduction instead of a barrier": "__shared__ int s[64]; s[t] = t; int v = __reduce_add_sync(~0u, t); o[t] = s[t ^ 1] + v;",
-    "match instead of a barrier": "__shared__ int s[64]; s[t] = t; int v = __match_any_sync(~0u, t & 1); o[t] = s[t ^ 1] + v;",
+    "flag: no fence before it": FLAG % (SET, f"{AWAIT} {FENCE}"),
+    "flag: no fence after it": FLAG % (f"{FENCE} {SET}", AWAIT),
+    "flag: fence before the data": FLAG.replace("d = o[5] + t; %s", "%s")
+    % (f"{FENCE} d = o[5] + t; {SET}", f"{AWAIT} {FENCE}"),
+    "flag: release, relaxed without fence": FLAG % (RELEASE, AWAIT),
+    "flag: volatile without fences": FLAG % (f"{VOLATILE} = 1;", f"{AWAIT_VOLATILE} {{}}"),
+    "lock: relaxed, released without fence": LOCK
+    % ("while (lock_relaxed(&lock)) {}", "store_relaxed(&lock, 0);"),
+    "fence instead of a barrier": f"{WRITE} {FENCE} o[t] = s[63 - t];",
+    "device fence instead of a barrier": f"{WRITE} {DEVICE_FENCE} o[t] = s[63 - t];",
+    "shuffle instead of a barrier": f"{WRITE} int v = __shfl_xor_sync(~0u, t, 1); {READ}",
+    "vote instead of a barrier": f"{WRITE} int v = __ballot_sync(~0u, t & 1); {READ}",
+    "reduction instead of a barrier": f"{WRITE} int v = __reduce_add_sync(~0u, t); {READ}",
+    "match instead of a barrier": f"{WRITE} int v = __match_any_sync(~0u, t & 1); {READ}",
     "ldmatrix without a barrier": """__shared__ alignas(16) int s[64]; s[t] = t; unsigned v;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(v) : "r"(sa(s + 32 * (t >> 5) + 4 * (t & 7))) : "memory"); o[t] = v;""",
-    "atomics, not waiting for the initialisation": "__shared__ int s; if (t == 0) s = 0; atomicAdd(&s, 1); __syncthreads(); o[t] = s;",
-    "atomics, only a warp barrier after the initialisation": "__shared__ int s; if (t == 0) s = 0; __syncwarp(); atomicAdd(&s, 1); __syncthreads(); o[t] = s;",
-    "atomics, then the last thread reads": "__shared__ int s; if (t == 0) s = 0; __syncthreads(); atomicAdd(&s, 1); if (t == blockDim.x - 1) o[0] = s;",
-    "atomics, then the first thread reads": "__shared__ int s; if (t == 0) s = 0; __syncthreads(); atomicAdd(&s, 1); if (t == 0) o[0] = s;",
-    "atomics, then the last thread writes": "__shared__ int s; if (t == 0) s = 0; __syncthreads(); atomicAdd(&s, 1); if (t == blockDim.x - 1) s = 0;",
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(v) : "r"(sa(s + 32 * (t >> 5) + 4 * (t & 7))) : "memory");
+    o[t] = v;""",
+    "atomics, not waiting for the initialisation": f"{ZERO} atomicAdd(&s, 1); __syncthreads(); o[t] = s;",
+    "atomics, only a warp barrier after the initialisation": (
+        f"{ZERO} __syncwarp(); atomicAdd(&s, 1); __syncthreads(); o[t] = s;"
+    ),
+    "atomics, then the last thread reads": f"{COUNT} if (t == blockDim.x - 1) o[0] = s;",
+    "atomics, then the first thread reads": f"{COUNT} if (t == 0) o[0] = s;",
+    "atomics, then the last thread writes": f"{COUNT} if (t == blockDim.x - 1) s = 0;",
     "volatile data": "__shared__ volatile int s[64]; s[t] = 0; __syncthreads(); s[t] = t; o[t] = s[63 - t];",
     "volatile data, first written": "__shared__ volatile int s[64]; s[t] = t; o[t] = s[63 - t];",
-    "volatile data in a warp": "__shared__ volatile int s[64]; s[t] = 0; __syncthreads(); s[t] = t; o[t] = s[t ^ 1];",
+    "volatile data in a warp": (
+        "__shared__ volatile int s[64]; s[t] = 0; __syncthreads(); s[t] = t; o[t] = s[t ^ 1];"
+    ),
     "volatile sums of a warp": WARP_SUM.replace("SYNC", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_idioms_are_clean(name, schedule):
-    report = launch(
-        RIGHT[name],
-        128 if "chain" in name else 64 if "volatile sums" not in name else 32,
-        zeros(1024),
-        schedule=schedule,
-    )
+    block = {"chain of flags": 128, "volatile sums of a warp": 32}.get(name, 64)
+    report = launch(RIGHT[name], block, zeros(1024), schedule=schedule)
     assert not report.hazards, report.hazards[0]
 
 
@@ -178,10 +208,9 @@ def test_the_line_of_each_party():
     body = "__shared__ int s;\nif (t == 0) s = 0;\natomicAdd(&s, 1);\n__syncthreads();\no[t] = s;"
     (race,) = launch(body, 64, zeros()).hazards
     assert race.location.line == LINES + 4
-    assert (
-        f"updates atomically address 0x400 that warp 0 (lane 0) wrote at kernel.cu:{LINES + 3}"
-        in race.message
-    )
+    expected = f"updates atomically address 0x400 that warp 0 (lane 0) wrote at kernel.cu:{LINES + 3}"
+    assert expected in race.message
+
     body = (
         "__shared__ int s;\nif (t == 0) s = 0;\n__syncthreads();\natomicAdd(&s, 1);\nif (t == 63) o[t] = s;"
     )
@@ -197,7 +226,7 @@ def test_many_races_are_no_fault(rounds):
     assert "race" in kinds(body, 1024)
 
 
-# ---------------------------------------------------------------------------------------------------- asynchronous copies
+# -------------------------------------------------------------------------------------- asynchronous copies
 
 COPY = """
     __shared__ __align__(16) int s[64];

@@ -1,10 +1,11 @@
-"""Ordinary CUDA on the emulator: against NumPy, and (marker gpu) against a Hopper GPU running the same source."""
+"""Ordinary CUDA on the emulator: against NumPy, and (marker gpu) against a Hopper GPU."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ SOURCE = KERNELS / "ordinary.cu"
 
 @dataclass
 class Run:
-    """One launch: `args` in order, the outputs among them, and what NumPy says they are (None: only that runs agree)."""
+    """One launch: `args` in order, its outputs, and NumPy's results (None: only that runs agree)."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -111,30 +112,41 @@ def runs() -> dict[str, Run]:
     positive = torch.from_numpy(np.random.default_rng(6).integers(1, 5000, 300).astype(np.float32))
     one = torch.zeros(1, dtype=torch.int32)
     floats = [special_floats(256), special_floats(256).flip(0).contiguous()]
-    return {
-        run.kernel: run
-        for run in (
-            Run("softmax", (10, 1, 1), (128, 1, 1), [x, torch.full_like(x, 9), 37, 100], [1], [(e / e.sum(1, keepdims=True)).astype(np.float32)], tolerance=2e-6),
-            Run("transpose", (2, 3, 1), (32, 8, 1), [t, torch.zeros(45, 70), 70, 45], [1], [t.numpy().T.copy()]),
-            Run("histogram", (4, 1, 1), (96, 1, 1), [h, torch.zeros(256, dtype=torch.int32), 5000], [1], [np.bincount(h.numpy(), minlength=256).astype(np.int32)]),
-            Run("collatz", (3, 1, 1), (128, 1, 1), [c, torch.zeros(300, dtype=torch.int32), 300], [1], [np.array([collatz_steps(int(n)) for n in c], np.int32)]),
-            Run("scan", (1, 1, 1), (256, 1, 1), [s, torch.zeros(200, dtype=torch.int32), 200], [1], [np.cumsum(s.numpy()).astype(np.int32)], shared=2048),
-            Run("last_block_sum", (7, 1, 1), (64, 1, 1), [i32, torch.zeros(7, dtype=torch.int32), one, 200], [2], [wrap(i32.numpy().astype(np.int64).sum())[None]]),
-            Run("wide_division", (2, 1, 1), (128, 1, 1), [w, v, torch.zeros_like(w), torch.zeros_like(w), 200], [2, 3],
-                [None, (w.numpy().view(np.uint64) % v.numpy().view(np.uint64)).view(np.int64)]),
-            Run("exact_math", (2, 1, 1), (128, 1, 1), [*floats, torch.zeros(256, 12), 256], [2], [None]),
-            Run("approximate_math", (2, 1, 1), (128, 1, 1), [numbers(256).clamp(-20, 20), torch.zeros(256, 6), 256], [1], [None], tolerance=3e-5),
-            Run("local_array", (2, 1, 1), (128, 1, 1), [i32, torch.zeros(200, dtype=torch.int32), 200], [1], [None]),
-            Run("calls", (2, 1, 1), (128, 1, 1), [i32, torch.zeros(200, dtype=torch.int32), 200], [1], [calls_expected(index)]),
-            Run("tables", (2, 1, 1), (128, 1, 1), [i32, torch.zeros(200, dtype=torch.float64), 200], [1], [table], tolerance=1e-15),
-            Run("warp_votes", (2, 1, 1), (96, 1, 1), [numbers(192, seed=8, kind="int"), torch.zeros(192, dtype=torch.int32)], [1], [None]),
-            Run("bits", (2, 1, 1), (128, 1, 1), [i32, numbers(200, seed=11, kind="int"), torch.zeros(200, dtype=torch.int32), 200], [2], [None]),
-            Run("small_floats", (1, 1, 1), (128, 1, 1), [floats[0], torch.zeros(128, 6, dtype=torch.int32), 128], [1], [None]),
-            Run("compare_and_swap", (3, 1, 1), (128, 1, 1), [positive, torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1), 300], [1, 2, 3],
-                [positive.max().numpy()[None], np.array([int(positive.double().sum()) * 1000]), positive.sum().numpy()[None]]),
-            Run("spin_lock", (2, 1, 1), (64, 1, 1), [one, one.clone(), 3], [1], [np.array([384], np.int32)]),
-        )
-    } | {"big softmax": Run("softmax", (1, 1, 1), (32, 1, 1), [big[None].contiguous(), torch.zeros(1, 1000), 1, 1000], [1], [None], tolerance=1e-6)}  # fmt: skip
+    ints = partial(torch.zeros, dtype=torch.int32)
+    softmax = (e / e.sum(1, keepdims=True)).astype(np.float32)
+    remainder = (w.numpy().view(np.uint64) % v.numpy().view(np.uint64)).view(np.int64)
+    total, exact = positive.sum().numpy()[None], np.array([int(positive.double().sum()) * 1000])
+    runs = (
+        Run("softmax", (10, 1, 1), (128, 1, 1), [x, torch.full_like(x, 9), 37, 100], [1], [softmax], tolerance=2e-6),
+        Run("transpose", (2, 3, 1), (32, 8, 1), [t, torch.zeros(45, 70), 70, 45], [1], [t.numpy().T.copy()]),
+        Run("histogram", (4, 1, 1), (96, 1, 1), [h, ints(256), 5000], [1],
+            [np.bincount(h.numpy(), minlength=256).astype(np.int32)]),
+        Run("collatz", (3, 1, 1), (128, 1, 1), [c, ints(300), 300], [1],
+            [np.array([collatz_steps(int(n)) for n in c], np.int32)]),
+        Run("scan", (1, 1, 1), (256, 1, 1), [s, ints(200), 200], [1], [np.cumsum(s.numpy()).astype(np.int32)],
+            shared=2048),
+        Run("last_block_sum", (7, 1, 1), (64, 1, 1), [i32, ints(7), one, 200], [2],
+            [wrap(i32.numpy().astype(np.int64).sum())[None]]),
+        Run("wide_division", (2, 1, 1), (128, 1, 1), [w, v, torch.zeros_like(w), torch.zeros_like(w), 200], [2, 3],
+            [None, remainder]),
+        Run("exact_math", (2, 1, 1), (128, 1, 1), [*floats, torch.zeros(256, 12), 256], [2], [None]),
+        Run("approximate_math", (2, 1, 1), (128, 1, 1), [numbers(256).clamp(-20, 20), torch.zeros(256, 6), 256], [1],
+            [None], tolerance=3e-5),
+        Run("local_array", (2, 1, 1), (128, 1, 1), [i32, ints(200), 200], [1], [None]),
+        Run("calls", (2, 1, 1), (128, 1, 1), [i32, ints(200), 200], [1], [calls_expected(index)]),
+        Run("tables", (2, 1, 1), (128, 1, 1), [i32, torch.zeros(200, dtype=torch.float64), 200], [1], [table],
+            tolerance=1e-15),
+        Run("warp_votes", (2, 1, 1), (96, 1, 1), [numbers(192, seed=8, kind="int"), ints(192)], [1], [None]),
+        Run("bits", (2, 1, 1), (128, 1, 1), [i32, numbers(200, seed=11, kind="int"), ints(200), 200], [2], [None]),
+        Run("small_floats", (1, 1, 1), (128, 1, 1), [floats[0], ints(128, 6), 128], [1], [None]),
+        Run("compare_and_swap", (3, 1, 1), (128, 1, 1),
+            [positive, torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1), 300], [1, 2, 3],
+            [positive.max().numpy()[None], exact, total]),
+        Run("spin_lock", (2, 1, 1), (64, 1, 1), [one, one.clone(), 3], [1], [np.array([384], np.int32)]),
+    )  # fmt: skip
+    wide = [big[None].contiguous(), torch.zeros(1, 1000), 1, 1000]
+    big_softmax = Run("softmax", (1, 1, 1), (32, 1, 1), wide, [1], [None], tolerance=1e-6)
+    return {run.kernel: run for run in runs} | {"big softmax": big_softmax}
 
 
 def calls_expected(x: np.ndarray) -> np.ndarray:

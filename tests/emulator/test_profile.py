@@ -1,4 +1,4 @@
-"""Requests, sectors and wavefronts: against brute force on random logs, and on kernels whose cost is known."""
+"""Requests, sectors and wavefronts: by brute force on random logs, and on kernels whose cost is known."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def expected(accesses: dict[int, Access], logs: dict[int, list[tuple[int, int]]]
 
 @st.composite
 def steps(draw):
-    """Access sites, and the logs of some threads: strided, broadcast and random addresses, with divergence."""
+    """Draw access sites, and logs of some threads: strided, broadcast, random addresses, with divergence."""
     accesses = {
         site: Access(
             draw(st.sampled_from(["global", "shared", "generic"])),
@@ -178,7 +178,7 @@ def test_steps_add_up():
     ) == (2, 33, 31, 32)
 
 
-# ---------------------------------------------------------------------------------------------------- real kernels
+# ------------------------------------------------------------ real kernels
 
 
 def launched(body: str, threads: int = 32, **options) -> emulator.Report:
@@ -187,7 +187,7 @@ def launched(body: str, threads: int = 32, **options) -> emulator.Report:
 
 
 def shared_read(kind: str, index: str, size: int) -> emulator.LineCount:
-    """How ``kind`` reads at ``index`` of an array; the fill and the read are on lines of their own."""
+    """Read a ``kind`` at ``index`` of an array; the fill and the read are on lines of their own."""
     report = launched(f"""
     __shared__ __align__(16) {kind} s[{size}];
     for (int i = t; i < {size}; i += 32) s[i] = {kind}();
@@ -199,9 +199,10 @@ def shared_read(kind: str, index: str, size: int) -> emulator.LineCount:
 
 
 @pytest.mark.parametrize("kind, index, wavefronts, degree", [
-    ("float", "t", 1, 1), ("float", "t * 2", 2, 2), ("float", "t * 32", 32, 32), ("float", "t * 33", 1, 1), ("float", "5", 1, 1), ("float", "31 - t", 1, 1),
-    ("float", "t * 16", 16, 16), ("char", "t", 1, 1), ("char", "t * 128", 32, 32), ("short", "t * 2", 1, 1), ("double", "t", 2, 1), ("double", "t * 2", 4, 2),
-    ("double", "t * 16", 32, 16),
+    ("float", "t", 1, 1), ("float", "5", 1, 1), ("float", "31 - t", 1, 1), ("float", "t * 2", 2, 2),
+    ("float", "t * 16", 16, 16), ("float", "t * 32", 32, 32), ("float", "t * 33", 1, 1),
+    ("char", "t", 1, 1), ("char", "t * 128", 32, 32), ("short", "t * 2", 1, 1),
+    ("double", "t", 2, 1), ("double", "t * 2", 4, 2), ("double", "t * 16", 32, 16),
 ])  # fmt: skip
 def test_bank_conflicts(kind, index, wavefronts, degree):
     line = shared_read(kind, index, 4096 if kind == "char" else 1088)
@@ -251,8 +252,8 @@ def test_sectors(index, sectors):
     assert report.counters["global_load_bytes"] == report.counters["global_store_bytes"] == 128
     assert (load.location.line, load.store, store.store) == (2, False, True)
     first, _ = report.requests
-    assert first.threads == tuple(range(32)) and [a - first.addresses[0] for a in first.addresses] == [4 * (eval(index) - eval(index, {"t": 0}))
-                                                                                                        for t in range(32)]  # fmt: skip
+    offsets = [4 * (eval(index, {"t": t}) - eval(index, {"t": 0})) for t in range(32)]
+    assert first.threads == tuple(range(32)) and [a - first.addresses[0] for a in first.addresses] == offsets
 
 
 def test_generic_addresses_go_where_they_point():
@@ -281,14 +282,16 @@ def test_long_loops_are_logged_in_parts():
 
 @pytest.mark.parametrize("schedule", ["early", 1, 2])
 def test_schedules_count_alike(schedule):
-    body = "__shared__ float s[128]; for (int i = 0; i < 4; i++) { s[t] = x[t * i]; __syncthreads(); x[t] += s[127 - t]; __syncthreads(); }"
+    body = """
+    __shared__ float s[128];
+    for (int i = 0; i < 4; i++) { s[t] = x[t * i]; __syncthreads(); x[t] += s[127 - t]; __syncthreads(); }"""
     assert launched(body, 128, schedule=schedule).counters == launched(body, 128).counters
 
 
 def test_constants_are_not_global_traffic():
-    text = ptx(
-        '__constant__ float table[32]; extern "C" __global__ void probe(float* x) { x[threadIdx.x] = table[threadIdx.x]; }'
-    )
+    text = ptx("""
+    __constant__ float table[32];
+    extern "C" __global__ void probe(float* x) { x[threadIdx.x] = table[threadIdx.x]; }""")
     report = emulator.launch(text, 1, 32, [torch.zeros(32)])
     assert report.counters["global_requests"] == 1 and report.counters["global_load_bytes"] == 0
     assert [line.space for line in report.lines] == ["const", "global"]

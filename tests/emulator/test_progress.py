@@ -1,4 +1,4 @@
-"""Loops that wait: for what is in flight, for another CTA, for memory; and those that wait in vain, which must end."""
+"""Loops that wait: for what is in flight, for another CTA, for memory. Loops that wait in vain must end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from minigemm import emulator
-from minigemm.emulator.machine import block
+from minigemm.emulator.machine import progress
 from tests.emulator.nvrtc import ptx
 
 SCHEDULES = ("late", "early", 1, 2)
 VOTE = "__ballot_sync(~0u, t & 1)"
+ACQUIRE = 'asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(f) : "memory");'
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +59,13 @@ TEST_WAIT = """
     for (int round = 0; round < 3; ++round) {
       if (t == 0) {
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], 16;" :: "r"(m) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], 16, [%2];" :: "r"(d), "l"(x + 4 * round), "r"(m) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], 16, [%2];"
+                     :: "r"(d), "l"(x + 4 * round), "r"(m) : "memory");
       }
       int ok = 0;
       while (!ok) {
-        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }" : "=r"(ok) : "r"(m), "r"(round & 1) : "memory");
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+                     : "=r"(ok) : "r"(m), "r"(round & 1) : "memory");
         BODY
       }
       o[t] += s[t & 3];
@@ -113,7 +116,7 @@ SPINS = {
     "vote": f"while (f[0] == 0) if ({VOTE} == 7) break;",
     "barrier": "while (!__syncthreads_or(f[0])) {}",
     "atomic": "while (atomicAdd((int*)f, 0) == 0) {}",
-    "acquire": 'for (int v = 0; !v;) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(f) : "memory");',
+    "acquire": f"for (int v = 0; !v;) {ACQUIRE}",
 }
 
 
@@ -182,10 +185,12 @@ def test_a_queue_that_is_emptied_by_all():
 
 
 def test_a_loop_that_only_counts_ends_at_the_limit(monkeypatch):
-    monkeypatch.setattr(block, "MANY_ROUNDS", 1000)
+    monkeypatch.setattr(progress, "MANY_ROUNDS", 1000)
     with pytest.raises(emulator.EmulatorError, match="no end after"):
-        launch("int n = 0; while (f[0] == 0) { ++n; __nanosleep(1); } o[0] = n;", 1, 1, zeros(), zeros(), parameters="volatile int* f, int* o",
-               instruction_limit=2e7)  # fmt: skip
+        launch(
+            "int n = 0; while (f[0] == 0) { ++n; __nanosleep(1); } o[0] = n;", 1, 1, zeros(), zeros(),
+            parameters="volatile int* f, int* o", instruction_limit=2e7,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("one, other, names", [
@@ -202,12 +207,9 @@ def test_collectives_of_different_kinds_do_not_meet(one, other, names):
 
 def test_the_same_collective_meets_from_two_branches():
     o = zeros(32)
-    launch(
-        "int v; if (t < 16) { v = __shfl_xor_sync(~0u, t, 16); v += 100; } else { v = __shfl_xor_sync(~0u, t, 16); v += 200; } o[t] = v;",
-        1,
-        32,
-        o,
-    )
+    shuffle = "v = __shfl_xor_sync(~0u, t, 16);"
+    body = f"int v; if (t < 16) {{ {shuffle} v += 100; }} else {{ {shuffle} v += 200; }} o[t] = v;"
+    launch(body, 1, 32, o)
     assert o.tolist() == [(t ^ 16) + (100 if t < 16 else 200) for t in range(32)]
 
 

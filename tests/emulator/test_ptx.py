@@ -1,4 +1,4 @@
-"""The PTX parser and the splicing of calls: hand-written PTX with every form of the grammar, and what NVRTC emits."""
+"""The PTX parser and the splicing of calls, on PTX by hand with every form of the grammar and by NVRTC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 import pytest
 
 from minigemm.emulator.errors import EmulatorError, Unsupported
-from minigemm.emulator.ptx.parse import (
+from minigemm.emulator.ptx.inlining import inline_calls
+from minigemm.emulator.ptx.parse import parse
+from minigemm.emulator.ptx.program import (
     Address,
     Function,
     Immediate,
@@ -22,8 +24,6 @@ from minigemm.emulator.ptx.parse import (
     Special,
     Symbol,
     Vector,
-    inline_calls,
-    parse,
 )
 from tests.emulator.nvrtc import ptx
 
@@ -185,8 +185,12 @@ def test_module_directives_comments_and_headers():
         ("c", 64, 128, 64),
     ]
     assert k.directives == {
-        "maxntid": (128, 2, 1), "minnctapersm": (2,), "maxnreg": (64,), "reqnctapercluster": (2,), "explicitcluster": (),
-    }  # fmt: skip
+        "maxntid": (128, 2, 1),
+        "minnctapersm": (2,),
+        "maxnreg": (64,),
+        "reqnctapercluster": (2,),
+        "explicitcluster": (),
+    }
     f = module.functions["f"]
     assert not f.entry and not f.defined and f.returns[0].size == 12 and f.parameters[1].offset == 16
     assert module.functions["g"] is f and not module.functions["vprintf"].defined
@@ -276,7 +280,7 @@ def test_errors_at_module_level():
         parse(f"{HEAD}.global .u32 w; .global .u32 v = w;")
 
 
-# Calls ----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------- calls
 
 CALLS = f"""{HEAD}
 .func (.param .b32 out) twice(.param .b32 x)
@@ -312,7 +316,8 @@ zero: st.param.b32 [out+0], 0;
 
 def kernel(code: str) -> Module:
     return parse(
-        f"{CALLS}.entry k(.param .u32 n) {{ .reg .b32 %r<9>; .reg .f32 %f<4>; .reg .b64 %rd<3>; .reg .pred %p<2>; {code} ret; }}"
+        f"""{CALLS}.entry k(.param .u32 n) {{
+        .reg .b32 %r<9>; .reg .f32 %f<4>; .reg .b64 %rd<3>; .reg .pred %p<2>; {code} ret; }}"""
     )
 
 
@@ -323,7 +328,8 @@ def test_calls_are_spliced_in():
     assert names(function)[:3] == ["ld.param.u32", "st.local.b32", "ld.local.u32"]
     assert "call" not in {i.opcode for i in function.code} and names(function).count("ret") == 1
     assert not any("param" in name for name in names(function)[1:])
-    # two calls of four, each with two of twice: six instances, whose local variables are their own and whose shared one is not
+    # Two calls of four, each with two of twice: six instances. Each has local variables of its own, and they
+    # have one shared variable.
     assert len({r for r in function.registers if r.startswith("%r2")}) == 1 + 4
     variables = [v.name for v in function.variables]
     assert len(variables) == len(set(variables)) and variables.count("kept") == 1
@@ -374,7 +380,8 @@ def test_a_guarded_call_is_jumped_over():
 
 
 def test_functions_without_a_body_stay_calls():
-    code = "{ .param .b64 a; .param .b64 b; .param .b32 r; st.param.b64 [a], %rd1; call.uni (r), vprintf, (a, b); ld.param.b32 %r1, [r+0]; }"
+    code = """{ .param .b64 a; .param .b64 b; .param .b32 r; st.param.b64 [a], %rd1;
+        call.uni (r), vprintf, (a, b); ld.param.b32 %r1, [r+0]; }"""
     function = inline_calls(kernel(code), "k")
     assert names(function) == ["st.local.b64", "call.uni", "ld.local.b32", "ret"]
     a, b, r = (Symbol(f"{name}@1") for name in "abr")
@@ -404,10 +411,11 @@ def test_a_name_that_is_no_kernel():
         inline_calls(kernel(""), "twice")
 
 
-# What NVRTC emits -----------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------- NVRTC
 
 SOURCE = """typedef unsigned u32;
-#define WAIT "{\\n.reg .pred P1;\\nLAB_WAIT:\\nmbarrier.try_wait.parity.shared::cta.b64 P1, [%0], %1;\\n@P1 bra DONE;\\nbra LAB_WAIT;\\nDONE:\\n}"
+#define TRY "mbarrier.try_wait.parity.shared::cta.b64 P1, [%0], %1;\\n"
+#define WAIT "{\\n.reg .pred P1;\\nLAB_WAIT:\\n" TRY "@P1 bra DONE;\\nbra LAB_WAIT;\\nDONE:\\n}"
 extern "C" __device__ int printf(const char*, ...);
 struct Big { int a; double b; char c[5]; };
 __constant__ float table[8] = {1, 2, 3, 4, 5, 6.5f, 7, 8};
@@ -424,9 +432,12 @@ __device__ __noinline__ float outer(float x, Big b) {
 __device__ int plus(int x) { return x + 1; }
 __device__ int times(int x) { return x * 3; }
 __device__ int (*chosen[2])(int) = {plus, times};
-__device__ __noinline__ int factorial(int n, int m) { return n < 2 ? m : n * factorial(m - 1, n) + factorial(n - 1, m); }
+__device__ __noinline__ int factorial(int n, int m) {
+  return n < 2 ? m : n * factorial(m - 1, n) + factorial(n - 1, m);
+}
 __device__ __forceinline__ void wait(u32 b, u32 phase) {
-  asm volatile(WAIT ::"r"(b), "r"(phase) : "memory");  // on one line: compilers differ on which line of a longer statement is its place
+  // On one line: compilers differ on which line of a longer statement is its place.
+  asm volatile(WAIT ::"r"(b), "r"(phase) : "memory");
 }
 __device__ __forceinline__ void wait_twice(u32 b) {
   wait(b, 0);
@@ -451,7 +462,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) waits(u32* out) {
     wait(b, i);
   out[0] = b;
 }
-template <class T, int N> __global__ void rotate(T* x) { T v = x[threadIdx.x]; __syncthreads(); x[(threadIdx.x + N) % 32] = v; }
+template <class T, int N> __global__ void rotate(T* x) {
+  T v = x[threadIdx.x]; __syncthreads(); x[(threadIdx.x + N) % 32] = v;
+}
 template __global__ void rotate<double, 3>(double*);
 template __global__ void rotate<char, 5>(char*);
 extern "C" __global__ void choose(int* x, int n) {

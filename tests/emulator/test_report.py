@@ -18,24 +18,22 @@ PLACE = emulator.Location("/somewhere/tile.cuh", 12, 3, emulator.Location("/some
 
 def report(**changes) -> Report:
     counters = Counters(
-        instructions=1000, instructions_by_class={"fma": 600, "load shared": 300, "control": 100}, global_load_bytes=4096, global_requests=32,
-        global_sectors=128, shared_load_bytes=2048, shared_requests=16, shared_wavefronts=48, bank_conflicts=32, tma_transactions=2,
-        tma_load_bytes=8192, barriers=4,
+        instructions=1000, instructions_by_class={"fma": 600, "load shared": 300, "control": 100},
+        global_load_bytes=4096, global_requests=32, global_sectors=128,
+        shared_load_bytes=2048, shared_requests=16, shared_wavefronts=48, bank_conflicts=32,
+        tma_transactions=2, tma_load_bytes=8192, barriers=4,
     )  # fmt: skip
-    hazard = Hazard(
-        "race",
-        "thread 1 reads <what> thread 2 writes",
-        PLACE,
-        77,
-        1028,
-        ("thread 1", "thread 2"),
-        "put a barrier",
-        5,
-    )
+    what, parties = "thread 1 reads <what> thread 2 writes", ("thread 1", "thread 2")
     fields = {
-        "kernel": "gemm<8>", "grid": (4, 2, 1), "block": (128, 1, 1), "schedule": "late", "hazards": [hazard], "counters": counters,
-        "lines": [LineCount(PLACE, 9, "shared", False, 16, 2048, 0, 48, 16, 3), LineCount(None, 21, "global", True, 32, 4096, 128)],
-        "events": [Event(3, "barrier", "cta", "barrier 0: 4 threads met", PLACE)], "seconds": 0.25, "translate_seconds": 1.5, "origin": "compiled",
+        "kernel": "gemm<8>", "grid": (4, 2, 1), "block": (128, 1, 1), "schedule": "late",
+        "hazards": [Hazard("race", what, PLACE, 77, 1028, parties, "put a barrier", 5)],
+        "counters": counters,
+        "lines": [
+            LineCount(PLACE, 9, "shared", False, 16, 2048, 0, 48, 16, 3),
+            LineCount(None, 21, "global", True, 32, 4096, 128),
+        ],
+        "events": [Event(3, "barrier", "cta", "barrier 0: 4 threads met", PLACE)],
+        "seconds": 0.25, "translate_seconds": 1.5, "origin": "compiled",
         "requests": [Request(4, PLACE, "shared", 4, False, (0, 1), (1024, 1028))],
     }  # fmt: skip
     return Report(**(fields | changes))
@@ -43,9 +41,17 @@ def report(**changes) -> Report:
 
 def test_text():
     text = str(report())
-    for words in ("gemm<8>  grid 4x2, block 128, schedule late", "250.0 ms, translation 1.50 s (compiled)", "1,000 (fma 60%, load shared 30%, control 10%)",
-                  "loads 4.0 KiB, stores 0 B; 4.00 sectors a request", "3.00 wavefronts a request, 32 bank conflicts", "8.0 KiB", "2 transactions",
-                  "race at tile.cuh:12, called at kernel.cu:40 (seen 5 times)", "fix:  put a barrier"):  # fmt: skip
+    for words in (
+        "gemm<8>  grid 4x2, block 128, schedule late",
+        "250.0 ms, translation 1.50 s (compiled)",
+        "1,000 (fma 60%, load shared 30%, control 10%)",
+        "loads 4.0 KiB, stores 0 B; 4.00 sectors a request",
+        "3.00 wavefronts a request, 32 bank conflicts",
+        "8.0 KiB",
+        "2 transactions",
+        "race at tile.cuh:12, called at kernel.cu:40 (seen 5 times)",
+        "fix:  put a barrier",
+    ):
         assert words in text
     assert all(len(line) < 160 for line in text.splitlines())
 
@@ -140,12 +146,16 @@ def test_html():
 
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=x>', "a & b <b>"])
 def test_html_escapes(evil):
-    hazard = Hazard(evil, evil, emulator.Location(evil, 1), 1, 0, (evil,), evil)
+    place = emulator.Location(evil, 1)
     html = report(
-        kernel=evil, schedule=evil, origin=evil, hazards=[hazard], events=[Event(1, evil, evil, evil, emulator.Location(evil, 1))],
-        lines=[LineCount(emulator.Location(evil, 1), 1, evil, True, 1, 4, 1)],
+        kernel=evil,
+        schedule=evil,
+        origin=evil,
+        hazards=[Hazard(evil, evil, place, 1, 0, (evil,), evil)],
+        events=[Event(1, evil, evil, evil, place)],
+        lines=[LineCount(place, 1, evil, True, 1, 4, 1)],
         counters=Counters(instructions=1, instructions_by_class={evil: 1}),
-    )._repr_html_()  # fmt: skip
+    )._repr_html_()
     page = Balanced(html)
     assert not {"script", "img"} & {tag for tag, _ in page.seen}
     assert all(set(attrs) <= {"class", "style", "title"} for _, attrs in page.seen)

@@ -1,4 +1,5 @@
-"""The tensor core's arithmetic: against what a Hopper GPU gave, and against the rule written down a second time, slowly and exactly."""
+"""The tensor core's arithmetic: against a Hopper GPU's results, and against the rule written a second time,
+slowly and exactly."""
 
 from __future__ import annotations
 
@@ -160,14 +161,17 @@ def test_close_to_the_product():
 @pytest.mark.parametrize("arguments, error, words", [
     ({"a": torch.zeros(64, 32)}, TypeError, "a: expected float8_e4m3fn, float8_e5m2 or uint8, got torch.float32"),
     ({"a": "x"}, TypeError, "a: expected a torch.Tensor, got str"),
-    ({"a": torch.zeros(32, 32, dtype=torch.uint8)}, ValueError, r"a: expected \(64, K\) with K a multiple of 32, got \(32, 32\)"),
+    ({"a": torch.zeros(32, 32, dtype=torch.uint8)}, ValueError,
+     r"a: expected \(64, K\) with K a multiple of 32, got \(32, 32\)"),
     ({"a": torch.zeros(64, 33, dtype=torch.uint8)}, ValueError, "K a multiple of 32"),
     ({"b": torch.zeros(8, 64, dtype=torch.uint8)}, ValueError, r"b: expected \(N, 32\), got \(8, 64\)"),
-    ({"b": torch.zeros(8, 32).to(torch.float8_e4m3fn)}, TypeError, "b: expected the dtype of a, torch.uint8, got torch.float8_e4m3fn"),
+    ({"b": torch.zeros(8, 32).to(torch.float8_e4m3fn)}, TypeError,
+     "b: expected the dtype of a, torch.uint8, got torch.float8_e4m3fn"),
     ({"c": torch.zeros(64, 9)}, ValueError, r"c: expected \(64, 8\), got \(64, 9\)"),
     ({"c": torch.zeros(64, 8).double()}, TypeError, "c: expected a float32 tensor or None, got torch.float64"),
     ({"kind": "e3m4"}, ValueError, 'kind: expected "e4m3" or "e5m2", got \'e3m4\''),
-    ({"a": torch.zeros(64, 32).to(torch.float8_e5m2), "kind": "e4m3"}, ValueError, "kind: a is torch.float8_e5m2, got kind='e4m3'"),
+    ({"a": torch.zeros(64, 32).to(torch.float8_e5m2), "kind": "e4m3"}, ValueError,
+     "kind: a is torch.float8_e5m2, got kind='e4m3'"),
 ])  # fmt: skip
 def test_bad_arguments(arguments, error, words):
     good = {"a": torch.zeros(64, 32, dtype=torch.uint8), "b": torch.zeros(8, 32, dtype=torch.uint8)}

@@ -72,9 +72,12 @@ def test_it_is_data():
     _, report = run(s05_pipelined, s05_pipelined.Config(64, 64, 2), k=256)
     told = json.loads(json.dumps(report.timeline.to_dict()))
     assert Timeline.from_dict(told).to_dict() == report.timeline.to_dict()
-    measured = Timeline.from_dict({"unit": "ns", "source": "measured", "agents": ["warp 0"], "intervals": [
-        {"agent": "warp 0", "start": 0.0, "end": 30.0, "state": "busy"}, {"agent": "warp 0", "start": 30.0, "end": 40.0, "state": "waiting", "what": "mbarrier"},
-    ]})  # fmt: skip
+    intervals = [
+        {"agent": "warp 0", "start": 0.0, "end": 30.0, "state": "busy"},
+        {"agent": "warp 0", "start": 30.0, "end": 40.0, "state": "waiting", "what": "mbarrier"},
+    ]
+    told = {"unit": "ns", "source": "measured", "agents": ["warp 0"], "intervals": intervals}
+    measured = Timeline.from_dict(told)
     assert measured.share("waiting", "warp 0") == 0.25 and measured.end == 40
 
 

@@ -1,4 +1,5 @@
-"""TMA semantics against loops over single elements, swizzles against pycute, reductions against torch and Fractions."""
+"""TMA: copies against loops over single elements, swizzles against pycute, reductions against torch and
+Fractions."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def tensor_of(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torc
 
 @st.composite
 def maps(draw: st.DrawFn) -> tuple[tma.TensorMap, tuple[int, ...]]:
-    """A map of 1 to 5 dimensions, and coordinates (innermost first) that may lie anywhere around the tensor."""
+    """A map of 1 to 5 dimensions, and coordinates (innermost first) anywhere around the tensor."""
     dtype = draw(st.sampled_from(DTYPES))
     size = torch.empty(0, dtype=dtype).element_size()
     rank = draw(st.integers(1, 5))
@@ -172,7 +173,7 @@ def test_swizzle_is_cutes(swizzle: int, bits: int) -> None:
 
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
 def test_swizzle_frees_columns_of_bank_conflicts(swizzle: int) -> None:
-    """What it is for: 16-byte chunks of 8 rows of a column lie in as many different bank groups as the span allows."""
+    """The purpose: 16-byte chunks of 8 rows of a column lie in as many bank groups as the span allows."""
     span = swizzle or 128
     rows = tma.swizzle_offsets(0, 8 * span, swizzle).reshape(8, span)
     assert len({int(row[0]) % 128 for row in rows}) == {0: 1, 32: 8, 64: 8, 128: 8}[swizzle]

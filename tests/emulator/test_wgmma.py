@@ -1,4 +1,7 @@
-"""Warpgroup products on the emulator: what goes wrong with descriptors, registers and proxies. Edits of the probe kernel, which is right as it stands."""
+"""Warpgroup products on the emulator: what goes wrong with descriptors, registers and proxies.
+
+The tests edit the probe kernel, which is right as it stands.
+"""
 
 from __future__ import annotations
 
@@ -74,14 +77,18 @@ class TestHazards:
             "    wgmma_commit_group();\n",
             '    wgmma_commit_group();\n    asm volatile("mov.b32 %0, 7;" : "+r"(a_registers[1]));\n',
         )
-        report, _ = edited(write, ("a_registers[4];", "a_registers[4] = {};"), ("    wgmma_wait_group<0>();\n  }", "    wgmma_wait_group<0>();\n"
-                           "    d[0] = a_registers[1];\n  }"), case=IN_REGISTERS, schedule=schedule)  # fmt: skip
+        wait = "    wgmma_wait_group<0>();\n"
+        use = (wait + "  }", wait + "    d[0] = a_registers[1];\n  }")
+        zeros = ("a_registers[4];", "a_registers[4] = {};")
+        report, _ = edited(write, zeros, use, case=IN_REGISTERS, schedule=schedule)
         assert "accumulator-in-flight" in {h.kind for h in report.hazards}
 
 
 @pytest.mark.parametrize("edit, words", [
-    (("base + descriptors[2 * step],", "base + descriptors[2 * step] + 0x3000,"), r"the descriptor of A .* leads to shared addresses .* outside the CTA's"),
-    (("base + descriptors[2 * step + 1]", "base + descriptors[2 * step + 1] + lane"), "the descriptor of B differs between the threads of a warpgroup"),
+    (("base + descriptors[2 * step],", "base + descriptors[2 * step] + 0x3000,"),
+     r"the descriptor of A .* leads to shared addresses .* outside the CTA's"),
+    (("base + descriptors[2 * step + 1]", "base + descriptors[2 * step + 1] + lane"),
+     "the descriptor of B differs between the threads of a warpgroup"),
 ])  # fmt: skip
 def test_descriptors_that_cannot_be(edited, edit, words):
     with pytest.raises(emulator.Fault, match=words):
@@ -132,7 +139,8 @@ def test_descriptor_fields():
 def test_setmaxnreg_bounds(tmp_path):
     from tests.emulator.nvrtc import ptx
 
-    source = 'extern "C" __global__ void __launch_bounds__(256, 1) k(int* o) {{ asm volatile("setmaxnreg.{}.sync.aligned.u32 {};"); o[threadIdx.x] = 1; }}'
+    source = """extern "C" __global__ void __launch_bounds__(256, 1) k(int* o) {{
+      asm volatile("setmaxnreg.{}.sync.aligned.u32 {};"); o[threadIdx.x] = 1; }}"""
     o = torch.zeros(256, dtype=torch.int32)
     report = emulator.launch(ptx(source.format("dec", 40)), 1, 256, [o])
     assert o.all() and not report.hazards

@@ -1,12 +1,13 @@
-"""What the README and the pages show works as shown: the first examples run, and every link leads to a file."""
+"""The README and the pages work as shown: the first examples run, and every link leads to a file."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+
+from minigemm.verify import results
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,7 +43,7 @@ def test_readme_tree_is_the_tree() -> None:
 
 
 def test_readme_s_tflops_are_the_recorded_ones() -> None:
-    data = json.loads((ROOT / "docs" / "results" / "h100_ladder.json").read_text(encoding="utf-8"))
+    data = results.load("h100_ladder.json")
     recorded = {
         run["stage"]: run["tflops"]
         for run in data["stages"]

@@ -1,4 +1,5 @@
-"""The lessons: each notebook is what its source gives, keeps the house rules, and runs from top to bottom on a CPU."""
+"""The lessons: each notebook is what its source gives, keeps the house rules, and runs from top to bottom on
+a CPU."""
 
 from __future__ import annotations
 

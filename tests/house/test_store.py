@@ -1,4 +1,4 @@
-"""The cache on disk: one maker among many processes, and nothing that a bad disk or a bad neighbour can break."""
+"""The cache on disk: one maker among many processes, and no harm by a bad disk or a bad neighbour."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_place_where_no_folder_can_be_made(monkeypatch: pytest.MonkeyPatch, tm
 @POSIX
 @pytest.mark.parametrize("trouble", ["a read-only folder", "a full disk"])
 def test_a_disk_that_takes_nothing(trouble: str) -> None:
-    """In a process of its own, which is no superuser and, for the full disk, may write no file of more than 4 KB."""
+    """Run in a process of its own, no superuser; for the full disk it may write no file of more than 4 KB."""
     code = f"""
         import os, resource, tempfile, warnings
         import filelock

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 import torch
 
+import minigemm
 from minigemm import observe, quantize
 from minigemm.kernels import s07_promoted, s10_grouped
-from minigemm.layout import ceil_div, round_up
+from minigemm.layout import round_up
 from minigemm.quantize import Quantized
-from minigemm.types import Problem
-from tests.products import GUARD, POISON
+from minigemm.types import Layout
+from tests.products import GUARD, POISON, grouped
 
+CONTIGUOUS, PREFIX_SUMS, MASKED = Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.MASKED
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 Config = s10_grouped.Config
 CONFIGS = [
     Config(64, 32, 3, 1, ctas=2), Config(128, 48, 2, 2, ctas=1), Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True), Config(192, 16, 3, 3, ctas=3),
     Config(64, 112, 3, 1),
 ]  # fmt: skip
+OTHERS = [Config(128, 128, 5), Config(64, 128, 6, 1)]
 
 
 class Experts:
@@ -89,19 +94,20 @@ def check_contiguous(
     groups: int,
     n: int,
     k: int,
-    config: Config | None,
+    config: Config,
     device: str,
     dtype=torch.bfloat16,
     spare=0,
     seed=0,
-    **keywords,
+    kind=CONTIGUOUS,
+    **options,
 ) -> None:
     """owner: what each row should be: a group's, -1 for zeros, None for not written."""
     owners = tuple(-1 if group is None else group for group in owner)
     experts, a, sfa, expected = product(owners, groups, n, k, device, dtype, seed)
     out = Output(len(owner), n, dtype, device, spare)
     numbers = torch.tensor(layout, dtype=torch.int32, device=device)
-    s10_grouped.grouped_contiguous(a, sfa, experts.b, experts.sfb, out.d, numbers, config, **keywords)
+    grouped(kind, (a, sfa, experts.b, experts.sfb, out.d, numbers), config, **options)
     out.check(expected, torch.tensor([group is not None for group in owner]))
 
 
@@ -160,7 +166,7 @@ def test_prefix_sums(counts, alignment, device):
         owner, ends = ends_of(counts, alignment, behind)
         for config in CONFIGS[: 4 if behind == 9 else 2]:
             check_contiguous(
-                owner, ends, len(counts), 40, 272, config, device, prefix_sums=True, alignment=alignment
+                owner, ends, len(counts), 40, 272, config, device, kind=PREFIX_SUMS, alignment=alignment
             )
     alone = [None if group < 0 else group for group in owner]
     check_contiguous(
@@ -171,7 +177,7 @@ def test_prefix_sums(counts, alignment, device):
         144,
         CONFIGS[1],
         device,
-        prefix_sums=True,
+        kind=PREFIX_SUMS,
         alignment=alignment,
         zero_padding=False,
     )
@@ -182,7 +188,7 @@ def check_masked(
     t: int,
     n: int,
     k: int,
-    config: Config | None,
+    config: Config,
     device: str,
     dtype=torch.bfloat16,
     valid=None,
@@ -198,15 +204,8 @@ def check_masked(
     a.view(torch.uint8)[unused] = 0x7F  # NaN
     sfa[unused] = float("nan")
     numbers = torch.tensor(counts, dtype=torch.int32, device=device)
-    s10_grouped.grouped_masked(
-        a.view(groups, t, k),
-        sfa.reshape(groups, t, -1),
-        experts.b,
-        experts.sfb,
-        out.d.view(groups, t, n),
-        numbers,
-        config,
-    )
+    rows = (a.view(groups, t, k), sfa.reshape(groups, t, -1))
+    grouped(MASKED, (*rows, experts.b, experts.sfb, out.d.view(groups, t, n), numbers), config)
     out.check(expected, owner >= 0)
 
 
@@ -220,7 +219,7 @@ def test_masked(counts, device):
     """Also more groups than a warp looks at at once."""
     for config in CONFIGS[: 2 if len(counts) > 3 else None]:
         check_masked(counts, 70, 40, 272, config, device)
-    check_masked(counts, 72, 77, 144, None, device)
+    check_masked(counts, 72, 77, 144, OTHERS[1], device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -230,9 +229,7 @@ def test_numbers_that_make_no_sense(device):
     for ends in ([50, 20, 300, -7], [2**31 - 1] * 4, [-(2**31)] * 4, [100, 0, 100, 0]):
         out = Output(100, 24, torch.bfloat16, device)
         numbers = torch.tensor(ends, dtype=torch.int32, device=device)
-        s10_grouped.grouped_contiguous(
-            a, sfa, experts.b, experts.sfb, out.d, numbers, CONFIGS[0], prefix_sums=True, alignment=8
-        )
+        grouped(PREFIX_SUMS, (a, sfa, experts.b, experts.sfb, out.d, numbers), CONFIGS[0], alignment=8)
         out.d.copy_(out.fresh)
         assert (out.memory == POISON).all()
 
@@ -263,17 +260,15 @@ def test_accumulation(dtype, device):
     owner = torch.tensor(ids)
     for n in (40, 77):
         experts, (a, sfa) = Experts(4, n, 272, device), activations(len(ids), 272, device)
-        grouped = experts.expected(a, sfa, owner, torch.float32)
+        products = experts.expected(a, sfa, owner, torch.float32)
         before = torch.linspace(-3, 3, len(ids) * n, device=device).view(len(ids), n).to(dtype)
         d = before.clone()
-        s10_grouped.grouped_contiguous(
-            a, sfa, experts.b, experts.sfb, d, owner.int().to(device), CONFIGS[0], accumulate=True
-        )
-        assert torch.equal(
-            d, torch.where((owner >= 0).to(device)[:, None], (before.float() + grouped).to(dtype), before)
-        )
+        numbers = owner.int().to(device)
+        grouped(CONTIGUOUS, (a, sfa, experts.b, experts.sfb, d, numbers), CONFIGS[0], accumulate=True)
+        written = (owner >= 0).to(device)[:, None]
+        assert torch.equal(d, torch.where(written, (before.float() + products).to(dtype), before))
         d = before.clone()
-        s10_grouped.dense(a, sfa, experts.b[1], experts.sfb[1], d, CONFIGS[1], accumulate=True)
+        minigemm.fp8_gemm_nt((a, sfa), (experts.b[1], experts.sfb[1]), d, d, config=CONFIGS[1])
         alone = experts.expected(a, sfa, torch.ones(len(ids)), torch.float32)
         assert torch.equal(d, (before.float() + alone).to(dtype))
 
@@ -284,33 +279,10 @@ def test_schedules_give_the_same_bits_and_no_hazard(config, schedule):
     with observe(schedule=schedule) as seen:
         check_contiguous(IDS["padding everywhere"], IDS["padding everywhere"], 4, 40, 400, config, "cpu")
         owner, ends = ends_of([1, 0, 70, 64], 8)
-        check_contiguous(owner, ends, 4, 40, 400, config, "cpu", prefix_sums=True, alignment=8)
+        check_contiguous(owner, ends, 4, 40, 400, config, "cpu", kind=PREFIX_SUMS, alignment=8)
         check_masked([0, 70, 1], 70, 77, 400, config, "cpu")
     assert len([report for report in seen if report.kernel == s10_grouped.stage.kernel]) == 3
     assert not any(report.hazards for report in seen)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_empty(device):
-    """Nothing to sum gives zeros, where something is written at all."""
-    experts = Experts(2, 8, 16, device)
-    for m, k in ((0, 16), (5, 0)):
-        out = Output(m, 8, torch.bfloat16, device)
-        a, sfa = (
-            torch.zeros(m, k, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn),
-            torch.ones(m, ceil_div(k, 128), device=device),
-        )
-        b, sfb = experts.b[:, :, :k], experts.sfb[:, :, : ceil_div(k, 128)]
-        ids = torch.zeros(m, dtype=torch.int32, device=device)
-        s10_grouped.grouped_contiguous(a, sfa, b, sfb, out.d, ids)
-        out.check(torch.zeros_like(out.d), torch.ones(m, dtype=torch.bool))
-        s10_grouped.dense(a, sfa, b[0], sfb[0], out.d)
-        out.check(torch.zeros_like(out.d), torch.ones(m, dtype=torch.bool))
-    out = Output(6, 8, torch.bfloat16, device)
-    a = torch.zeros(2, 3, 0, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
-    counts = torch.tensor([2, 0], dtype=torch.int32, device=device)
-    s10_grouped.grouped_masked(a, torch.ones(2, 3, 0, device=device), b, sfb, out.d.view(2, 3, 8), counts)
-    out.check(torch.zeros_like(out.d), torch.tensor([True, True, False, False, False, False]))
 
 
 def test_one_kernel_for_a_layout(monkeypatch):
@@ -324,32 +296,35 @@ def test_one_kernel_for_a_layout(monkeypatch):
     )
     for config in (Config(64, 16, 2, 1), Config(64, 16, 2, 1, ctas=7)):
         check_contiguous([0] * 20, [0] * 20, 1, 24, 144, config, "cpu")
-        check_contiguous([0] * 30, [30], 1, 40, 272, config, "cpu", prefix_sums=True)
-        check_contiguous([0] * 5, [5], 1, 8, 16, config, "cpu", prefix_sums=True)
+        check_contiguous([0] * 30, [30], 1, 40, 272, config, "cpu", kind=PREFIX_SUMS)
+        check_contiguous([0] * 5, [5], 1, 8, 16, config, "cpu", kind=PREFIX_SUMS)
         check_masked([3, 1], 4, 8, 16, config, "cpu")
         check_masked([2, 7, 1], 8, 40, 272, config, "cpu")
     assert len({kernel.key for kernel in built if kernel.name == "s10_grouped"}) == 3
 
 
-def test_bad_strides():
+def test_bad_launches():
     experts, (a, sfa) = Experts(3, 8, 16, "cpu"), activations(6, 16, "cpu")
     d, counts = torch.empty(3, 2, 8, dtype=torch.bfloat16), torch.ones(3, dtype=torch.int32)
-    with pytest.raises(
-        ValueError,
-        match=r"expected groups that follow each other, 8 rows of 16 elements each, got strides \(256, 16, 1\)",
-    ):
-        wide = torch.zeros(3, 16, 16, dtype=torch.uint8)[:, :8].view(torch.float8_e4m3fn)
-        s10_grouped.grouped_masked(a.view(3, 2, 16), sfa.reshape(3, 2, 1), wide, experts.sfb, d, counts)
+    rows, masked = (a.view(3, 2, 16), sfa.reshape(3, 2, 1)), Config(64, 16, 2, 1, layout=MASKED)
+    wide = torch.zeros(3, 16, 16, dtype=torch.uint8)[:, :8].view(torch.float8_e4m3fn)
+    words = r"groups that follow each other, 8 rows of 16 elements each, got strides \(256, 16, 1\)"
+    with pytest.raises(ValueError, match=words):
+        s10_grouped.launch_masked(*rows, wide, experts.sfb, d, counts, masked)
     with pytest.raises(ValueError, match="config: stages must be at least 2"):
-        s10_grouped.grouped_masked(
-            a.view(3, 2, 16), sfa.reshape(3, 2, 1), experts.b, experts.sfb, d, counts, Config(stages=1)
+        s10_grouped.launch_masked(*rows, experts.b, experts.sfb, d, counts, replace(masked, stages=1))
+    with pytest.raises(ValueError, match="config.layout: expected 3, that of the call, got 1"):
+        s10_grouped.launch_masked(
+            *rows, experts.b, experts.sfb, d, counts, replace(masked, layout=CONTIGUOUS)
         )
 
 
-def test_configs_for_groups():
-    assert s10_grouped.grouped_config(8192, 4096, 7168, 4).block_m == 128
-    assert s10_grouped.grouped_config(64, 4096, 7168, 8).block_m == 64
-    assert s10_grouped.is_legal(s10_grouped.grouped_config(0, 7, 16, 0), Problem(0, 7, 16))
+def test_the_parameters_have_the_kernels_names():
+    """In its order: `refit` tells places by these names."""
+    text = s10_grouped.stage.source.read_text()
+    header = re.sub(r"//.*", "", text.partition(s10_grouped.stage.kernel + "(")[2].partition(") {")[0])
+    names = tuple(re.findall(r"(\w+) *(?:,|$)", header.strip()))
+    assert names == s10_grouped.PARAMETERS
 
 
 def random_grouped(source: random.Random, device: str, seed: int) -> None:
@@ -366,7 +341,7 @@ def random_grouped(source: random.Random, device: str, seed: int) -> None:
     ]
     if source.random() < 0.3:
         counts[source.randrange(groups)] = 300
-    config = source.choice([None, *CONFIGS])
+    config = source.choice([*OTHERS, *CONFIGS])
     dtype = source.choice((torch.bfloat16, torch.float32))
     layout = source.randrange(3)
     if layout == 0:
@@ -381,7 +356,7 @@ def random_grouped(source: random.Random, device: str, seed: int) -> None:
         alignment = source.choice((1, 16, 128))
         owner, ends = ends_of(counts, alignment, behind=source.randint(1, 100))
         check_contiguous(
-            owner, ends, groups, n, k, config, device, dtype, seed=seed, prefix_sums=True, alignment=alignment
+            owner, ends, groups, n, k, config, device, dtype, seed=seed, kind=PREFIX_SUMS, alignment=alignment
         )
     else:
         t = max(*counts, 1, 1) + source.choice((0, 1, 50))

@@ -1,4 +1,4 @@
-"""Bugs planted in the shipped stages by text edits, at two tile sizes and under every schedule: found, with the cause and the line."""
+"""Bugs planted in the shipped stages, at two tile sizes, under every schedule: found, with cause and line."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ TILES = {
 TILE_READY = "    __syncthreads();  // all threads arrive with their part of the tiles written"
 TILE_READ = "    __syncthreads();  // all threads arrive when they have read"
 INCLUDE = '#include "scheduler.cuh"'
+WRITE, TELL = "      part[i % kAhead] = next;\n", "      mbarrier_arrive(&told[i % kAhead]);\n"
+HEARD = "mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);"
 
 
 def scheduler(*edits: tuple[str, str]) -> str:
@@ -69,179 +71,279 @@ def scheduler(*edits: tuple[str, str]) -> str:
     return text
 
 
-# stage, text that goes (a line, unless it says what comes instead), what is found, words of it, text on the line that it names
+# stage, text that goes (or texts), what comes instead, what is found, words of it, text on the line it names
 BUGS = {
     "s02: no barrier after the load": ("s02_tiled", TILE_READY, "    //", ("race",), "data race", None),
     "s02: no barrier after the reads": ("s02_tiled", TILE_READ, "    //", ("race",), "data race", None),
-    "s02: row beyond the matrix": ("s02_tiled", "row0 + row < rows && ", "", ("Fault",), "past the end of args", "vector = *reinterpret_cast"),
+    "s02: row beyond the matrix": (
+        "s02_tiled", "row0 + row < rows && ", "", ("Fault",), "past the end of args",
+        "vector = *reinterpret_cast",
+    ),
     "s03: no wait for the tiles": (
-        "s03_tma", "mbarrier_wait_parity(&shared.full, phase);", ";", ("tma-not-complete",), "does not wait", "read(",
+        "s03_tma", "mbarrier_wait_parity(&shared.full, phase);", ";", ("tma-not-complete",), "does not wait",
+        "read(",
     ),
     "s03: inverted parity": (
-        "s03_tma", "mbarrier_wait_parity(&shared.full, phase);", "mbarrier_wait_parity(&shared.full, phase ^ 1);", ("tma-not-complete", "Deadlock"),
-        "parity", None,
+        "s03_tma", "mbarrier_wait_parity(&shared.full, phase);",
+        "mbarrier_wait_parity(&shared.full, phase ^ 1);", ("tma-not-complete", "Deadlock"), "parity", None,
     ),
-    "s03: phase never flips": ("s03_tma", "phase ^= 1", "phase ^= 0", ("tma-not-complete", "mbarrier", "Deadlock"), "", None),
+    "s03: phase never flips": (
+        "s03_tma", "phase ^= 1", "phase ^= 0", ("tma-not-complete", "mbarrier", "Deadlock"), "", None,
+    ),
     "s03: too few bytes": (
-        "s03_tma", "sizeof(shared.a) + sizeof(shared.b)", "sizeof(shared.a)", ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None,
+        "s03_tma", "sizeof(shared.a) + sizeof(shared.b)", "sizeof(shared.a)",
+        ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None,
     ),
-    "s03: no barrier before the next load": ("s03_tma", TILE_READ, "    //", ("tile-overwritten", "tma-load-overwrites"), "overwrites", None),
-    "s03: no proxy fence": ("s03_tma", "  fence_proxy_async();", "  //", ("proxy-fence",), "missing fence.proxy.async", "cp_async_bulk_tensor_store("),
+    "s03: no barrier before the next load": (
+        "s03_tma", TILE_READ, "    //", ("tile-overwritten", "tma-load-overwrites"), "overwrites", None,
+    ),
+    "s03: no proxy fence": (
+        "s03_tma", "  fence_proxy_async();", "  //", ("proxy-fence",), "missing fence.proxy.async",
+        "cp_async_bulk_tensor_store(",
+    ),
     "s03: no barrier before the store": (
-        "s03_tma", "  __syncthreads();      // all threads arrive with their part of d written and fenced", "  //",
+        "s03_tma", "  __syncthreads();      // all threads arrive with their part of d fenced", "  //",
         ("tma-store-too-early", "tma-store-overwritten"), "barrier", None,
     ),
-    "s03: store not awaited": ("s03_tma", "cp_async_bulk_wait_group_read<0>();", ";", ("tma-store-not-awaited",), "never waited", None),
-    "s03: no barrier after init": ("s03_tma", "  __syncthreads();  // all threads wait until thread 0 has initialised", "  //", ("mbarrier-init", "Fault"),
-                                   "mbarrier", None),
-    "s03: barrier never initialised": ("s03_tma", "    mbarrier_init(&shared.full, 1);", "    ;", ("Fault",), "nobody executed mbarrier.init", None),
-    "s04: no wait for the tiles": ("s04_wgmma", "mbarrier_wait_parity(&shared.full, phase);", ";", ("tma-not-complete",), "does not wait", "compute("),
-    "s04: no wgmma.fence": ("s04_wgmma", "  wgmma_fence();", "  //", ("wgmma-fence",), "missing wgmma.fence", "wgmma_mma_async("),
-    "s04: no wait for the products": ("s04_wgmma", "    wgmma_wait_group<0>();", "    ;", ("accumulator-in-flight",), "no wgmma.wait_group",
-                                      "cvt_rn_bf16x2_f32("),
-    "s04: no commit": ("s04_wgmma", "  wgmma_commit_group();", "  ;", ("accumulator-in-flight",), "no wgmma.wait_group", "cvt_rn_bf16x2_f32("),
+    "s03: store not awaited": (
+        "s03_tma", "cp_async_bulk_wait_group_read<0>();", ";", ("tma-store-not-awaited",), "never waited",
+        None,
+    ),
+    "s03: no barrier after init": (
+        "s03_tma", "  __syncthreads();  // all threads wait until thread 0 has initialised", "  //",
+        ("mbarrier-init", "Fault"), "mbarrier", None,
+    ),
+    "s03: barrier never initialised": (
+        "s03_tma", "    mbarrier_init(&shared.full, 1);", "    ;", ("Fault",),
+        "nobody executed mbarrier.init", None,
+    ),
+    "s04: no wait for the tiles": (
+        "s04_wgmma", "mbarrier_wait_parity(&shared.full, phase);", ";", ("tma-not-complete",),
+        "does not wait", "compute(",
+    ),
+    "s04: no wgmma.fence": (
+        "s04_wgmma", "  wgmma_fence();", "  //", ("wgmma-fence",), "missing wgmma.fence", "wgmma_mma_async(",
+    ),
+    "s04: no wait for the products": (
+        "s04_wgmma", "    wgmma_wait_group<0>();", "    ;", ("accumulator-in-flight",), "no wgmma.wait_group",
+        "cvt_rn_bf16x2_f32(",
+    ),
+    "s04: no commit": (
+        "s04_wgmma", "  wgmma_commit_group();", "  ;", ("accumulator-in-flight",), "no wgmma.wait_group",
+        "cvt_rn_bf16x2_f32(",
+    ),
     "s04: accumulator written in flight": (
-        "s04_wgmma", "    wgmma_wait_group<0>();", "    acc[3] += 1.0f; wgmma_wait_group<0>();", ("accumulator-in-flight",), "this writes an accumulator",
-        "acc[3] += 1.0f",
+        "s04_wgmma", "    wgmma_wait_group<0>();", "    acc[3] += 1.0f; wgmma_wait_group<0>();",
+        ("accumulator-in-flight",), "this writes an accumulator", "acc[3] += 1.0f",
     ),
-    "s04: no barrier before the next load": ("s04_wgmma", "    __syncthreads();  // all threads arrive when their products", "    //", ("slot-overwritten",),
-                                             "WGMMA of warpgroup 1", "load(shared, a_map"),
+    "s04: no barrier before the next load": (
+        "s04_wgmma", "    __syncthreads();  // all threads arrive when their products", "    //",
+        ("slot-overwritten",), "WGMMA of warpgroup 1", "load(shared, a_map",
+    ),
     "s04: descriptor of another swizzle": (
-        "s04_wgmma", "b = wgmma_descriptor(shared.b);", "b = wgmma_descriptor(shared.b) ^ 3ull << 62;", ("swizzle-mismatch",),
-        "names the 64-byte swizzle, and the TMA load", "wgmma_mma_async(",
+        "s04_wgmma", "b = wgmma_descriptor(shared.b);", "b = wgmma_descriptor(shared.b) ^ 3ull << 62;",
+        ("swizzle-mismatch",), "names the 64-byte swizzle, and the TMA load", "wgmma_mma_async(",
     ),
-    "s04: no proxy fence": ("s04_wgmma", "  fence_proxy_async();", "  //", ("proxy-fence",), "missing fence.proxy.async", "cp_async_bulk_tensor_store("),
+    "s04: no proxy fence": (
+        "s04_wgmma", "  fence_proxy_async();", "  //", ("proxy-fence",), "missing fence.proxy.async",
+        "cp_async_bulk_tensor_store(",
+    ),
     "s05: loads into the slot that is read": (
-        "s05_pipelined", "load(shared, before, a_map", "load(shared, stage, a_map", ("slot-overwritten", "Deadlock"),
-        "released the slot before a wgmma.wait_group", "load(shared, stage",
+        "s05_pipelined", "load(shared, before, a_map", "load(shared, stage, a_map",
+        ("slot-overwritten", "Deadlock"), "released the slot before a wgmma.wait_group", "load(shared, stage",
     ),
-    "s05: products of the step before not awaited": ("s05_pipelined", "    wgmma_wait_group<1>();", "    //", ("slot-overwritten",),
-                                                     "released the slot before a wgmma.wait_group", "load(shared, before"),
-    "s05: one product too many in flight": ("s05_pipelined", "wgmma_wait_group<1>", "wgmma_wait_group<2>", ("slot-overwritten",),
-                                            "released the slot before a wgmma.wait_group", "load(shared, before"),
-    "s05: last products not awaited": ("s05_pipelined", "  wgmma_wait_group<0>();\n  keep", "  keep", ("accumulator-in-flight",), "no wgmma.wait_group",
-                                       "cvt_rn_bf16x2_f32("),
-    "s05: loads beyond k": ("s05_pipelined", "if (threadIdx.x == 0 && ahead < k)", "if (threadIdx.x == 0)", ("tma-load-not-awaited",), "nobody waited for",
-                            "load(shared, before"),
-    "s05: phase never flips": ("s05_pipelined", "stage = 0, phase ^= 1;", "stage = 0;", ("tma-not-complete", "Deadlock"), "parity",
-                               "mbarrier_wait_parity|compute("),
+    "s05: products of the step before not awaited": (
+        "s05_pipelined", "    wgmma_wait_group<1>();", "    //", ("slot-overwritten",),
+        "released the slot before a wgmma.wait_group", "load(shared, before",
+    ),
+    "s05: one product too many in flight": (
+        "s05_pipelined", "wgmma_wait_group<1>", "wgmma_wait_group<2>", ("slot-overwritten",),
+        "released the slot before a wgmma.wait_group", "load(shared, before",
+    ),
+    "s05: last products not awaited": (
+        "s05_pipelined", "  wgmma_wait_group<0>();\n  keep", "  keep", ("accumulator-in-flight",),
+        "no wgmma.wait_group", "cvt_rn_bf16x2_f32(",
+    ),
+    "s05: loads beyond k": (
+        "s05_pipelined", "if (threadIdx.x == 0 && ahead < k)", "if (threadIdx.x == 0)",
+        ("tma-load-not-awaited",), "nobody waited for", "load(shared, before",
+    ),
+    "s05: phase never flips": (
+        "s05_pipelined", "      phase ^= 1;", "      ;", ("tma-not-complete", "Deadlock"), "parity",
+        "mbarrier_wait_parity|compute(",
+    ),
     "s06: producer does not wait for an empty slot": (
-        "s06_warp_specialized", "mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);", ";", ("slot-overwritten", "Deadlock"),
-        "does not wait until the slot is free|must wait until a buffer is empty", "load(shared, stage|mbarrier_wait_parity(&shared.full",
+        "s06_warp_specialized", "mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);", ";",
+        ("slot-overwritten", "Deadlock"),
+        "does not wait until the slot is free|must wait until a buffer is empty",
+        "load(shared, stage|mbarrier_wait_parity(&shared.full",
     ),
     "s06: inverted parity of empty": (
-        "s06_warp_specialized", "mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);", "mbarrier_wait_parity(&shared.empty[stage], phase);", ("Deadlock",),
+        "s06_warp_specialized", "mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);",
+        "mbarrier_wait_parity(&shared.empty[stage], phase);", ("Deadlock",),
         "should start with the other parity", "mbarrier_wait_parity(&shared.",
     ),
     "s06: slot released while it is read": (
-        "s06_warp_specialized", "if (k0 > 0 && threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[before]);",
-        "if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);", ("slot-overwritten",), "released the slot before a wgmma.wait_group",
-        "load(shared, stage",
+        "s06_warp_specialized",
+        "if (k0 > 0 && threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[before]);",
+        "if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);", ("slot-overwritten",),
+        "released the slot before a wgmma.wait_group", "load(shared, stage",
     ),
-    "s06: products not awaited before the release": ("s06_warp_specialized", "    wgmma_wait_group<1>();", "    //", ("slot-overwritten",),
-                                                     "released the slot before a wgmma.wait_group", "load(shared, stage"),
-    "s06: one arrival too many expected": ("s06_warp_specialized", "empty[i], 4 * CONSUMERS)", "empty[i], 4 * CONSUMERS + 1)", ("Deadlock",), "1 arrival missing",
-                                           "mbarrier_wait_parity(&shared."),
-    "s06: every lane arrives": ("s06_warp_specialized", "k0 > 0 && threadIdx.x % 32 == 0", "k0 > 0", ("mbarrier",),
-                                "is smaller than the number of threads that arrive", "mbarrier_arrive("),
+    "s06: products not awaited before the release": (
+        "s06_warp_specialized", "    wgmma_wait_group<1>();", "    //", ("slot-overwritten",),
+        "released the slot before a wgmma.wait_group", "load(shared, stage",
+    ),
+    "s06: one arrival too many expected": (
+        "s06_warp_specialized", "empty[i], 4 * CONSUMERS)", "empty[i], 4 * CONSUMERS + 1)", ("Deadlock",),
+        "1 arrival missing", "mbarrier_wait_parity(&shared.",
+    ),
+    "s06: every lane arrives": (
+        "s06_warp_specialized", "k0 > 0 && threadIdx.x % 32 == 0", "k0 > 0", ("mbarrier",),
+        "is smaller than the number of threads that arrive", "mbarrier_arrive(",
+    ),
     "s06: bytes of b not announced": (
-        "s06_warp_specialized", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0])", ("Deadlock", "mbarrier-bytes"), "landed unannounced", None,
+        "s06_warp_specialized", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0])",
+        ("Deadlock", "mbarrier-bytes"), "landed unannounced", None,
     ),
     "s06: bytes that never come": (
-        "s06_warp_specialized", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0]) + 2 * sizeof(shared.b[0])", ("Deadlock",), "never landed",
+        "s06_warp_specialized", "sizeof(shared.a[0]) + sizeof(shared.b[0])",
+        "sizeof(shared.a[0]) + 2 * sizeof(shared.b[0])", ("Deadlock",), "never landed",
         "mbarrier_wait_parity(&shared.",
     ),
     "s06: registers that nobody gave back": (
-        "s06_warp_specialized", "setmaxnreg_dec<PRODUCER_REGISTERS>();", ";", ("Deadlock",), "the CTA's pool has 0 left", "setmaxnreg_inc",
+        "s06_warp_specialized", "setmaxnreg_dec<PRODUCER_REGISTERS>();", ";", ("Deadlock",),
+        "the CTA's pool has 0 left", "setmaxnreg_inc",
     ),
-    "s06: too few registers": ("s06_warp_specialized", "setmaxnreg_inc<CONSUMER_REGISTERS>();", "setmaxnreg_dec<24>();", ("setmaxnreg",), "setmaxnreg left it 24",
-                               "wgmma_mma_async("),
-    "s06: store not awaited": ("s06_warp_specialized", "cp_async_bulk_wait_group_read<0>();", ";", ("tma-store-not-awaited",), "never waited", None),
-    "s06: no barrier before the store": ("s06_warp_specialized", "    bar_sync(1 + warpgroup, kWarpgroup);", "    //", ("tma-store-too-early",), "barrier",
-                                         "cp_async_bulk_tensor_store("),
-    "s07: promoted before the product is done": ("s07_promoted", "      wgmma_wait_group<0>();", "      ;", ("accumulator-in-flight",), "no wgmma.wait_group",
-                                                 "partial[i], acc[i]"),
-    "s07: released before every lane has its scales": ("s07_promoted", "        __syncwarp();", "        //", ("tile-overwritten",), "may still read it",
-                                                       "load(shared, stage"),
-    "s07: bytes of the scales not announced": ("s07_promoted", " + sizeof(shared.sfa[0])", "", ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None),
+    "s06: too few registers": (
+        "s06_warp_specialized", "setmaxnreg_inc<CONSUMER_REGISTERS>();", "setmaxnreg_dec<24>();",
+        ("setmaxnreg",), "setmaxnreg left it 24", "wgmma_mma_async(",
+    ),
+    "s06: store not awaited": (
+        "s06_warp_specialized", "cp_async_bulk_wait_group_read<0>();", ";", ("tma-store-not-awaited",),
+        "never waited", None,
+    ),
+    "s06: no barrier before the store": (
+        "s06_warp_specialized", "    bar_sync(1 + warpgroup, kWarpgroup);", "    //",
+        ("tma-store-too-early",), "barrier", "cp_async_bulk_tensor_store(",
+    ),
+    "s07: promoted before the product is done": (
+        "s07_promoted", "      wgmma_wait_group<0>();", "      ;", ("accumulator-in-flight",),
+        "no wgmma.wait_group", "partial[i], acc[i]",
+    ),
+    "s07: released before every lane has its scales": (
+        "s07_promoted", "        __syncwarp();", "        //", ("tile-overwritten",), "may still read it",
+        "load(shared, stage",
+    ),
+    "s07: bytes of the scales not announced": (
+        "s07_promoted", " + sizeof(shared.sfa[0])", "", ("Deadlock", "mbarrier-bytes", "tma-not-complete"),
+        "", None,
+    ),
     "s08: d overwritten while the tile before is stored": (
-        "s08_persistent", "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();", "      //", ("tma-store-overwritten",),
-        "while the TMA store", "stmatrix_x4(|store(d_map",
+        "s08_persistent", "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();",
+        "      //", ("tma-store-overwritten",), "while the TMA store", "stmatrix_x4(|store(d_map",
     ),
     "s08: only one thread knows that d is read": (
-        "s08_persistent", "      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until", "      //", ("tma-store-overwritten",),
-        "while the TMA store", "stmatrix_x4(|store(d_map",
+        "s08_persistent", "      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until",
+        "      //", ("tma-store-overwritten",), "while the TMA store", "stmatrix_x4(|store(d_map",
     ),
-    "s08: last store not awaited": ("s08_persistent", "  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();  // shared memory", "  //",
-                                    ("tma-store-not-awaited",), "never waited", None),
+    "s08: last store not awaited": (
+        "s08_persistent", "\n  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();",
+        "\n  ;", ("tma-store-not-awaited",), "never waited", None,
+    ),
     "s08: the consumers begin each tile in slot 0": (
-        "s08_persistent", "    float acc[kWaves][BLOCK_N / 2] = {};", "    float acc[kWaves][BLOCK_N / 2] = {}; stage = 0, phase = 0;",
+        "s08_persistent", "    float acc[kWaves][BLOCK_N / 2] = {};",
+        "    float acc[kWaves][BLOCK_N / 2] = {}; stage = 0, phase = 0;",
         ("Deadlock", "tma-not-complete", "slot-overwritten", "mbarrier", "tile-overwritten"), "", None,
     ),
     "s08: the producer begins each tile in slot 0": (
-        "s08_persistent", "        for (int k0 = 0; k0 < k;", "        stage = 0, phase = 0;\n        for (int k0 = 0; k0 < k;",
+        "s08_persistent", "        for (int k0 = 0; k0 < k;",
+        "        stage = 0, phase = 0;\n        for (int k0 = 0; k0 < k;",
         ("Deadlock", "tma-not-complete", "slot-overwritten", "mbarrier"), "", None,
     ),
     "s08: the consumers skip a tile": (
-        "s08_persistent", "    const int row0 = tile.m * BLOCK_M, column0", "    scheduler.next(tile); const int row0 = tile.m * BLOCK_M, column0",
+        "s08_persistent", "    const int row0 = tile.m * BLOCK_M, column0",
+        "    scheduler.next(tile); const int row0 = tile.m * BLOCK_M, column0",
         ("Deadlock", "mbarrier", "tma-load-not-awaited"), "", None,
     ),
     "s09: the other CTA is not told that a slot is free": (
-        "s09_multicast", "r < kCluster)", "r == cluster_ctarank())", ("Deadlock",), "arrivals? missing", "mbarrier_wait_parity(&shared.",
+        "s09_multicast", "r < kCluster)", "r == cluster_ctarank())", ("Deadlock",), "arrivals? missing",
+        "mbarrier_wait_parity(&shared.",
     ),
     "s09: a slot is free when the own consumers say so": (
-        "s09_multicast", "4 * CONSUMERS * kCluster);", "4 * CONSUMERS);", ("slot-overwritten", "mbarrier", "Deadlock", "tma-not-complete"), "", None,
+        "s09_multicast", "4 * CONSUMERS * kCluster);", "4 * CONSUMERS);",
+        ("slot-overwritten", "mbarrier", "Deadlock", "tma-not-complete"), "", None,
     ),
     "s09: nobody asks the other CTA": (
-        "s09_multicast", ("4 * CONSUMERS * kCluster);", "r < kCluster)"), ("4 * CONSUMERS);", "r == cluster_ctarank())"), ("slot-overwritten",),
+        "s09_multicast", ("4 * CONSUMERS * kCluster);", "r < kCluster)"),
+        ("4 * CONSUMERS);", "r == cluster_ctarank())"), ("slot-overwritten",),
         "does not wait until the slot is free", "load_part<",
     ),
     "s09: the other CTA's barriers may not be there yet": (
-        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // all threads", "  __syncthreads();  // all threads",
-        ("mbarrier-init", "cta-not-started", "Fault"), "cluster", None,
+        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // all threads",
+        "  __syncthreads();  // all threads", ("mbarrier-init", "cta-not-started", "Fault"), "cluster", None,
     ),
     "s09: no wait at the first cluster barrier": (
-        "s09_multicast", "  barrier_cluster_wait();  // all threads", "  //", ("mbarrier-init", "cta-not-started", "Fault", "cluster-barrier", "Deadlock"), "", None,
+        "s09_multicast", "  barrier_cluster_wait();  // all threads", "  //",
+        ("mbarrier-init", "cta-not-started", "Fault", "cluster-barrier", "Deadlock"), "", None,
     ),
     "s09: a CTA ends while the other may arrive at its barriers": (
-        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();  // and", "  // and", ("cta-exited",), "CTA rank", None,
+        "s09_multicast", "  barrier_cluster_arrive();\n  barrier_cluster_wait();\n}", "}", ("cta-exited",),
+        "CTA rank", None,
     ),
     "s09: the other half is not expected": (
-        "s09_multicast", "sizeof(shared.a[0]) + sizeof(shared.b[0])", "sizeof(shared.a[0]) / CLUSTER_N + sizeof(shared.b[0]) / CLUSTER_M",
+        "s09_multicast", "sizeof(shared.a[0]) + sizeof(shared.b[0])",
+        "sizeof(shared.a[0]) / CLUSTER_N + sizeof(shared.b[0]) / CLUSTER_M",
         ("Deadlock", "mbarrier-bytes", "tma-not-complete"), "", None,
     ),
-    "s09: the half goes to this CTA alone": ("s09_multicast", "full, 0b11);", "full, 1 << cluster_ctarank());", ("Deadlock",), "never landed",
-                                             "mbarrier_wait_parity(&shared."),
-    "s09: the half goes to the other CTA alone": ("s09_multicast", "full, 0b11);", "full, 2 >> cluster_ctarank());", ("Deadlock",), "never landed",
-                                                  "mbarrier_wait_parity(&shared."),
-    "s09: a mask for three": ("s09_multicast", "full, 0b11);", "full, 0b111);", ("Fault",), "names CTA rank 2", "multicast("),
-    "s09: both load the first half": (
-        "s09_multicast", "cluster_ctarank() % CLUSTER_N * kPartM, column = cluster_ctarank() % CLUSTER_M * kPartN;", "0, column = 0;",
-        ("slot-overwritten", "race", "tma-load-overwrites", "uninitialized", "tma-not-complete", "Fault"), "", None,
+    "s09: the half goes to this CTA alone": (
+        "s09_multicast", "full, 0b11);", "full, 1 << cluster_ctarank());", ("Deadlock",), "never landed",
+        "mbarrier_wait_parity(&shared.",
     ),
-    "s09: released before every lane has its scales": ("s09_multicast", "          __syncwarp();", "          //", ("tile-overwritten",), "may still read it",
-                                                       "load(shared, stage"),
+    "s09: the half goes to the other CTA alone": (
+        "s09_multicast", "full, 0b11);", "full, 2 >> cluster_ctarank());", ("Deadlock",), "never landed",
+        "mbarrier_wait_parity(&shared.",
+    ),
+    "s09: a mask for three": (
+        "s09_multicast", "full, 0b11);", "full, 0b111);", ("Fault",), "names CTA rank 2", "multicast(",
+    ),
+    "s09: both load the first half": (
+        "s09_multicast",
+        ("row = cluster_ctarank() % CLUSTER_N * kPartM;", "column = cluster_ctarank() % CLUSTER_M * kPartN;"),
+        ("row = 0;", "column = 0;"),
+        ("slot-overwritten", "race", "tma-load-overwrites", "uninitialized", "tma-not-complete", "Fault"), "",
+        None,
+    ),
+    "s09: released before every lane has its scales": (
+        "s09_multicast", "          __syncwarp();", "          //", ("tile-overwritten",),
+        "may still read it", "load(shared, stage",
+    ),
     "s10: a consumer without rows keeps its slots": (
-        "s10_grouped", "this consumer's rows\n      release(shared, ring.slot);", "", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+        "s10_grouped", "ring.phase);\n      release(shared, ring.slot);", "ring.phase);", ("Deadlock",),
+        "arrivals", "mbarrier_wait_parity(&shared.",
     ),
     "s10: a part is told before it is written": (
         "s10_grouped", INCLUDE,
-        scheduler(("part[i % kAhead] = next, mbarrier_arrive(&told[i % kAhead]);", "mbarrier_arrive(&told[i % kAhead]), part[i % kAhead] = next;")),
+        scheduler((WRITE, ""), (TELL + "    }", TELL + WRITE + "    }")),
         ("race",), "data race", None,
     ),
     "s10: a part is read before it is told": (
-        "s10_grouped", INCLUDE, scheduler(("    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n", "")), ("race", "Fault"), "data race|never written",
-        None,
+        "s10_grouped", INCLUDE,
+        scheduler(("    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n", "")), ("race", "Fault"),
+        "data race|never written", None,
     ),
     "s10: a part is overwritten before it is read": (
-        "s10_grouped", INCLUDE, scheduler(("kAhead = 4", "kAhead = 1"), ("    mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);", "//")),
+        "s10_grouped", INCLUDE,
+        scheduler(("kAhead = 4", "kAhead = 1"), (f"    {HEARD}", "//")),
         ("race",), "data race", None,
     ),
     "s10: a cache policy of its own": (
-        "s10_grouped", "const u64 b_policy = part.down <= 2 ? createpolicy_evict_first() : createpolicy_evict_normal();", "const u64 b_policy = part.down;",
-        ("Fault",), "was not made by createpolicy", "b_policy);",
+        "s10_grouped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
+        "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "b_policy);",
     ),
-    "s03: two arrivals expected": ("s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",), "1 of 2 arrivals", None),
+    "s03: two arrivals expected": (
+        "s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",),
+        "1 of 2 arrivals", None,
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The order of tiles, from scheduler.cuh itself: a small kernel on the emulator writes down which CTA takes which tile, and when."""
+"""The order of tiles, from scheduler.cuh itself: a small kernel writes down which CTA takes which tile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_raster_order():
 
 
 def test_raster_saves_what_is_read_at_once():
-    """The tiles that 132 CTAs compute at one time need fewer rows of a and b than those of whole rows of tiles."""
+    """Tiles that 132 CTAs compute at once need fewer rows of a and b than whole rows of tiles do."""
 
     def read(raster: int) -> int:
         at_once = [cta[0] for cta in tile_order(64 * 64, 64 * 16, Walk(raster=raster), 132)]
@@ -78,7 +78,7 @@ def parts(
 
 
 def check_parts(layout: int, found: list[list[int]], owner: list[int | None], n: int, config: Walk) -> None:
-    """Every row of every column of tiles once, by the group that owns it; -1 is padding, and None nobody's, to be left alone."""
+    """Each row of each column of tiles, once, by the group that owns it; -1 is padding, None stays."""
     for column in range(0, n, config.block_n):
         seen: dict[int, int] = {}
         for group, row0, column0, first, middle, last in found:

@@ -1,4 +1,5 @@
-"""The labs: skeleton and solution follow from the stages, every answer gets its points, and no submission does more than lose its own."""
+"""The labs: skeleton and solution follow from the stages, every answer gets its points, and no submission
+does more than lose its own."""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ def edited(*edits: tuple[str, str]) -> str:
     return text
 
 
+HEAP = "__device__ char heap[3ull << 30];\n"
 LOADED = "mbarrier_wait_parity(&shared.full[stage], phase);"
 # what is handed in, and the criteria that it must lose: these and no others
 ANSWERS = {
@@ -45,20 +47,29 @@ ANSWERS = {
     "no-proxy-fence": (edited(("  fence_proxy_async();", "  //")), {"hazards"}),
     "one-buffer": (
         edited(
-            ("i < STAGES - 1 &&", "i < 1 &&"), ("(STAGES - 1) * BLOCK_K;", "BLOCK_K;"), ("load(shared, before, a_map", "load(shared, 0, a_map"),
-            ("if (++stage == STAGES) stage = 0, phase ^= 1;", "phase ^= 1;"), ("wgmma_wait_group<1>();", "wgmma_wait_group<0>();"),
+            ("i < STAGES - 1 &&", "i < 1 &&"),
+            ("(STAGES - 1) * BLOCK_K;", "BLOCK_K;"),
+            ("load(shared, before, a_map", "load(shared, 0, a_map"),
+            ("if (++stage == STAGES) {\n      stage = 0;\n      phase ^= 1;\n    }", "phase ^= 1;"),
+            ("wgmma_wait_group<1>();", "wgmma_wait_group<0>();"),
         ),
         {"structure", "overlap"},
     ),
     "no-wait": (edited((LOADED, "")), {"result", "hazards"}),
-    "never-flips": (edited(("stage = 0, phase ^= 1;", "stage = 0;")), {"result", "hazards", "bytes"}),
-    "endless": (edited((LOADED, LOADED + " for (volatile int forever = 1; forever;) {}")), set(POINTS) - {"compiles"}),
+    "never-flips": (edited(("      phase ^= 1;\n", "")), {"result", "hazards", "bytes"}),
+    "endless": (
+        edited((LOADED, LOADED + " for (volatile int forever = 1; forever;) {}")),
+        set(POINTS) - {"compiles"},
+    ),
     "no-semicolon": (edited((LOADED, LOADED.removesuffix(";"))), set(POINTS)),
     "reads-files": ('#include "/etc/passwd"\n' + LAB.solution, set(POINTS)),
     "writes-files": (edited((LOADED, LOADED + ' fopen("written", "w");')), set(POINTS)),
-    "prints": (edited((LOADED, LOADED + ' for (;;) printf("again and again\\n");')), set(POINTS) - {"compiles"}),
-    "fills-memory": ("__device__ char heap[3ull << 30];\n" + edited((LOADED, LOADED + " heap[threadIdx.x] = 1;")), set(POINTS) - {"compiles"}),
-}  # fmt: skip
+    "prints": (
+        edited((LOADED, LOADED + ' for (;;) printf("again and again\\n");')),
+        set(POINTS) - {"compiles"},
+    ),
+    "fills-memory": (HEAP + edited((LOADED, LOADED + " heap[threadIdx.x] = 1;")), set(POINTS) - {"compiles"}),
+}
 
 
 def grade(folder: Path, *options: str) -> subprocess.CompletedProcess:
@@ -139,7 +150,7 @@ def test_nothing_secret_is_told(graded):
     assert "root:" not in json.dumps(graded["reads-files"])
 
 
-# ---------------------------------------------------------------------------------------------------- containment
+# ------------------------------------------------------------------------------------------ containment
 
 
 BOMB = (
@@ -149,9 +160,12 @@ BOMB = (
 )
 
 
+NO_MEMORY = "ended with|OUT_OF_MEMORY|more memory|does not compile|no answer"
+
+
 @pytest.mark.parametrize("bomb, limits, words", [
     (BOMB, contained.Limits(seconds=3), "no answer after 3 seconds|its 1024 MiB of memory"),
-    (BOMB, contained.Limits(seconds=30, memory=256 << 20), "ended with|OUT_OF_MEMORY|more memory|does not compile|no answer"),
+    (BOMB, contained.Limits(seconds=30, memory=256 << 20), NO_MEMORY),
     (LAB.solution, contained.Limits(memory=1 << 20), "NVRTC failed|memory|ended with"),
     (LAB.solution, contained.Limits(open_files=8), "NVRTC failed|open files|ended with"),
 ], ids=["time", "memory of the compiler", "memory", "open files"])  # fmt: skip
@@ -164,8 +178,9 @@ def test_limits(tmp_path, bomb, limits, words):
 
 
 @pytest.mark.parametrize("text", [
-    '#include "../secret"', "#include </etc/passwd>", '# include "x.cuh"', '#/* */include "x"', '%:include "x"', '#inc\\\nlude "x"', "#include NAME",
-    '#include_next "ptx.cuh"', '#import "x"', '#embed "x"', 'int x = __has_include("/etc/passwd");', 'R"(/*)"\n#include "x"\n//*/', '#include "ptx.cuh"x',
+    '#include "../secret"', "#include </etc/passwd>", '# include "x.cuh"', '#/* */include "x"', '%:include "x"',
+    '#inc\\\nlude "x"', "#include NAME", '#include_next "ptx.cuh"', '#import "x"', '#embed "x"',
+    'int x = __has_include("/etc/passwd");', 'R"(/*)"\n#include "x"\n//*/', '#include "ptx.cuh"x',
 ])  # fmt: skip
 def test_other_files_are_not_read(tmp_path, text):
     (tmp_path / "s.cu").write_text(f'#include "ptx.cuh"\n{text}\n')
@@ -201,7 +216,9 @@ def test_the_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["grade", "nowhere"], "no folder"), (["grade", "."], "no .cu file"), (["grade", ".", "--seconds", "0"], "positive"),
+    (["grade", "nowhere"], "no folder"),
+    (["grade", "."], "no .cu file"),
+    (["grade", ".", "--seconds", "0"], "positive"),
     (["grade", ".", "--jobs", "-1"], "positive"),
 ])  # fmt: skip
 def test_bad_commands(tmp_path, monkeypatch, capsys, arguments, words):
@@ -210,7 +227,7 @@ def test_bad_commands(tmp_path, monkeypatch, capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------------- skeleton and solution
+# ------------------------------------------------------------------------------------- skeleton and solution
 
 
 def test_the_solution_is_the_stage_and_the_skeleton_the_one_before():
@@ -228,11 +245,23 @@ def test_the_solution_is_the_stage_and_the_skeleton_the_one_before():
     assert max(map(len, LAB.student.splitlines())) <= 120
 
 
+def another_difference(before, after):
+    return before, after.replace("  wgmma_fence();", "  wgmma_fence(), 0;")
+
+
+def another_name(before, after):
+    return before, after.replace("int stage = 0, before", "int slot = 0, before")
+
+
+def done_before(before, after):
+    loop = after[after.index("  for (int i = 0; i < STAGES; ++i)") :].split("\n")[0]
+    return before.replace("  mbarrier_init(&shared.full, 1);", loop), after
+
+
 @pytest.mark.parametrize("change, words", [
-    (lambda before, after: (before, after.replace("  wgmma_fence();", "  wgmma_fence(), 0;")), "0 tasks know this piece"),
-    (lambda before, after: (before, after.replace("int stage = 0, before", "int slot = 0, before")), "0 tasks know this piece"),
-    (lambda before, after: (before.replace("  mbarrier_init(&shared.full, 1);", after[after.index("  for (int i = 0; i < STAGES; ++i)") :].split("\n")[0]), after),
-     "has 0 pieces with 'mbarrier_init"),
+    (another_difference, "0 tasks know this piece"),
+    (another_name, "0 tasks know this piece"),
+    (done_before, "has 0 pieces with 'mbarrier_init"),
 ], ids=["another difference", "another name", "done before"])  # fmt: skip
 def test_a_change_of_a_stage_breaks_the_lab_loudly(change, words):
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -240,14 +269,19 @@ def test_a_change_of_a_stage_breaks_the_lab_loudly(change, words):
 
 
 def test_marks():
-    text = "a\n  # BEGIN SOLUTION the sum\n  x = 1\n\n  # why\n  y = 2\n  # END SOLUTION\nb\n// BEGIN SOLUTION more\nnew\n// INSTEAD\nold\n// END SOLUTION"
+    text = "a\n  # BEGIN SOLUTION the sum\n  x = 1\n\n  # why\n  y = 2\n  # END SOLUTION\nb"
+    text += "\n// BEGIN SOLUTION more\nnew\n// INSTEAD\nold\n// END SOLUTION"
     assert marks.solution(text) == "a\n  x = 1\n\n  # why\n  y = 2\nb\nnew"
     todo = '  # TODO (roughly 2 lines): the sum\n  raise NotImplementedError("Still to do: the sum")'
     assert marks.student(text) == f"a\n{todo}\nb\n// TODO (roughly 1 line): more\nold"
 
 
 @pytest.mark.parametrize("text", [
-    "# END SOLUTION", "# INSTEAD", "# BEGIN SOLUTION a", "# BEGIN SOLUTION a\n# BEGIN SOLUTION b\n# END SOLUTION", "# BEGIN SOLUTION a\n// END SOLUTION",
+    "# END SOLUTION",
+    "# INSTEAD",
+    "# BEGIN SOLUTION a",
+    "# BEGIN SOLUTION a\n# BEGIN SOLUTION b\n# END SOLUTION",
+    "# BEGIN SOLUTION a\n// END SOLUTION",
     "# BEGIN SOLUTION a\n# INSTEAD\n# INSTEAD\n# END SOLUTION",
 ])  # fmt: skip
 def test_marks_that_do_not_fit(text):
@@ -301,9 +335,11 @@ def test_points_are_a_hundred_and_criteria_are_judged_once(monkeypatch):
 
 def test_overlap_counts_time_once():
     intervals = [
-        Interval("tensor core", 10, 20, "busy", "warpgroup 0"), Interval("TMA", 0, 12, "busy", "load 1 bytes"), Interval("TMA", 5, 14, "busy", "load 1 bytes"),
+        Interval("tensor core", 10, 20, "busy", "warpgroup 0"),
+        Interval("TMA", 0, 12, "busy", "load 1 bytes"),
+        Interval("TMA", 5, 14, "busy", "load 1 bytes"),
         Interval("TMA", 18, 40, "busy", "store 1 bytes"),
-    ]  # fmt: skip
+    ]
     assert pipeline.overlap(Timeline(intervals=intervals)) == (10 / 40, 4 / 40)
 
 

@@ -18,9 +18,11 @@ import minigemm
 from minigemm import api, cli, quantize, runtime, types
 from minigemm.compiler import jit
 from minigemm.kernels import s10_grouped
+from minigemm.plan import ahead, choose
 from minigemm.plan import prepared as plan
-from minigemm.plan.ahead import _configs, precompile
+from minigemm.plan.ahead import precompile
 from minigemm.runtime import cuda as cuda_runtime
+from minigemm.types import Layout, Product
 
 CPU = torch.device("cpu")
 
@@ -48,7 +50,7 @@ def prepared(monkeypatch):
         seen.made += 1
         return Fire(loaded, launch)
 
-    monkeypatch.setattr(emulated, "prepare", prepare, raising=False)
+    monkeypatch.setattr(emulated, "prepare", prepare)
     plan.clear()
     yield seen
     plan.clear()
@@ -177,26 +179,55 @@ def test_calls_that_differ_in_an_option(prepared, batch_invariant):
 
 
 def test_there_is_an_end_to_what_is_kept(prepared, monkeypatch):
-    monkeypatch.setattr(plan, "PREPARED_LIMIT", 3)
+    monkeypatch.setattr(plan, "LIMIT", 3)
     a, b = operands(4, 8, 32)
     outs = [torch.zeros(4, 8, dtype=torch.bfloat16) for _ in range(8)]
     for d in outs:
         minigemm.fp8_gemm_nt(a, b, d)
-    assert len(plan._prepared) <= 3 and all(torch.equal(d, outs[0]) for d in outs)
+    assert len(plan._ready) <= 3 and all(torch.equal(d, outs[0]) for d in outs)
 
 
 def test_an_error_of_a_launch_is_not_swallowed(prepared):
     a, b = operands()
     d = torch.zeros(20, 24, dtype=torch.bfloat16)
     minigemm.fp8_gemm_nt(a, b, d)
-    (key,) = plan._prepared
+    (key,) = plan._ready
 
     def broken():
         raise RuntimeError("launch: CUDA_ERROR_UNKNOWN")
 
-    plan._prepared[key] = plan._prepared[key][0], broken
+    plan._ready[key] = plan._ready[key][0], broken
     with pytest.raises(RuntimeError, match="CUDA_ERROR_UNKNOWN"):
         minigemm.fp8_gemm_nt(a, b, d)
+
+
+def test_debugging_is_read_at_each_call(prepared, checked, monkeypatch):
+    """Set after the import, MINIGEMM_DEBUG checks first calls and repeated ones alike."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    for value, checks in ((None, 1), ("1", 3), ("0", 3), ("", 3), ("yes", 5)):
+        if value is not None:
+            monkeypatch.setenv("MINIGEMM_DEBUG", value)
+        assert api.debugging() == (value in ("1", "yes"))
+        for _ in range(2):
+            minigemm.fp8_gemm_nt(a, b, d)
+        assert len(checked) == checks
+    monkeypatch.delenv("MINIGEMM_DEBUG")
+    assert not api.debugging()
+
+
+def test_a_sum_apart_and_a_dtype_that_is_told(prepared, checked):
+    """c is copied to d before the launch that stands ready; out_dtype may say what d is."""
+    a, b = operands()
+    d, c = torch.zeros(20, 24, dtype=torch.bfloat16), torch.ones(20, 24, dtype=torch.bfloat16)
+    expected = minigemm.fp8_gemm_nt(a, b, c.clone(), c).clone()
+    for _ in range(3):
+        assert torch.equal(minigemm.fp8_gemm_nt(a, b, d, c), expected)
+    assert prepared.made + len(prepared.replaced) == 2
+    checked.clear()
+    minigemm.fp8_gemm_nt(a, b, d)
+    minigemm.fp8_gemm_nt(list(a), list(b), d, out_dtype=torch.bfloat16)
+    assert len(checked) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- another m
@@ -211,6 +242,11 @@ def told(arg):
     return arg.value if isinstance(arg, ctypes._SimpleCData) else arg
 
 
+def same_launch(one, other):
+    assert replace(one, args=()).__dict__ == replace(other, args=()).__dict__
+    assert [told(arg) for arg in one.args] == [told(arg) for arg in other.args]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("add", [False, True])
 def test_another_m_changes_in_a_launch_what_its_description_would(prepared, checked, monkeypatch, dtype, add):
@@ -223,18 +259,9 @@ def test_another_m_changes_in_a_launch_what_its_description_would(prepared, chec
             x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
             minigemm.fp8_gemm_nt(x, b, d, d if add else None)
             if m != first:
-                call = plan.Call("dense", m, 40, 272, out_fp32=dtype == torch.float32, accumulate=add)
-                expected, made = (
-                    plan.describe(call, plan.config_for(call, CPU), (*x, *b, d)),
-                    prepared.replaced[-1].launch,
-                )
-                assert (made.grid, made.block, made.shared, made.cluster) == (
-                    expected.grid,
-                    expected.block,
-                    expected.shared,
-                    expected.cluster,
-                )
-                assert [told(arg) for arg in made.args] == [told(arg) for arg in expected.args]
+                product = Product(m, 40, 272, out_fp32=dtype == torch.float32, accumulate=add)
+                expected = plan.describe(product, (*x, *b, d), choose.config_for(product, CPU))
+                same_launch(prepared.replaced[-1].launch, expected)
     assert len(checked) == prepared.made == 3 and len(prepared.replaced) == 9 and prepared.fired == 12
 
 
@@ -292,17 +319,46 @@ def test_another_m_that_is_wrong(prepared):
     assert not prepared.replaced
 
 
-def test_another_m_where_a_launch_leaves_a_doubt(prepared):
-    """m is also n, or a and b begin at the same address: the next one is described anew."""
-    (data, scale), b = operands(24, 24)
-    for doubtful in ((data, b[0], 24), (b[0], b[0], 20)):
-        plan.clear()
-        prepared.made, prepared.replaced[:] = 0, []
-        for x, y, m in (doubtful, (data, b[0], 16), (data, b[0], 18)):
-            minigemm.fp8_gemm_nt(
-                (x[:m], minigemm.to_m_major(scale[:m])), (y, b[1]), torch.zeros(m, 24, dtype=torch.bfloat16)
-            )
-        assert prepared.made == 2 and len(prepared.replaced) == 1
+@pytest.mark.parametrize("n, k", [(64, 128), (56, 64), (64, 64)])
+@pytest.mark.parametrize("first, others", [(64, (60, 2)), (60, (64, 2))])
+def test_another_m_where_m_is_also_n_or_k(prepared, checked, monkeypatch, n, k, first, others):
+    """The kernel's module says which argument is m; its value does not."""
+    monkeypatch.setattr(runtime.of(CPU), "launch", lambda loaded, launch: None)
+    a, b = operands(64, n, k)
+    out = torch.zeros(64, n, dtype=torch.bfloat16)
+    for m in (first, *others):
+        x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
+        minigemm.fp8_gemm_nt(x, b, d)
+        if m != first:
+            expected = plan.describe(Product(m, n, k), (*x, *b, d), choose.config_for(Product(m, n, k), CPU))
+            same_launch(prepared.replaced[-1].launch, expected)
+    assert prepared.made == len(checked) == 1 and len(prepared.replaced) == 2
+
+
+def test_another_m_where_operands_share_memory(prepared, checked):
+    """a is b, with scales of its own: each argument follows its own tensor."""
+    (_, scale), b = operands(24, 24)
+    data = b[0]
+    expected = minigemm.fp8_gemm_nt((data, scale), b)
+    checked.clear()
+    for m in (24, 20, 3):
+        d = torch.zeros(m, 24, dtype=torch.bfloat16)
+        minigemm.fp8_gemm_nt((data[:m], minigemm.to_m_major(scale[:m])), b, d)
+        assert torch.equal(d, expected[:m])
+    assert prepared.made == 1 and not checked and len(prepared.replaced) == 3
+
+
+def test_another_m_of_a_d_that_tma_can_or_cannot_write(prepared, checked):
+    """The first d begins beside a multiple of 16 bytes: the launch of the next one stores by TMA all the same."""
+    a, b = operands(60)
+    expected = minigemm.fp8_gemm_nt(a, b)
+    memory = torch.zeros(61 * 24, dtype=torch.bfloat16)
+    checked.clear()
+    for start, m in ((1, 60), (0, 50), (0, 40)):
+        d = memory[start : start + m * 24].view(m, 24)
+        minigemm.fp8_gemm_nt((a[0][:m], minigemm.to_m_major(a[1][:m])), b, d)
+        assert torch.equal(d, expected[:m])
+    assert len(checked) == 1 and len(prepared.replaced) == 2
 
 
 def test_another_m_under_other_settings(prepared):
@@ -457,22 +513,25 @@ def test_precompile_as_a_command(tmp_path, monkeypatch, capsys):
     plan.clear()
 
 
+def configs(shapes, layout="dense", groups=1, prefix_sums=False, out_dtype=torch.bfloat16, accumulate=False):
+    product = ahead._product(layout, groups, prefix_sums, out_dtype, accumulate)
+    return ahead._configs(shapes, product, CPU)
+
+
 def test_what_is_precompiled():
-    assert (
-        len(_configs([(64, 2112, 7168), (64, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU))
-        == 1
-    )
-    every = _configs([(2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)
+    assert len(configs([(64, 2112, 7168), (64, 2112, 7168)])) == 1
+    every = configs([(2112, 7168)])
     assert 1 < len(every) <= 12
     for m in (1, 100, 5000):
-        assert set(_configs([(m, 2112, 7168)], "dense", 1, False, torch.bfloat16, False, CPU)) <= set(every)
-    (masked,) = _configs([(64, 512, 512)], "masked", 8, False, torch.float32, True, CPU)
+        assert set(configs([(m, 2112, 7168)])) <= set(every)
+    (masked,) = configs([(64, 512, 512)], "masked", 8, False, torch.float32, True)
     assert masked.out_fp32 and masked.accumulate
-    assert masked == plan.config_for(plan.Call("masked", 64, 512, 512, 8, 0, True, True), CPU)
-    for sums, layout in ((False, s10_grouped.CONTIGUOUS), (True, s10_grouped.PREFIX_SUMS)):
-        every = _configs([(512, 512)], "contiguous", 8, sums, torch.bfloat16, False, CPU)
+    product = Product(64, 512, 512, Layout.MASKED, 8, out_fp32=True, accumulate=True)
+    assert masked == choose.config_for(product, CPU)
+    for sums, layout in ((False, Layout.CONTIGUOUS), (True, Layout.PREFIX_SUMS)):
+        every = configs([(512, 512)], "contiguous", 8, sums)
         assert {config.layout for config in every} == {layout}
-        assert plan.config_for(plan.Call("contiguous", 3000, 512, 512, 8, prefix_sums=sums), CPU) in every
+        assert choose.config_for(Product(3000, 512, 512, layout, 8), CPU) in every
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigemm.types import Layout
 from minigemm.verify import recordings
 
 RECORDING = Path(__file__).parents[1] / "data" / "recording_h100.npz"
 TENSOR_CORE = ("s04_wgmma", "s05_pipelined", "s06_warp_specialized", "s07_promoted")
-LIBRARY = "s10_grouped"
 
 
 def test_there_is_a_recording_of_enough_problems():
@@ -26,10 +26,10 @@ def test_there_is_a_recording_of_enough_problems():
         "a new stage or case is recorded by: python -m minigemm test-gpu --record FILE"
     )
     chosen = [case for case in recordings.cases() if case.stage in TENSOR_CORE]
-    assert len({(case.stage, case.m, case.n, case.k, case.regime) for case in chosen}) >= 60
+    assert len({(case.stage, case.product, case.regime) for case in chosen}) >= 60
     assert len({(case.stage, case.config) for case in chosen}) >= 12
-    of_library = [case for case in recordings.cases() if case.stage == LIBRARY]
-    assert len(of_library) >= 60 and {case.layout for case in of_library} == {"dense", *recordings.LAYOUTS}
+    of_library = [case for case in recordings.cases() if case.stage == recordings.LIBRARY]
+    assert len(of_library) >= 60 and {case.product.layout for case in of_library} == set(Layout)
 
 
 @pytest.mark.parametrize("stage", sorted({case.stage for case in recordings.cases()}))

@@ -21,7 +21,8 @@ def _nothing_warns():
 def test_errors_of_both_accumulators():
     short, long = (views.accumulation_errors(k, "positive", promote=128) for k in (128, 2048))
     assert short["promoted every 128"] == short["tensor core"]  # a single part
-    # 14 bits, cut off 4 times at most: each time less than 2^-13 of the sum by its own, and as much by its 32 products
+    # 14 bits, cut off 4 times at most: each time less than 2^-13 of the sum by its own, and as much by its 32
+    # products
     assert 2**-14 < short["tensor core"] < 33 * 4 * 2**-13
     assert long["tensor core"] > 20 * short["tensor core"]
     assert long["promoted every 128"] < 1.5 * short["tensor core"]

@@ -1,4 +1,5 @@
-"""The cluster's picture against what the launch says, its bytes against the counters, and the recorded table against a file made here."""
+"""The cluster's picture against what the launch says, its bytes against the counters, and the recorded table
+against a file made here."""
 
 from __future__ import annotations
 
@@ -44,14 +45,18 @@ def drawn(picture: views.Picture) -> str:
 
 
 def test_parts_by_hand(reports):
-    """b, 32 rows, half from each CTA to both; a and its scales to the own one. The third k-step is in slot 0 again."""
+    """b, 32 rows, half from each CTA to both; a and its scales to the own one. The third k-step is in slot 0
+    again."""
     first, third = parts(reports["along M"]), parts(reports["along M"], 2)
     start = first[0].to
     assert first == [
-        Part(0, (0,), (0, 0), start, 8192), Part(1, (1,), (0, 64), start, 8192), Part(0, (0, 1), (0, 0), start + 2 * 8192, 2048),
-        Part(1, (0, 1), (0, 16), start + 2 * 8192 + 2048, 2048), Part(0, (0,), (0, 0), start + 2 * 8192 + 2 * 4096, 256),
+        Part(0, (0,), (0, 0), start, 8192),
+        Part(1, (1,), (0, 64), start, 8192),
+        Part(0, (0, 1), (0, 0), start + 2 * 8192, 2048),
+        Part(1, (0, 1), (0, 16), start + 2 * 8192 + 2048, 2048),
+        Part(0, (0,), (0, 0), start + 2 * 8192 + 2 * 4096, 256),
         Part(1, (1,), (64, 0), start + 2 * 8192 + 2 * 4096, 256),
-    ]  # fmt: skip
+    ]
     assert [part.to for part in third] == [part.to for part in first] and third[0].at == (256, 0)
 
 
@@ -78,40 +83,38 @@ def test_bytes_of_runs(reports):
     assert all(f"{written:,} written" in line for line in (below, beside))
 
 
+SOURCE = {"machine": {"gpu": "G", "driver": "D", "cuda": "C"}, "date": "today", "protocol": "P"}
+
+
 def test_recorded(tmp_path):
-    """Rows of one problem and tile make a line; a missing file says so."""
+    """Rows of one product and tile make a line; a missing file says so."""
     assert "No hardware figure is recorded" in views.recorded_multicast(tmp_path / "none.json").text
-    constants = s09_multicast.Config().constants()
-    rows = [{"stage": "x", "cluster": cluster, "m": 1, "n": 2, "k": 3, "config": constants, "tflops": 1000 + gain, "gain": gain / 1000}
-            for cluster, gain in (("none", 0), ("along m", -20), ("along n", 31))]  # fmt: skip
+    size = {"m": 1, "n": 2, "k": 3, "config": s09_multicast.Config().constants()}
+    gains = {"none": 0, "along m": -20, "along n": 31}
+    rows = [
+        {**size, "cluster": name, "tflops": 1000 + gain, "gain": gain / 1000} for name, gain in gains.items()
+    ]
     file = tmp_path / "h100_multicast.json"
-    file.write_text(
-        json.dumps(
-            {
-                "machine": {"gpu": "G", "driver": "D", "cuda": "C"},
-                "date": "today",
-                "protocol": "P",
-                "rows": rows,
-            }
-        )
-    )
+    file.write_text(json.dumps({**SOURCE, "rows": rows}))
     text = views.recorded_multicast(file).text
-    assert (
-        "1 x 2 x 3" in text
-        and "256 x 128" in text
-        and "1,000" in text
-        and "980 (-2.0%)" in text
-        and "1,031 (+3.1%)" in text
-    )
+    for shown in ("1 x 2 x 3", "256 x 128", "1,000", "980 (-2.0%)", "1,031 (+3.1%)"):
+        assert shown in text
     assert "G, driver D, CUDA C, today. docs/results/h100_multicast.json: P." in text
 
 
 def test_counted_multicast(tmp_path):
     """Each cluster's share is of the same tile without clusters."""
     assert "No hardware counter is recorded" in views.counted_multicast(tmp_path / "none.json").text
-    rows = [{"m": 1, "n": 2, "k": 3, "cluster": cluster, "config": {"BLOCK_M": tile, "BLOCK_N": 64}, "asked_bytes": asked, "l2_read_sectors": sectors,
-             "sm_tma_read_bytes": 7e6} for tile, cluster, asked, sectors in
-            ((64, "none", 4e6, 1e5), (128, "none", 2e6, 5e4), (64, "along m", 3e6, 9e4), (128, "along m", 1e6, 1e5))]  # fmt: skip
+    counts = (
+        (64, "none", 4e6, 1e5),
+        (128, "none", 2e6, 5e4),
+        (64, "along m", 3e6, 9e4),
+        (128, "along m", 1e6, 1e5),
+    )
+    rows = []
+    for tile, cluster, asked, sectors in counts:
+        run = {"m": 1, "n": 2, "k": 3, "cluster": cluster, "config": {"BLOCK_M": tile, "BLOCK_N": 64}}
+        rows.append({**run, "asked_bytes": asked, "l2_read_sectors": sectors, "sm_tma_read_bytes": 7e6})
     file = tmp_path / "h100_counters.json"
     file.write_text(
         json.dumps(

@@ -32,7 +32,8 @@ def cells(text: str, row: str) -> list[int]:
 
 
 def test_compare_counts_what_the_shapes_of_the_warps_say(reports):
-    """A warp of r x c outputs loads a sector for each of its r + c rows a step, and two scales; it stores r runs of 2 c bytes."""
+    """A warp of r x c outputs loads a sector for each of its r + c rows a step, and two scales; it stores r
+    runs of 2 c bytes."""
     shown = views.compare(reports)
     warps = M * N // 32
     assert shown.text.splitlines()[0].split() == ["counted", "wide", "square"]

@@ -1,4 +1,5 @@
-"""Descriptors and what they read against PTX's bit fields and pycute's swizzle, and widths against arithmetic."""
+"""Descriptors and what they read against PTX's bit fields and pycute's swizzle, and widths against
+arithmetic."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_another_swizzle_reads_other_chunks():
 
 
 def test_the_kernels_own_descriptors():
-    ask = "if (store_by_tma) { reinterpret_cast<u64*>(d)[0] = wgmma_descriptor(shared.b); return; }\n  float acc[BLOCK_N / 2] = {};"
+    ask = "if (store_by_tma) { reinterpret_cast<u64*>(d)[0] = wgmma_descriptor(shared.b); return; }"
+    ask += "\n  float acc[BLOCK_N / 2] = {};"
     a, b = (quantize.quantize(make(64, 128)) for make in (quantize.activations, quantize.weights))
     source = views.edited("s04_wgmma", "float acc[BLOCK_N / 2] = {};", ask)
     answer = s04_wgmma.gemm(a, b, s04_wgmma.Config(64, 64), source=source).view(torch.int64)[0, 0].item()

@@ -11,9 +11,9 @@ import torch
 
 import minigemm
 from minigemm import quantize, views
-from minigemm.kernels import s10_grouped
 from minigemm.kernels.s10_grouped import CONTIGUOUS, MASKED, PREFIX_SUMS, Config
 from minigemm.views import walks
+from tests.products import grouped
 
 FOUND = views.route(160, 8, 2, imbalance=1.0, seed=37)
 N, K = 64, 128
@@ -80,24 +80,12 @@ def test_what_multiplies_is_what_the_kernel_multiplied(layout, config):
         b, sfb = torch.ones(8, N, K).to(torch.float8_e4m3fn), torch.ones(8, 1, 1)
         with minigemm.observe(hazards=False, fast=True) as seen:
             if layout == MASKED:
-                counts = torch.tensor(FOUND.counts, dtype=torch.int32)
-                d = torch.empty(8, 144, N, dtype=torch.bfloat16)
-                s10_grouped.grouped_masked(
-                    a.data.view(8, 144, K), a.scale.reshape(8, 144, 1), b, sfb, d, counts, config
-                )
+                numbers = torch.tensor(FOUND.counts, dtype=torch.int32)
+                x, sfa = a.data.view(8, 144, K), a.scale.reshape(8, 144, 1)
             else:
-                d, sums = torch.empty(rows, N, dtype=torch.bfloat16), layout == PREFIX_SUMS
-                s10_grouped.grouped_contiguous(
-                    a.data,
-                    a.scale,
-                    b,
-                    sfb,
-                    d,
-                    ends if sums else ids,
-                    config,
-                    prefix_sums=sums,
-                    alignment=alignment,
-                )
+                numbers, x, sfa = ends if layout == PREFIX_SUMS else ids, a.data, a.scale
+            d = torch.empty(*x.shape[:-1], N, dtype=torch.bfloat16)
+            grouped(layout, (x, sfa, b, sfb, d, numbers), config, alignment=alignment)
         assert 4 * multiplied(text) * config.rows // 64 == seen[0].counters["wgmma"]
         assert layout == MASKED or f"{len(ids)} rows, {int((ids < 0).sum())} of them padding" in text
 
@@ -113,7 +101,8 @@ def test_a_layout_says_where_groups_end():
 @pytest.mark.parametrize(("groups", "ctas", "cta"), [(8, 4, 1), (40, 7, 3), (70, 50, 20)])
 @pytest.mark.parametrize("layout", [MASKED, PREFIX_SUMS])
 def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
-    """Each search ends in the group whose share of the running sum holds its number; the lanes' sums are those of itertools."""
+    """Each search ends in the group whose share of the running sum holds its number; the lanes' sums are
+    those of itertools."""
     generator = torch.Generator().manual_seed(groups)
     counts = torch.randint(0, 300, (groups,), generator=generator) * (
         torch.rand(groups, generator=generator) > 0.3
@@ -147,7 +136,8 @@ def test_a_search_is_the_prefix_sum(groups, ctas, cta, layout):
             assert list(batch.up_to[:lanes]) == up_to[batch.group0 : batch.group0 + lanes]
             assert list(batch.sums[1][1:lanes]) == [x + y for x, y in itertools.pairwise(batch.tiles[:lanes])]
             assert [search.number < x for x in batch.up_to] == list(batch.reached)
-        place = f"number {search.number} is in group {group}: tile {search.number - up_to[group] + total[group]} of its {total[group]}"
+        tile = search.number - up_to[group] + total[group]
+        place = f"number {search.number} is in group {group}: tile {tile} of its {total[group]}"
         if search is walk[0] or search is walk[-2]:  # a picture takes longer than all the rest
             assert drawn(views.search(search, groups)).splitlines()[-1] == place
 

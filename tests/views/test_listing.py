@@ -86,12 +86,13 @@ def test_a_diff_applied_to_the_old_file_gives_the_new_one():
 
 
 def test_lowered_counts_what_the_kernels_formula_needs(naive):
-    """16 elements of a and of b a step: 32 to widen, in pairs 16 to unpack, 16 multiply-adds; PTX and SASS agree on that."""
+    """16 elements of a and of b a step: 32 to widen, in pairs 16 to unpack, 16 multiply-adds; PTX and SASS
+    agree on that."""
     shown = views.lowered(naive, "acc = fma_rn_f32")
     head = shown.text.partition("mov.b32 {")[0]
-    for opcode, count in {
-        "cvt.f32.f16": 32, "cvt.rn.f16x2.e4m3x2": 16, "fma.rn.f32": 16, "HADD2.F32": 32, "F2FP.F16.E4M3.UNPACK_B": 16, "FFMA": 16,
-    }.items():  # fmt: skip
+    ptx = {"cvt.f32.f16": 32, "cvt.rn.f16x2.e4m3x2": 16, "fma.rn.f32": 16}
+    sass = {"HADD2.F32": 32, "F2FP.F16.E4M3.UNPACK_B": 16, "FFMA": 16}
+    for opcode, count in {**ptx, **sass}.items():
         assert re.search(rf"\b{count}  {re.escape(opcode)}(\s|$)", head), opcode
     assert "32  cvt.f32.f16" in read(shown)
     whole = views.lowered(naive, "").text

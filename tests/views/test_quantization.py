@@ -1,4 +1,5 @@
-"""The pictures of what a cast loses: their figures against casts made here, with scales taken block by block."""
+"""The pictures of what a cast loses: their figures against casts made here, with scales taken block by
+block."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ BLOCKS = {"tensor": (10**6, 10**6), "1x128": (1, 128), "128x128": (128, 128)}
 
 
 def cast(x: torch.Tensor, granularity: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """x after a cast to e4m3 and back, and the elements divided by their scale; written plainly, a block at a time."""
+    """x after a cast to e4m3 and back, and the elements divided by their scale; written plainly, a block at a
+    time."""
     height, width = BLOCKS[granularity]
     back, divided = torch.empty_like(x), torch.empty_like(x)
     for i in range(0, x.shape[0], height):
@@ -98,7 +100,8 @@ def test_scale_sweep(x):
 
 
 def test_floating_point_forgives_a_large_scale():
-    """What the lesson says: nothing is lost until the data reach the subnormals, and a scale that is too small clips."""
+    """What the lesson says: nothing is lost until the data reach the subnormals, and a scale that is too
+    small clips."""
     text = repr(views.scale_sweep(quantize.activations(64, 512)))
     low, high = re.search(r"from ([\d.]+) to ([\d.]+) times", text).groups()  # type: ignore[union-attr]
     assert float(low) == 1 and float(high) >= 16

@@ -12,14 +12,15 @@ import pytest
 import minigemm
 from minigemm import emulator, quantize, views
 from minigemm.kernels import s01_naive, s04_wgmma, s05_pipelined, s06_warp_specialized
-from minigemm.views.ring import BOTH, FILLING, FREE, FULL, READ, moments
+from minigemm.views.moments import BOTH, FILLING, FREE, FULL, READ, moments
 
 TILES, SLOTS = 7, 3
 CONFIG = s05_pipelined.Config(block_m=64, block_n=8, stages=SLOTS)
 
 
 def report(module, config=None, source=None, k=TILES * 128, **how):
-    """CTA 0 of a 64 x 8 product of so many tiles along k; what it went through up to a deadlock, where it comes to one."""
+    """CTA 0 of a 64 x 8 product of so many tiles along k; what it went through up to a deadlock, where it
+    comes to one."""
     a = quantize.quantize(quantize.activations(64, k), "tensor")
     b = quantize.quantize(quantize.weights(8, k), "tensor")
     with minigemm.observe(**how) as seen, contextlib.suppress(emulator.Deadlock):

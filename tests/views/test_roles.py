@@ -8,12 +8,12 @@ import pytest
 
 from minigemm import views
 from minigemm.kernels import s06_warp_specialized
-from minigemm.kernels.s06_warp_specialized import REGISTERS
+from minigemm.kernels.tile import RingConfig
 
 
-@pytest.mark.parametrize("consumers", sorted(REGISTERS))
+@pytest.mark.parametrize("consumers", sorted(RingConfig.REGISTERS))
 def test_every_budget_of_the_stage_stays_within_its_pool(consumers):
-    producer, consumer = REGISTERS[consumers]
+    producer, consumer = RingConfig.REGISTERS[consumers]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture = views.registers(consumers, producer, consumer, needed=96)

@@ -10,7 +10,7 @@ import torch
 
 from minigemm import quantize, views
 from minigemm.kernels import s07_promoted
-from minigemm.types import Problem
+from minigemm.types import Product
 
 
 def drawn(picture: views.Picture) -> str:
@@ -56,7 +56,7 @@ def test_legal_widths_never_need_three():
     """The stage's rule against the picture's count over 2048 columns."""
     widths = range(16, 225, 16)
     for block_n, line in zip(widths, views.scale_columns(2048, widths).text.splitlines(), strict=True):
-        legal = bool(s07_promoted.is_legal(s07_promoted.Config(64, block_n, 2, 1), Problem(64, 2048, 128)))
+        legal = bool(s07_promoted.is_legal(s07_promoted.Config(64, block_n, 2, 1), Product(64, 2048, 128)))
         assert legal == ("at most 3" not in line), line
 
 

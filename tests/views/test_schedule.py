@@ -1,4 +1,5 @@
-"""Pictures of waves and raster orders against counts made another way; the walk itself is tested in test_scheduler.py."""
+"""Pictures of waves and raster orders against counts made another way; the walk itself is tested in
+test_scheduler.py."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def drawn(picture: views.Picture) -> str:
 
 
 def test_a_wave_by_hand():
-    """3 x 5 tiles in groups of two columns, 4 CTAs: the first wave is a block of 2 x 2, the second row 2 of it and two tiles of the next group."""
+    """3 x 5 tiles in groups of two columns, 4 CTAs: the first wave is a block of 2 x 2, the second row 2 of
+    it and two tiles of the next group."""
     first, second = (
         drawn(views.raster(3 * 64, 5 * 16, 1000, {"x": SMALL}, wave=wave, ctas=4)) for wave in (0, 1)
     )
@@ -79,10 +81,9 @@ def test_waves_and_what_computes():
     large, small = drawn(
         views.waves(4096, 2112, 1024, {"large": Config(), "small": Config(192, 128, 4, 3)})
     ).splitlines()
-    assert (
-        large
-        == f"large: 272 tiles in {272 / 132:.2f} waves of 132, {3 * 256 * 128 // 4:,} cycles; {4096 * 2112 / (3 * 132 * 256 * 128):.0%} of them compute d"
-    )
+    cycles, used = 3 * 256 * 128 // 4, 4096 * 2112 / (3 * 132 * 256 * 128)
+    walk = f"272 tiles in {272 / 132:.2f} waves of 132, {cycles:,} cycles"
+    assert large == f"large: {walk}; {used:.0%} of them compute d"
     assert small.startswith("small: 374 tiles in 2.83 waves")
     picture = views.waves(4096, 2112, 1024, {"large": Config()})
     assert [text.get_text() for text in picture.figure.axes[0].texts] == ["132", "132", "8"]
@@ -115,7 +116,8 @@ def test_in_turn_repeats_a_timeline():
 
 
 def test_your_own_order(tmp_path):
-    """Rows that run backwards every other time: the same tiles, another order, for the picture and for the kernel."""
+    """Rows that run backwards every other time: the same tiles, another order, for the picture and for the
+    kernel."""
     text = (s08_persistent.stage.source.parent / "scheduler.cuh").read_text()
     old = "return RASTER_M ? Tile{x, y} : Tile{y, x};"
     assert old in text

@@ -49,7 +49,8 @@ def test_tiles_counts_ctas_and_steps(m, n, k, block):
 
 
 def test_footprint_is_what_the_kernel_must_touch(run):
-    """A CTA loads its 32 rows of a whole, and stores its tile of d; the first warp's first load is 16 rows of two vectors of 16 bytes."""
+    """A CTA loads its 32 rows of a whole, and stores its tile of d; the first warp's first load is 16 rows of
+    two vectors of 16 bytes."""
     a, d, report = run
     loads = [r for r in views.requests_at(report, "", "global") if r.cta == 0 and r.bytes == 16]
     assert f"{32 * K} of {M * K} elements in 32 rows, coloured by warp" in drawn(
@@ -89,7 +90,8 @@ def test_mismatches_counts_bits_that_differ():
 
 
 def test_a_product_costs_what_the_register_tile_says(run):
-    """(thread_m + thread_n) / (thread_m * thread_n) bytes; every multiply-add is an instruction, so there is more than one."""
+    """(thread_m + thread_n) / (thread_m * thread_n) bytes; every multiply-add is an instruction, so there is
+    more than one."""
     report = run[2]
     text = drawn(views.per_product({"4 x 2": report}, M * N * K))
     shared, instructions = map(float, re.findall(r"[\d.]+(?= shared| instr)", text))

@@ -1,4 +1,5 @@
-"""The picture of a timeline against intervals that are added up here, made by hand and taken from a real kernel."""
+"""The picture of a timeline against intervals that are added up here, made by hand and taken from a real
+kernel."""
 
 from __future__ import annotations
 
@@ -14,14 +15,19 @@ from minigemm.emulator.watch.timeline import Interval
 from minigemm.kernels import s03_tma, s06_warp_specialized
 
 BY_HAND = Timeline(
-    "ns", "measured", ["warp 0", "warp 4", "tensor core", "TMA"],
+    "ns",
+    "measured",
+    ["warp 0", "warp 4", "tensor core", "TMA"],
     [
-        Interval("warp 0", 0, 10, "busy", "instructions"), Interval("warp 0", 10, 70, "waiting", "mbarrier 0x8400"),
-        Interval("warp 0", 70, 100, "waiting", "WGMMA"), Interval("warp 4", 0, 40, "waiting", "mbarrier 0x8408"),
-        Interval("tensor core", 70, 95, "busy", "warpgroup 0"), Interval("TMA", 0, 50, "busy", "load 128 bytes to 0x400"),
+        Interval("warp 0", 0, 10, "busy", "instructions"),
+        Interval("warp 0", 10, 70, "waiting", "mbarrier 0x8400"),
+        Interval("warp 0", 70, 100, "waiting", "WGMMA"),
+        Interval("warp 4", 0, 40, "waiting", "mbarrier 0x8408"),
+        Interval("tensor core", 70, 95, "busy", "warpgroup 0"),
+        Interval("TMA", 0, 50, "busy", "load 128 bytes to 0x400"),
         Interval("TMA", 20, 70, "busy", "load 128 bytes to 0x480"),
     ],
-)  # fmt: skip
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """What the lanes of a warp compute together: shuffles, votes, matches, reductions, elections, 8x8 matrices.
 
-Every array ends in the 32 lanes of a warp; the dimensions before it, any number of them, are warps that execute the
-same instruction at once. `present` (..., 32) says which lanes take part: those that execute the instruction, which are
-its membermask less the exited ones. A result that the whole warp shares has shape (...), one for each warp.
+The last dimension of every array is the 32 lanes of a warp. The dimensions before it, any number of them, are
+warps that execute the same instruction at once. `present` (..., 32) says which lanes take part: the lanes of
+the membermask that have not exited. A result that the whole warp shares has shape (...), one for each warp.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BIT = np.uint32(1) << np.arange(LANES, dtype=np.uint32)
 
 
 def activemask(present: Lanes) -> NDArray[np.uint32]:
-    """`activemask`: bit i is set where lane i is present. (..., 32) -> (...) uint32; `lanes_of` is its inverse."""
+    """`activemask`: bit i is set where lane i is present. (..., 32) -> (...) uint32. Inverse: `lanes_of`."""
     return np.bitwise_or.reduce(np.where(present, _BIT, np.uint32(0)), axis=-1)
 
 
@@ -53,9 +53,12 @@ def lanes_of(mask: ArrayLike) -> Lanes:
 
 
 def mask_misuse(opcode: str, masks: NDArray, executing: Lanes) -> str:
-    """What is wrong with the membermasks (32,) that the `executing` lanes (32,) of a warp gave `opcode`; "" if nothing.
+    """Say what is wrong with the membermasks (32,) that the `executing` lanes (32,) of a warp gave `opcode`.
 
-    Groups of lanes may name different masks, as the tiles of a warp do, but all lanes of a mask must name the same one.
+    Returns "" if nothing is wrong.
+
+    Groups of lanes may name different masks, as the tiles of a warp do, but all lanes of a mask must name the
+    same one.
     """
     masks = np.asarray(masks, np.int64) & 0xFFFFFFFF
     members = lanes_of(masks)
@@ -88,10 +91,10 @@ class Shuffled(NamedTuple):
 
 
 def shuffle(mode: str, value: NDArray, lane: ArrayLike, clamp: ArrayLike, present: Lanes) -> Shuffled:
-    """`shfl.sync.mode.b32 d|p, a, b, c`: `value`, `lane` and `clamp` are a, b and c, each (..., 32) or one number.
+    """`shfl.sync.mode.b32 d|p, a, b, c`. `value`, `lane` and `clamp` are a, b and c: (..., 32), or a number.
 
-    `mode` is up, down, bfly, idx. Bits 4-0 of c clamp the source lane, bits 12-8 split the warp into segments. Out of
-    range, a lane keeps its own value and its predicate is False.
+    `mode` is up, down, bfly, idx. Bits 4-0 of c clamp the source lane, bits 12-8 split the warp into
+    segments. Out of range, a lane keeps its own value and its predicate is False.
     """
     b, c = np.asarray(lane, np.int64) & 31, np.asarray(clamp, np.int64)
     segment = c >> 8 & 31
@@ -121,7 +124,7 @@ def shuffle(mode: str, value: NDArray, lane: ArrayLike, clamp: ArrayLike, presen
 
 
 def vote(mode: str, predicate: Lanes, present: Lanes) -> Lanes:
-    """`vote.sync.mode.pred`: all, any, or uni (all alike) of the present lanes' predicates. (..., 32) -> (...)."""
+    """`vote.sync.mode.pred`, mode all, any or uni (all alike), over the present lanes. (..., 32) -> (...)."""
     every, some = np.asarray((predicate | ~present).all(-1)), np.asarray((predicate & present).any(-1))
     if mode not in ("all", "any", "uni"):
         raise Unsupported(f"vote.sync.{mode}")
@@ -129,18 +132,18 @@ def vote(mode: str, predicate: Lanes, present: Lanes) -> Lanes:
 
 
 def ballot(predicate: Lanes, present: Lanes) -> NDArray[np.uint32]:
-    """`vote.sync.ballot.b32`: bit i is lane i's predicate, 0 where it is not present. (..., 32) -> (...) uint32."""
+    """`vote.sync.ballot.b32`: bit i is lane i's predicate, 0 if not present. (..., 32) -> (...) uint32."""
     return activemask(predicate & present)
 
 
 def match_any(value: NDArray, present: Lanes) -> NDArray[np.uint32]:
-    """`match.any.sync`, b32 or b64: the mask of the present lanes that hold the lane's own value. (..., 32) uint32."""
+    """`match.any.sync`, b32 or b64: the present lanes that hold the lane's own value. (..., 32) uint32."""
     alike = (value[..., :, None] == value[..., None, :]) & present[..., None, :] & present[..., :, None]
     return activemask(alike)
 
 
 def match_all(value: NDArray, present: Lanes) -> tuple[NDArray[np.uint32], Lanes]:
-    """`match.all.sync`: (the present lanes, True) where all of them hold one value, else (0, False); each (...)."""
+    """`match.all.sync`: (the present lanes, True) where all hold one value, else (0, False); each (...)."""
     alike = vote("all", value == np.take_along_axis(value, elect(present)[..., None], -1), present)
     return np.where(alike, activemask(present), np.uint32(0)), alike
 
@@ -185,7 +188,7 @@ def elect(present: Lanes) -> NDArray[np.intp]:
 
 @cache
 def _matrix_elements(count: int, transposed: bool) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """For each half of each register of a lane, (32, count, 2): the lane that gave its row's address, its byte."""
+    """The lane that gave the row's address, and the byte, of each half of each register: (32, count, 2)."""
     lane, matrix, half = np.ogrid[:LANES, :count, :2]
     row, column = lane // 4 + 0 * half, lane % 4 * 2 + half
     if transposed:
@@ -197,8 +200,9 @@ def _matrix_elements(count: int, transposed: bool) -> tuple[NDArray[np.intp], ND
 def matrix_addresses(addresses: NDArray, count: int, transposed: bool) -> NDArray[np.int64]:
     """Where `ldmatrix` and `stmatrix` `.m8n8.xCOUNT{.trans}.b16` find what a lane's registers hold.
 
-    `addresses` (..., 32): lane 8m + r gives the address of row r of matrix m, 16 bytes; beyond 8 * count lanes they are
-    ignored. The result (..., 32, count, 2) is the byte address of the low and the high half of each lane's registers.
+    `addresses` (..., 32): lane 8m + r gives the address of row r of matrix m, 16 bytes. Lanes from 8 * count
+    on are ignored. The result (..., 32, count, 2) is the byte address of the low and the high half of each
+    lane's registers.
     """
     source, offset = _matrix_elements(count, transposed)
     return np.asarray(addresses, np.int64)[..., source] + offset

@@ -7,49 +7,57 @@ import re
 
 import numpy as np
 
+from ..ptx.program import Symbol
 from ..translate.lower import Site
-from .block import Block, serves, symbol_name
+from .block import Block, Handler, Unit
 
 _FORMAT = re.compile(r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+))?(hh|h|ll|l|z|j|t)?([diouxXeEfFgGaAcsp%])")
 
 
-@serves("call")
-def call(block: Block, site: Site, ids: np.ndarray) -> None:
-    """An external function: ``vprintf`` and ``__assertfail`` are served, others are unknown."""
-    name = symbol_name(site.instruction.operands[1])
-    arguments = [symbol_name(a) for a in site.arguments[1:]]
-    if name == "vprintf":
-        for t in ids.tolist():
-            form, data = (_slot(block, t, a) for a in arguments)
-            print(_format(block, _string(block, form), data), end="")
-            _return(block, site, t, 0)
-        block.go(ids)
-    elif name == "__assertfail":
-        t = int(ids[0])
-        message, file, line, function = (_slot(block, t, a) for a in arguments[:4])
-        raise block.fault(
-            f"assertion failed: {_string(block, message)} ({_string(block, file)}:{line & 0xFFFFFFFF}, {_string(block, function)})",
-            site,
-            ids,
-        )
-    else:
-        raise block.fault(f"call of the external function {name}, which is not emulated", site, ids)
+class HostCalls(Unit):
+    """The calls of external functions. `vprintf` and `__assertfail` are served, others are faults."""
+
+    def serves(self) -> dict[str, Handler]:
+        return {"call": self.call}
+
+    def call(self, site: Site, ids: np.ndarray) -> None:
+        """`call (result), name, (arguments)`; threads have stored the arguments in their local memory."""
+        block = self.block
+        name = _symbol(site.instruction.operands[1])
+        arguments = [_symbol(a) for a in site.arguments[1:]]
+        if name == "vprintf":
+            for t in ids.tolist():
+                form, data = (self._slot(t, a) for a in arguments)
+                print(_format(block, _string(block, form), data), end="")
+                self._return(site, t, 0)
+            block.go(ids)
+        elif name == "__assertfail":
+            message, file, line, function = (self._slot(int(ids[0]), a) for a in arguments[:4])
+            where = f"{_string(block, file)}:{line & 0xFFFFFFFF}, {_string(block, function)}"
+            raise block.fault(f"assertion failed: {_string(block, message)} ({where})", site, ids)
+        else:
+            raise block.fault(f"call of the external function {name}, which is not emulated", site, ids)
+
+    def _slot(self, thread: int, symbol: str) -> int:
+        """The 8 bytes that the thread stored for a parameter of the call."""
+        offset = self.block.kernel.program.local_places[symbol]
+        return int(self.block.contexts[thread, offset : offset + 8].view(np.int64)[0])
+
+    def _return(self, site: Site, thread: int, value: int) -> None:
+        """Store the call's result where the thread will look for it."""
+        for operand in site.results:
+            place = self.block.kernel.program.local_places.get(_symbol(operand))
+            if place is not None:
+                self.block.contexts[thread, place : place + 4].view(np.int32)[0] = value
 
 
-def _slot(block: Block, thread: int, symbol: str) -> int:
-    """The 8 bytes that the thread stored for a parameter of the call."""
-    offset = block.kernel.program.local_places[symbol]
-    return int(block.contexts[thread, offset : offset + 8].view(np.int64)[0])
-
-
-def _return(block: Block, site: Site, thread: int, value: int) -> None:
-    for operand in site.results:
-        place = block.kernel.program.local_places.get(symbol_name(operand))
-        if place is not None:
-            block.contexts[thread, place : place + 4].view(np.int32)[0] = value
+def _symbol(operand: object) -> str:
+    """The name of an operand that is a symbol, else ""."""
+    return operand.name if isinstance(operand, Symbol) else ""
 
 
 def _string(block: Block, address: int) -> str:
+    """The C string at a global address."""
     if not address:
         return "(null)"
     for base, size, _, _ in block.kernel.memory.ranges:
@@ -73,9 +81,12 @@ def _format(block: Block, text: str, data: int) -> str:
         flags, width, precision, length, kind = match.groups()
         if kind == "%":
             return "%"
+
+        # Width and precision may be arguments too.
         width = str(int.from_bytes(take(4), "little", signed=True)) if width == "*" else width or ""
         precision = str(int.from_bytes(take(4), "little", signed=True)) if precision == "*" else precision
         spec = f"%{flags}{width}" + (f".{precision}" if precision is not None else "")
+
         if kind in "eEfFgGaA":
             value = float(np.frombuffer(take(8), np.float64)[0])
             return value.hex() if kind in "aA" else (spec + kind) % value

@@ -1,7 +1,7 @@
 """The mbarrier object: arrivals, transaction bytes, phases, and what its misuse means.
 
-Pure state. Who waits, and who is woken when `phase` moves on, is the machine's business. Every operation either happens
-as PTX defines it, or raises BarrierMisuse and changes nothing.
+Pure state. Who waits, and who is woken when `phase` moves on, is the machine's business. Every operation
+either happens as PTX defines it, or raises BarrierMisuse and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PENDING_BITS = 20
 
 
 class BarrierMisuse(EmulatorError):
-    """An operation on an mbarrier that PTX leaves undefined; the message names the cause and the usual fix."""
+    """An operation on an mbarrier that PTX leaves undefined. The message names the cause and the fix."""
 
 
 def never_initialised(operation: str) -> BarrierMisuse:
@@ -27,11 +27,13 @@ def never_initialised(operation: str) -> BarrierMisuse:
 
 
 class MBarrier:
-    """One mbarrier. `phase` counts the completed phases, from 0; its lowest bit is the parity of the current one.
+    """One mbarrier.
+
+    phase:    how many phases are complete; its lowest bit is the parity of the current one
 
     expected: arrivals that every phase from the next one on waits for
     pending:  arrivals that the current phase still waits for
-    tx:       bytes that the current phase still waits for; below 0 when bytes landed before they were announced
+    tx:       bytes that the current phase still waits for; below 0 when bytes landed unannounced
     """
 
     __slots__ = ("_announced", "_arrived", "_valid", "expected", "pending", "phase", "tx")
@@ -53,9 +55,10 @@ class MBarrier:
     # --- operations
 
     def arrive(self, count: int = 1, *, no_complete: bool = False) -> int:
-        """`mbarrier.arrive`: `count` arrivals on the current phase. Returns the state before them, for `test_wait`.
+        """`mbarrier.arrive`: `count` arrivals on the current phase.
 
-        `no_complete` (`.noComplete`) promises that these are not the phase's last arrivals.
+        Returns the state before them, for `test_wait`. `no_complete` (`.noComplete`) promises that these are
+        not the phase's last arrivals.
         """
         self._check_arrival("mbarrier.arrive", count)
         if no_complete and self.pending == count and self.tx == 0:
@@ -68,7 +71,7 @@ class MBarrier:
         return state
 
     def arrive_drop(self, count: int = 1) -> int:
-        """`mbarrier.arrive_drop`: arrive, and let later phases expect `count` arrivals less. As `arrive` else."""
+        """`mbarrier.arrive_drop`: as `arrive`, and let later phases expect `count` arrivals less."""
         self._check_arrival("mbarrier.arrive_drop", count)
         if count > self.expected:
             raise BarrierMisuse(
@@ -87,7 +90,7 @@ class MBarrier:
         self._complete_phase()
 
     def complete_tx(self, nbytes: int) -> None:
-        """`mbarrier.complete_tx`, or an asynchronous copy that landed: `nbytes` bytes of the phase have come."""
+        """`mbarrier.complete_tx`, or a copy that landed: `nbytes` bytes of the phase have come."""
         self._check("mbarrier.complete_tx")
         if nbytes < 0 or self.tx - nbytes < -COUNT_MAX:
             raise BarrierMisuse(
@@ -98,7 +101,7 @@ class MBarrier:
         self._complete_phase()
 
     def arrive_expect_tx(self, nbytes: int) -> int:
-        """`mbarrier.arrive.expect_tx`: expect `nbytes` bytes, then arrive once. Returns the state before both."""
+        """`mbarrier.arrive.expect_tx`: expect `nbytes` bytes, then arrive. Returns the state before both."""
         self._check_arrival("mbarrier.arrive.expect_tx", 1)
         state = self.state
         self._expect("mbarrier.arrive.expect_tx", nbytes)
@@ -143,7 +146,7 @@ class MBarrier:
         return phase < self.phase
 
     def test_wait_parity(self, parity: int) -> bool:
-        """`mbarrier.test_wait.parity`: has the phase of this parity completed, being the current or the preceding one?
+        """`mbarrier.test_wait.parity`: has the phase of this parity, the current or the last, completed?
 
         A fresh barrier is in phase 0, so that parity 1, the phase before the first, counts as completed.
         """

@@ -1,19 +1,22 @@
 """The arithmetic of Hopper's FP8 tensor core, bit for bit.
 
     from minigemm.emulator import tensor_core
-    d = tensor_core.wgmma(a, b)        # a (64, K), b (N, K) FP8 -> float32 (64, N), as `wgmma` gives it, one k32 step after the other
+    d = tensor_core.wgmma(a, b)  # a (64, K), b (N, K) FP8 -> float32 (64, N), one k32 step after the other
 
 The rule for one step of 32 products and one element, found by comparing with a GPU's results:
 
 1. A NaN among the operands or in the accumulator C gives NaN (0x7fffffff). An infinite C stays.
-2. A product is an integer, ma * mb, times 2^(ea + eb - 6). Subnormals keep e = -6 (e5m2: -14) and are not normalised first.
+2. A product is an integer, ma * mb, times 2^(ea + eb - 6). Subnormals keep e = -6 (e5m2: -14) and are not
+   normalised first.
 3. E is the largest exponent ea + eb of the products that are not zero, and of C when it is not zero.
-4. Every magnitude is truncated toward zero at 2^(E - 13), C too; then the signs are applied and the integers added, exactly.
+4. Every magnitude is truncated toward zero at 2^(E - 13), C too; then the signs are applied and the integers
+   added, exactly.
 5. The sum's magnitude is truncated to 14 significant bits. A sum of zero is +0.
 
 So an accumulator holds 14 bits, not the 24 of FP32, and the order inside a step does not matter.
-Sources: recorded results of Hopper GPUs (tests/data/tensor_core_*.npz); that such units align and truncate: Fasi, Higham, Mikaitis, Pranesh,
-"Numerical behavior of NVIDIA tensor cores" (PeerJ CS, 2021).
+
+Sources: recorded results of Hopper GPUs (tests/data/tensor_core_*.npz). That such units align and truncate:
+Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores" (PeerJ CS, 2021).
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ _FINITE, _INF, _NAN = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """What each of the 256 codes of an FP8 format is: `significand` (signed, in units of 2^(exponent - 3)), `exponent`, `special`; and its value."""
+    """The 256 codes of an FP8 format. Unless special, a code is `significand * 2^(exponent - 3)`."""
 
     significand: np.ndarray  # int32 (256,)
     exponent: np.ndarray  # int32 (256,)
@@ -67,9 +70,8 @@ def format_of(kind: str) -> Format:
     else:
         special[codes & 0x7F == 0x7C] = _INF
         special[codes & 0x7F > 0x7C] = _NAN
-    magnitude[special != _FINITE] = (
-        8 * (special == _INF)[special != _FINITE]
-    )  # of an infinity only the sign counts
+    magnitude[special == _INF] = 8  # only the sign of an infinity counts
+    magnitude[special == _NAN] = 0
     exponent = np.where(magnitude == 0, _ZERO, np.maximum(stored, 1) - bias).astype(np.int32)
     value = torch.arange(256, dtype=torch.uint8).view(_DTYPES[kind]).float().numpy()
     return Format(np.where(codes >> 7, -magnitude, magnitude).astype(np.int32), exponent, special, value)
@@ -79,7 +81,10 @@ def format_of(kind: str) -> Format:
 def _chain(
     a: Any, b: Any, c: Any, a_sig: Any, a_exp: Any, a_special: Any, b_sig: Any, b_exp: Any, b_special: Any
 ) -> None:
-    """c (rows, n) uint32, in place: the steps of a (rows, k) and b (n, k), uint8. The innermost loops run over n, so that they become vector code."""
+    """Add the steps of a (rows, k) and b (n, k), uint8, to c (rows, n) uint32, in place.
+
+    The innermost loops run over n, so that they become vector code.
+    """
     rows, n = a.shape[0], b.shape[0]
     bs, be = np.empty((32, n), np.int32), np.empty((32, n), np.int32)
     b_nan, b_inf = np.empty(n, np.int32), np.empty(n, np.int32)
@@ -131,7 +136,7 @@ def _chain(
                 magnitude = (total[j] ^ sign) - sign
                 bits = np.uint32(0)
                 if magnitude != 0:
-                    # below 2^24, so exact as a float, whose upper 13 bits of fraction are the significant ones
+                    # below 2^24, so exact as a float, whose upper 13 bits of fraction are significant
                     as_float = np.float32(magnitude).view(np.uint32) & np.uint32(0xFFFFFC00)
                     exponent = np.int32(as_float >> np.uint32(23)) + largest[j] - np.int32(13)
                     if exponent > 0:
@@ -164,7 +169,10 @@ def _chain(
 def _infinities(
     a: Any, b: Any, c: Any, infinite: Any, bits: Any, a_sig: Any, a_special: Any, b_sig: Any, b_special: Any
 ) -> Any:
-    """With infinite operands (e5m2): infinity times zero and infinities of both signs are NaN, else the sum is that infinity."""
+    """The sum with infinite operands (e5m2), as (bits, is it NaN?).
+
+    Infinity times zero and infinities of both signs are NaN; else the sum is the infinity.
+    """
     positive, negative = infinite and c >> np.uint32(31) == 0, infinite and c >> np.uint32(31) == 1
     for k in range(32):
         if a_special[a[k]] == 1 or b_special[b[k]] == 1:
@@ -185,7 +193,10 @@ def _infinities(
 def accumulate(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, a_kind: str = "e4m3", b_kind: str = "e4m3"
 ) -> None:
-    """`c += a @ b.T` as the tensor core does it, in place: a uint8 (rows, k), b uint8 (n, k), c the bits of float32 as uint32 (rows, n), contiguous."""
+    """Compute `c += a @ b.T` as the tensor core does, in place.
+
+    a is uint8 (rows, k), b uint8 (n, k), and c the bits of float32 as uint32 (rows, n), contiguous.
+    """
     left, right = format_of(a_kind), format_of(b_kind)
     _chain(
         a,
@@ -203,7 +214,7 @@ def accumulate(
 def accumulate_fast(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, a_kind: str = "e4m3", b_kind: str = "e4m3"
 ) -> None:
-    """The same with plain FP32 sums: much faster for wide tiles, and not the hardware's bits."""
+    """Compute the same with plain FP32 sums: much faster for wide tiles, and not the hardware's bits."""
     c[:] = (c.view(np.float32) + format_of(a_kind).value[a] @ format_of(b_kind).value[b].T).view(np.uint32)
 
 
@@ -218,11 +229,13 @@ def prepare() -> None:
 def wgmma(
     a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None = None, kind: str | None = None
 ) -> torch.Tensor:
-    """`d = a @ b.T + c`: a chain of `wgmma.mma_async.m64nNk32` with FP32 accumulators, every bit as a Hopper GPU gives it.
+    """Compute `d = a @ b.T + c` by a chain of `wgmma.mma_async.m64nNk32`, every bit as a Hopper GPU gives it.
 
     Args:
-        a: (64, K) torch.float8_e4m3fn, torch.float8_e5m2, or uint8 bit patterns; on the CPU. K is a multiple of 32.
-        b: (N, K), of the same dtype as a. N of 1 or more (the instruction has multiples of 8 up to 256; a column does not depend on the others).
+        a: (64, K) torch.float8_e4m3fn, torch.float8_e5m2, or uint8 bit patterns; on the CPU. K is a multiple
+            of 32.
+        b: (N, K), with the dtype of a. N is 1 or more: the instruction has multiples of 8 up to 256, but a
+            column does not depend on the others.
         c: (64, N) float32, or None for accumulators that begin at zero.
         kind: "e4m3" or "e5m2": what uint8 patterns mean, "e4m3" unless said.
 

@@ -1,11 +1,11 @@
-"""The tensor memory accelerator: tensor maps, boxes of global and shared memory, swizzles, bulk copies, reductions.
+"""The tensor memory accelerator (TMA): tensor maps, boxes, swizzles, bulk copies, reductions.
 
-Pure functions over bytes: when a copy lands, and who may see it, is the machine's business. A box travels *dense*: the
-elements in row-major order, as one uint8 array, unswizzled; `Descriptor.offsets` says where in shared memory each byte
-of it lives.
+Pure functions over bytes: when a copy lands, and who may see it, is the machine's business. A box travels
+*dense*: the elements in row-major order, as one uint8 array, unswizzled; `Descriptor.offsets` says where in
+shared memory each byte of it lives.
 
-A tensor map is 128 bytes of our own making, so that maps in parameters, structs, `__constant__` and global memory all
-work. `TensorMap` makes them and refuses what `cuTensorMapEncodeTiled` refuses.
+A tensor map is 128 bytes of our own making, so that maps in parameters, structs, `__constant__` and global
+memory all work. `TensorMap` makes them and refuses what `cuTensorMapEncodeTiled` refuses.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """What the TMA takes an element for: `kind` is "u", "s", "f" or "bf", as in the PTX type; `size` is in bytes."""
+    """An element's type for the TMA. `kind` is "u", "s", "f" or "bf", as in PTX; `size` is in bytes."""
 
     kind: str
     size: int
@@ -79,20 +79,17 @@ class ElementType:
 
 
 # In the order of the codes inside an encoded map. One-byte elements, FP8 among them, are bytes to the TMA.
-_TYPES = tuple(
-    ElementType(*each)
-    for each in (
-        ("u", 1),
-        ("u", 2),
-        ("u", 4),
-        ("s", 4),
-        ("u", 8),
-        ("s", 8),
-        ("f", 2),
-        ("f", 4),
-        ("f", 8),
-        ("bf", 2),
-    )
+_TYPES = (
+    ElementType("u", 1),
+    ElementType("u", 2),
+    ElementType("u", 4),
+    ElementType("s", 4),
+    ElementType("u", 8),
+    ElementType("s", 8),
+    ElementType("f", 2),
+    ElementType("f", 4),
+    ElementType("f", 8),
+    ElementType("bf", 2),
 )
 _BY_NAME = {str(each): each for each in _TYPES}
 _DTYPES = {
@@ -154,16 +151,19 @@ class Descriptor:
 
     @cached_property
     def box_bytes(self) -> int:
-        """Bytes of one box, which a load completes on its mbarrier, also where the box hangs over the tensor's edge."""
+        """Bytes of one box.
+
+        A load completes as many on its mbarrier, even if the box hangs over the tensor's edge.
+        """
         return math.prod(self.extents) * self.type.size
 
     @cached_property
     def smem_bytes(self) -> int:
-        """Bytes of shared memory from a box's first byte to its last: a swizzled row takes a whole swizzle span."""
+        """Bytes of shared memory that a box spans: a swizzled row takes a whole swizzle span."""
         return self.box_bytes // self.row_bytes * max(self.row_bytes, self.swizzle)
 
     def offsets(self, address: int) -> NDArray[np.int64]:
-        """The shared-memory address of each byte of a dense box that lies at `address`: (box_bytes,), read-only."""
+        """The shared address of each byte of a dense box that lies at `address`: (box_bytes,), read-only."""
         placed = swizzle_offsets(address, self.smem_bytes, self.swizzle)
         if self.smem_bytes == self.box_bytes:
             return placed
@@ -219,10 +219,10 @@ def decode(data: bytes) -> Descriptor:
 class TensorMap:
     """A CPU tensor that a kernel reads or writes through TMA, one `box` at a time.
 
-    `box` and `element_strides` are in `tensor.shape`'s order, innermost last. `swizzle` is the span in bytes (0, 32,
-    64, 128), `fill` ("zero" or "nan") what a load finds outside the tensor. The map keeps the tensor alive. What
-    `cuTensorMapEncodeTiled` refuses is a ValueError that names the argument, what was expected and what came; a dtype
-    that no map can describe is a TypeError.
+    `box` and `element_strides` are in `tensor.shape`'s order, innermost last. `swizzle` is the span in bytes
+    (0, 32, 64, 128), `fill` ("zero" or "nan") what a load finds outside the tensor. The map keeps the tensor
+    alive. What `cuTensorMapEncodeTiled` refuses is a ValueError that names the argument, what was expected
+    and what came; a dtype that no map can describe is a TypeError.
     """
 
     tensor: torch.Tensor
@@ -243,91 +243,79 @@ class TensorMap:
 
 def _describe(tensor_map: TensorMap) -> Descriptor:
     """The checked descriptor of a map."""
-    if not isinstance(tensor_map.box, Sequence):
-        raise TypeError(f"box: expected a length for each dimension of the tensor, got {tensor_map.box!r}")
-    tensor, box, swizzle = tensor_map.tensor, tuple(tensor_map.box), tensor_map.swizzle
+    tensor, box, swizzle = tensor_map.tensor, tensor_map.box, tensor_map.swizzle
+    if not isinstance(box, Sequence):
+        raise TypeError(f"box: expected a length for each dimension of the tensor, got {box!r}")
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"tensor: expected a torch.Tensor, got {type(tensor).__name__}")
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise TypeError(f"tensor: expected a dtype that TMA can move ({', '.join(_DTYPES)}), got {name}")
-    element = _BY_NAME[_DTYPES[name]]
-    shape, rank = tuple(tensor.shape), tensor.dim()
+    element, box, rank = _BY_NAME[_DTYPES[name]], tuple(box), tensor.dim()
+
     # The stride of a dimension of one element means nothing, but the driver checks it: any good one will do.
     strides = tuple(
         element.size * stride if size > 1 or i == rank - 1 else CHUNK
-        for i, (size, stride) in enumerate(zip(shape, tensor.stride(), strict=True))
+        for i, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
     )
+    _check_tensor(tensor, strides, element, name)
+
     steps = (1,) * rank if tensor_map.element_strides is None else tuple(tensor_map.element_strides)
-
-    def check(holds: bool, name: str, expected: str, got: object) -> None:
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {got}")
-
-    check(tensor.device.type == "cpu", "tensor", "a CPU tensor", f"one on {tensor.device}")
-    check(1 <= rank <= 5, "tensor", "1 to 5 dimensions", rank)
-    check(
-        all(1 <= each <= 2**32 for each in shape),
-        "tensor",
-        "1 to 2**32 elements a dimension",
-        f"shape {shape}",
-    )
-    check(
-        strides[-1] == element.size or shape[-1] == 1,
-        "tensor",
-        "a contiguous last dimension",
-        f"strides {tuple(tensor.stride())}",
-    )
-    check(
-        all(each % 16 == 0 and each < 2**40 for each in strides[:-1]),
-        "tensor",
-        "strides that are multiples of 16 bytes and less than 2**40",
-        f"{strides[:-1]} bytes for shape {shape}, dtype {name}",
-    )
-    check(
-        tensor.data_ptr() % 16 == 0, "tensor", "a first element at a 16-byte boundary", hex(tensor.data_ptr())
-    )
-    check(len(box) == rank, "box", f"one size for each of the {rank} dimensions", box)
-    check(all(1 <= each <= 256 for each in box), "box", "1 to 256 elements a dimension", box)
-    check(len(steps) == rank, "element_strides", f"one step for each of the {rank} dimensions", steps)
-    check(all(1 <= each <= 8 for each in steps), "element_strides", "1 to 8 in each dimension", steps)
-    check(tensor_map.interleave in (0, 16, 32), "interleave", "0, 16 or 32", tensor_map.interleave)
+    _expect(len(box) == rank, "box", f"one size for each of the {rank} dimensions", box)
+    _expect(all(1 <= each <= 256 for each in box), "box", "1 to 256 elements a dimension", box)
+    _expect(len(steps) == rank, "element_strides", f"one step for each of the {rank} dimensions", steps)
+    _expect(all(1 <= each <= 8 for each in steps), "element_strides", "1 to 8 in each dimension", steps)
+    _expect(tensor_map.interleave in (0, 16, 32), "interleave", "0, 16 or 32", tensor_map.interleave)
     if tensor_map.interleave:
         raise Unsupported(f"tensor maps with interleave={tensor_map.interleave}")
-    check(swizzle in _SPANS, "swizzle", "0, 32, 64 or 128 bytes", swizzle)
+    _expect(swizzle in _SPANS, "swizzle", "0, 32, 64 or 128 bytes", swizzle)
+
+    # The bytes of the box: of a row, and of all that moves.
     inner = box[-1] * element.size
-    check(
-        inner % 16 == 0,
-        "box",
-        "a last dimension that is a multiple of 16 bytes",
-        f"{inner} bytes ({box}, {name})",
-    )
-    check(
-        not swizzle or inner <= swizzle,
-        "box",
-        f"a last dimension of at most {swizzle} bytes, the swizzle's span",
-        f"{inner} bytes ({box}, {name})",
-    )
     moved = element.size * math.prod(-(-size // step) for size, step in zip(box, steps, strict=True))
-    check(moved <= BOX_MAX, "box", f"at most {BOX_MAX} bytes", f"{moved} bytes ({box}, {name})")
-    check(tensor_map.fill in _FILLS, "fill", '"zero" or "nan"', repr(tensor_map.fill))
-    check(
-        tensor_map.fill == "zero" or element.is_float,
-        "fill",
-        'a floating-point dtype with "nan" (FP8 travels as bytes)',
-        name,
-    )
+    row, whole = f"{inner} bytes ({box}, {name})", f"{moved} bytes ({box}, {name})"
+    limit = f"a last dimension of at most {swizzle} bytes, the swizzle's span"
+    _expect(inner % 16 == 0, "box", "a last dimension that is a multiple of 16 bytes", row)
+    _expect(not swizzle or inner <= swizzle, "box", limit, row)
+    _expect(moved <= BOX_MAX, "box", f"at most {BOX_MAX} bytes", whole)
+
+    fill = tensor_map.fill
+    floats = 'a floating-point dtype with "nan" (FP8 travels as bytes)'
+    _expect(fill in _FILLS, "fill", '"zero" or "nan"', repr(fill))
+    _expect(fill == "zero" or element.is_float, "fill", floats, name)
     return Descriptor(
-        tensor.data_ptr(),
-        shape[::-1],
-        (element.size, *strides[-2::-1]),
-        box[::-1],
-        (1, *steps[-2::-1]),  # the driver ignores the innermost one
-        element,
-        swizzle,
-        tensor_map.fill,
-        tensor_map.interleave,
+        address=tensor.data_ptr(),
+        dims=tuple(tensor.shape)[::-1],
+        strides=(element.size, *strides[-2::-1]),
+        box=box[::-1],
+        element_strides=(1, *steps[-2::-1]),  # the driver ignores the innermost one
+        type=element,
+        swizzle=swizzle,
+        fill=fill,
+        interleave=tensor_map.interleave,
     )
+
+
+def _check_tensor(tensor: torch.Tensor, strides: tuple[int, ...], element: ElementType, name: str) -> None:
+    """Raise ValueError unless a map can describe the tensor. `strides` are in bytes, `name` is its dtype."""
+    shape, rank = tuple(tensor.shape), tensor.dim()
+    _expect(tensor.device.type == "cpu", "tensor", "a CPU tensor", f"one on {tensor.device}")
+    _expect(1 <= rank <= 5, "tensor", "1 to 5 dimensions", rank)
+    sizes = "1 to 2**32 elements a dimension"
+    _expect(all(1 <= each <= 2**32 for each in shape), "tensor", sizes, f"shape {shape}")
+    contiguous = strides[-1] == element.size or shape[-1] == 1
+    _expect(contiguous, "tensor", "a contiguous last dimension", f"strides {tuple(tensor.stride())}")
+    good = all(each % 16 == 0 and each < 2**40 for each in strides[:-1])
+    expected = "strides that are multiples of 16 bytes and less than 2**40"
+    _expect(good, "tensor", expected, f"{strides[:-1]} bytes for shape {shape}, dtype {name}")
+    address = tensor.data_ptr()
+    _expect(address % 16 == 0, "tensor", "a first element at a 16-byte boundary", hex(address))
+
+
+def _expect(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise ValueError for an argument that is not as expected."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def require_tile_mode(modifiers: Iterable[str]) -> None:
@@ -341,9 +329,10 @@ def require_tile_mode(modifiers: Iterable[str]) -> None:
 
 
 def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool) -> str:
-    """Check where a box lies, when its copy is issued. Raises Fault where a GPU does; returns a warning, or "".
+    """Check where a box lies, when its copy is issued.
 
-    `coordinates` are innermost first, signed. `store` says that the box is written or reduced into the tensor.
+    `coordinates` are innermost first, signed. `store`: the box is written or reduced into the tensor. Raises
+    Fault where a GPU faults. Returns a warning, or "".
     """
     if len(coordinates) != len(descriptor.dims):
         raise Fault(
@@ -373,7 +362,7 @@ def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool
 
 
 def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -> Bytes:
-    """The box at `coordinates` (innermost first, signed), dense: (box_bytes,); outside the tensor it is filled."""
+    """Read the box at `coordinates` (innermost first, signed): dense (box_bytes,), filled outside."""
     inside = _Clipped(descriptor, coordinates)
     if inside.whole:
         return inside.view(memory).flatten()
@@ -386,8 +375,10 @@ def gather(descriptor: Descriptor, coordinates: Sequence[int], memory: Memory) -
 
 
 def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory) -> None:
-    """Write the dense box `data` (box_bytes,) at `coordinates`; what lies outside the tensor is dropped, except that
-    rows end with a whole 16-byte chunk, as on the hardware."""
+    """Write the dense box `data` (box_bytes,) at `coordinates`.
+
+    Bytes outside the tensor are dropped, except that rows end with a whole 16-byte chunk, as on the hardware.
+    """
     inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
         inside.view(memory)[...] = data.reshape(inside.shape)[inside.part]
@@ -396,9 +387,9 @@ def scatter(descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, mem
 def reduce(
     descriptor: Descriptor, coordinates: Sequence[int], data: Bytes, memory: Memory, operation: str
 ) -> None:
-    """`cp.reduce.async.bulk.tensor`: combine the box in global memory with the dense `data` that `scatter` would write.
+    """`cp.reduce.async.bulk.tensor`: combine global memory with the box `data`, which `scatter` would write.
 
-    `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault where the TMA has no such operation for the type.
+    `operation` is add, min, max, inc, dec, and, or, xor. Raises Fault if the TMA has it not for the type.
     """
     inside = _Clipped(descriptor, coordinates, store=True)
     if not inside.empty:
@@ -408,7 +399,7 @@ def reduce(
 
 
 class _Clipped:
-    """The part of a box inside the tensor. Byte arrays of a box are (..., rows, row_bytes), outermost first."""
+    """The part of a box inside the tensor. Its byte arrays are (..., rows, row_bytes), outermost first."""
 
     __slots__ = ("_address", "_shape", "_span", "_strides", "empty", "part", "shape", "whole")
 
@@ -453,10 +444,10 @@ class _Clipped:
 
 @lru_cache(maxsize=256)
 def swizzle_offsets(address: int, nbytes: int, swizzle: int) -> NDArray[np.int64]:
-    """Where in shared memory byte i of a swizzled region lies: `shared[offsets[i]] = dense[i]`. (nbytes,), read-only.
+    """The offset of each byte of a swizzled region: `shared[offsets[i]] = dense[i]`. (nbytes,), read-only.
 
-    The hardware permutes 16-byte chunks by absolute address: bits 4-6 ^= bits 7-9 (128-byte swizzle), bits 4-5 ^= bits
-    7-8 (64), bit 4 ^= bit 7 (32). `address` and `nbytes` are multiples of 16.
+    The hardware permutes 16-byte chunks by absolute address: bits 4-6 ^= bits 7-9 (128-byte swizzle), bits
+    4-5 ^= bits 7-8 (64), bit 4 ^= bit 7 (32). `address` and `nbytes` are multiples of 16.
     """
     chunks = np.arange(address // CHUNK, (address + nbytes) // CHUNK, dtype=np.int64)
     chunks ^= (chunks >> 3) & max(swizzle // CHUNK - 1, 0)
@@ -466,10 +457,10 @@ def swizzle_offsets(address: int, nbytes: int, swizzle: int) -> NDArray[np.int64
 
 
 def shared_alignment(address: int, swizzle: int) -> str:
-    """Check the shared-memory address of a tensor copy. Raises Fault where a GPU does; returns a warning, or "".
+    """Check the shared address of a tensor copy. Raises Fault where a GPU faults. Returns a warning, or "".
 
-    Any multiple of 128 works. But the swizzle goes by absolute address: a kernel that computes it from the start of its
-    tile finds other bytes unless the tile starts where the pattern does, every 8 spans.
+    Any multiple of 128 works. But the swizzle goes by absolute address: a kernel that computes it from the
+    start of its tile finds other bytes unless the tile starts where the pattern does, every 8 spans.
     """
     if address % 128:
         raise Fault(
@@ -490,20 +481,20 @@ def shared_alignment(address: int, swizzle: int) -> str:
 
 
 def bulk_load(address: int, shared: int, size: int, memory: Memory) -> Bytes:
-    """`cp.async.bulk` from global memory: a copy of the `size` bytes at `address`, for shared address `shared`."""
+    """`cp.async.bulk` from global memory: a copy of the `size` bytes at `address`, meant for `shared`."""
     _check_bulk(address, shared, size)
     return memory.bytes(address, size).copy() if size else np.zeros(0, np.uint8)
 
 
 def bulk_store(address: int, shared: int, data: Bytes, memory: Memory) -> None:
-    """`cp.async.bulk` to global memory: write `data`, which came from shared address `shared`, at `address`."""
+    """`cp.async.bulk` to global memory: write `data`, which came from `shared`, at `address`."""
     _check_bulk(address, shared, data.size)
     if data.size:
         memory.bytes(address, data.size)[...] = data
 
 
 def bulk_reduce(address: int, shared: int, data: Bytes, memory: Memory, operation: str, type: str) -> None:
-    """`cp.reduce.async.bulk` to global memory: as `reduce`, `type` being the PTX type ("u32", "b64", "bf16"...)."""
+    """`cp.reduce.async.bulk` to global memory: as `reduce`, for a PTX type ("u32", "b64", "bf16"...)."""
     _check_bulk(address, shared, data.size)
     element = _BY_NAME.get(type.replace("b", "u", 1) if type in ("b32", "b64") else type)
     if element is None:
@@ -540,7 +531,7 @@ _OPERATIONS = {
 
 
 def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
-    """`old OP new` for elements of one type, both contiguous arrays of bytes of one shape; the result is a new one."""
+    """Compute `old OP new` for elements of one type; both are contiguous arrays of bytes of one shape."""
     if operation not in _OPERATIONS.get(str(element), ()):
         raise Fault(
             f"bulk reduction .{operation} of {element} elements: the TMA has none, and a GPU stops at it with an "
@@ -562,7 +553,10 @@ def _combine(operation: str, element: ElementType, old: Bytes, new: Bytes) -> By
 
 
 def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes) -> Bytes:
-    """Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0. Compared with an H200."""
+    """Combine floats. Sums round to nearest even; min and max prefer numbers to NaN and put -0 before +0.
+
+    Compared with an H200.
+    """
     bits_a, bits_b = old.view(element.integer), new.view(element.integer)
     # FP32 holds the sum of two 16-bit floats so precisely that rounding it again rounds the exact sum.
     a, b = _widen(element, bits_a), _widen(element, bits_b)

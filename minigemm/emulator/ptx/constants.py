@@ -37,16 +37,17 @@ _LEVEL = {sign: level for level, signs in enumerate(_LEVELS, 1) for sign in sign
 
 
 def _quotient(a: int, b: int) -> int:
-    """Toward zero, as C divides."""
+    """Divide and round toward zero, as C does."""
     if b == 0:
         raise ValueError("division by zero")
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
 _BINARY: dict[str, Callable[[int, int], int]] = {
-    "||": lambda a, b: bool(a or b), "&&": lambda a, b: bool(a and b), "|": operator.or_, "^": operator.xor, "&": operator.and_,
+    "||": lambda a, b: bool(a or b), "&&": lambda a, b: bool(a and b),
+    "|": operator.or_, "^": operator.xor, "&": operator.and_, "<<": operator.lshift, ">>": operator.rshift,
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-    "<<": operator.lshift, ">>": operator.rshift, "+": operator.add, "-": operator.sub, "*": operator.mul,
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
     "/": _quotient, "%": lambda a, b: a - b * _quotient(a, b),
 }  # fmt: skip
 _UNARY: dict[str, Callable[[int], int]] = {
@@ -58,7 +59,10 @@ _UNARY: dict[str, Callable[[int], int]] = {
 
 
 def floating(text: str) -> tuple[int, str] | None:
-    """The (bit pattern, "f32" or "f64") of a float constant; None when `text` is none. A decimal one is a double, whatever uses it."""
+    """Return (bit pattern, "f32" or "f64") of a float constant, None if `text` is none.
+
+    A decimal constant is a double, whatever uses it.
+    """
     found = _FLOAT.fullmatch(text)
     if found is None:
         return None
@@ -69,8 +73,9 @@ def floating(text: str) -> tuple[int, str] | None:
 
 
 def evaluate(text: str, resolve: Callable[[str], int | str]) -> tuple[str, int]:
-    """The (symbol, value) of an expression; the symbol is empty in a plain number, else the value is an offset from it.
+    """Return the (symbol, value) of an expression.
 
+    The symbol is empty if the expression is a plain number; otherwise the value is an offset from it.
     `resolve` turns a name into the number or the symbol that it stands for. Raises ValueError.
     """
     tokens = _tokens(text)
@@ -81,7 +86,7 @@ def evaluate(text: str, resolve: Callable[[str], int | str]) -> tuple[str, int]:
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens, the first one last."""
+    """Split an expression. The first token comes last."""
     tokens: list[str] = []
     position = 0
     while position < len(text):
@@ -94,6 +99,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _expression(tokens: list[str], level: int, resolve: Callable[[str], int | str]) -> tuple[str, int]:
+    """Take an expression whose operators bind at least as tightly as `level`, and evaluate it."""
     symbol, value = _unary(tokens, resolve)
     while tokens and _LEVEL.get(tokens[-1], -1) >= level:
         sign = tokens.pop()
@@ -111,6 +117,7 @@ def _expression(tokens: list[str], level: int, resolve: Callable[[str], int | st
 
 
 def _unary(tokens: list[str], resolve: Callable[[str], int | str]) -> tuple[str, int]:
+    """Take a number, a name, an expression in parentheses or a unary operator with its operand."""
     if not tokens:
         raise ValueError("an operand is missing")
     token = tokens.pop()

@@ -1,4 +1,4 @@
-"""Calls spliced into the kernel, so that the rest of the emulator sees one function without a stack.
+"""Calls are spliced into the kernel, so that the rest of the emulator sees one function without a stack.
 
 Source: PTX ISA, section "Abstracting the ABI".
 """
@@ -30,12 +30,12 @@ __all__ = ["inline_calls"]
 
 
 def inline_calls(module: Module, entry_name: str) -> Function:
-    """The kernel `entry_name` with every call spliced in; the kernel itself when it calls nothing.
+    """Return the kernel `entry_name` with every call spliced in; the kernel itself if it calls nothing.
 
-    Each call is an instance of its own: its registers, labels and local variables get names such as `%r1#2`, while
-    shared, global and constant variables stay one. The variables that pass arguments become local ones. Functions
-    without a body (`vprintf`, `malloc`) stay calls. An instruction's location leads through the calls up to the
-    kernel.
+    Each call is an instance of its own: its registers, labels and local variables get names such as `%r1#2`.
+    Shared, global and constant variables stay one for all instances. The variables that pass arguments become
+    local ones. Functions without a body (`vprintf`, `malloc`) stay calls. An instruction's location leads
+    through the calls up to the kernel.
 
     Raises ValueError for a name that is no kernel, Unsupported for recursion and for calls through a pointer.
     """
@@ -50,10 +50,10 @@ def inline_calls(module: Module, entry_name: str) -> Function:
 
 @dataclass(slots=True)
 class _Instance:
-    """One call of a function, or the kernel itself, whose `tag` is empty.
+    """One call of a function, or the kernel itself with an empty `tag`.
 
-    `symbols` names the function's parameters and variables as they are in the kernel, `at` is where the call is,
-    `chain` the functions that led to it.
+    `symbols` maps the function's parameters and variables to their names in the kernel. `at` is the place of
+    the call, `chain` the functions that led to it.
     """
 
     function: Function
@@ -65,10 +65,13 @@ class _Instance:
     locations: dict[int, Location] = field(default_factory=dict)
 
     def copy(self, instruction: Instruction) -> Instruction:
+        """Return the instruction as it is in the kernel.
+
+        There a `.param` variable that passes an argument is a local one.
+        """
         modifiers = instruction.modifiers
-        if any(modifier.startswith("param") for modifier in modifiers) and not self.reads_parameter(
-            instruction
-        ):
+        of_parameter = any(modifier.startswith("param") for modifier in modifiers)
+        if of_parameter and not self.reads_parameter(instruction):
             modifiers = tuple("local" if modifier.startswith("param") else modifier for modifier in modifiers)
         return Instruction(
             instruction.opcode,
@@ -81,20 +84,21 @@ class _Instance:
         )
 
     def reads_parameter(self, instruction: Instruction) -> bool:
-        """Whether it is about a parameter of the kernel, not about a variable that passes an argument."""
+        """Is it about a parameter of the kernel, and not about a variable that passes an argument?"""
         bases = [operand.base for operand in instruction.operands if isinstance(operand, Address)]
         return not self.tag and not any(
             isinstance(base, Symbol) and base.name in self.symbols for base in bases
         )
 
     def operand(self, operand: Operand) -> Operand:
+        """Return an operand as it is in the kernel."""
         found = self.operands.get(id(operand))
         if found is None:
             found = self.operands[id(operand)] = self.renamed(operand)
         return found
 
     def renamed(self, operand: Operand) -> Any:
-        """An operand of the same kind."""
+        """Return an operand of the same kind with the names of the kernel."""
         match operand:
             case Register(name) | Label(name):
                 return type(operand)(name + self.tag)
@@ -115,7 +119,7 @@ class _Instance:
         return operand
 
     def location(self, location: Location | None) -> Location | None:
-        """With the call at its outer end."""
+        """Return a location with the place of the call at its outer end."""
         if location is None or self.at is None:
             return location or self.at
         found = self.locations.get(id(location))
@@ -142,13 +146,15 @@ class _Inliner:
         self.splice(_Instance(entry, "", {}, None, (entry.name,)))
 
     def splice(self, instance: _Instance) -> None:
-        """Appends the instance's code; its returns branch to the end of it."""
+        """Append the instance's code. A return branches to its end."""
         function, tag, result = instance.function, instance.tag, self.result
         for variable in function.variables:
             self.variable(variable, instance)
         result.registers.update((name + tag, kind) for name, kind in function.registers.items())
         for table, targets in function.branch_targets.items():
             result.branch_targets[table + tag] = tuple(target + tag for target in targets)
+
+        # places[i] is where instruction i of the function has come to.
         places = []
         for instruction in function.code:
             places.append(len(result.code))
@@ -169,22 +175,20 @@ class _Inliner:
             )
 
     def variable(self, variable: Variable, instance: _Instance) -> None:
-        """Declares it in the kernel: for each instance anew, or once where it outlives the call."""
+        """Declare a variable in the kernel: for each instance anew, or once if it outlives the call."""
         if variable.space in ("local", "param"):
             name = variable.name + instance.tag
             self.result.variables.append(replace(variable, name=name, space="local"))
         else:
             owner = self.owners.setdefault(variable.name, instance.function.name)
-            name = (
-                variable.name
-                if owner == instance.function.name
-                else f"{variable.name}#{instance.function.name}"
-            )
+            own = owner == instance.function.name
+            name = variable.name if own else f"{variable.name}#{instance.function.name}"
             if all(known.name != name for known in self.result.variables):
                 self.result.variables.append(replace(variable, name=name))
         instance.symbols[variable.name] = name
 
     def call(self, call: Instruction, caller: _Instance) -> None:
+        """Splice in a call: arguments, code, results; all of it behind a branch if the call has a guard."""
         returns, function, arguments, *_ = call.operands
         if not isinstance(function, Symbol):
             raise Unsupported(
@@ -197,6 +201,7 @@ class _Inliner:
         if callee.name in caller.chain:
             circle = (*caller.chain[caller.chain.index(callee.name) :], callee.name)
             raise Unsupported(f"recursion: {' calls '.join(circle)}", call.location)
+
         self.count += 1
         instance = _Instance(callee, f"#{self.count}", {}, call.location, (*caller.chain, callee.name))
         skip = "skip" + instance.tag
@@ -215,7 +220,10 @@ class _Inliner:
     def passed(
         self, parameters: list[Parameter], arguments: Operand, instance: _Instance, call: Instruction
     ) -> list[tuple[Operand, Operand, str]]:
-        """Makes the caller's `.param` variables the callee's own; returns each (inner, outer, type) to copy."""
+        """Match parameters with arguments. Returns each (inner, outer, type) to copy.
+
+        A `.param` variable of the caller becomes the callee's own and needs no copy.
+        """
         items = arguments.items if isinstance(arguments, Vector) else ()
         if len(items) != len(parameters):
             message = f"{instance.function.name} takes or returns {len(parameters)} values, not {len(items)}"
@@ -233,7 +241,7 @@ class _Inliner:
 
 
 def _move(call: Instruction, target: Operand, source: Operand, kind: str) -> Instruction:
-    """The instruction that copies an argument or a result between registers, or a register and a local variable."""
+    """Return the instruction that copies an argument or a result. One side may be a local variable."""
 
     def instruction(opcode: str, modifiers: tuple[str, ...], *operands: Operand) -> Instruction:
         return Instruction(opcode, modifiers, operands, line=call.line, location=call.location)

@@ -1,10 +1,12 @@
-"""PTX text -> :class:`Module`: whatever NVRTC and nvcc emit for ordinary CUDA C++ and for Hopper kernels.
+"""Turn PTX text into a :class:`Module`: all that NVRTC and nvcc emit for ordinary CUDA C++ and for Hopper
+kernels.
 
-Every name is resolved here. A register, label or variable declared in an inner `{ }` scope (an asm block, the sequence of a
-call) gets a name of its own, `p@3` for the `p` of the third scope, so that a function is one list of instructions in one name
-space, however often the compiler repeats an asm block.
+Every name is resolved here. A register, label or variable declared in an inner `{ }` scope (an asm block, the
+sequence of a call) gets a name of its own, `p@3` for the `p` of the third scope. So a function is one list of
+instructions in one name space, however often the compiler repeats an asm block.
 
-Source: PTX ISA, chapters "Syntax", "State Spaces, Types, and Variables", "Instruction Operands", "Directives".
+Source: PTX ISA, chapters "Syntax", "State Spaces, Types, and Variables", "Instruction Operands",
+"Directives".
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import EmulatorError, Location
 from .constants import evaluate, floating
-from .inlining import inline_calls
 from .program import (
     Address,
     Function,
@@ -38,31 +39,10 @@ from .program import (
     Vector,
 )
 
-# The other modules of the emulator take a program's parts, and what makes them, from here.
-__all__ = [
-    "Address",
-    "Function",
-    "Immediate",
-    "Instruction",
-    "Label",
-    "Location",
-    "Module",
-    "Negated",
-    "Operand",
-    "Pair",
-    "Parameter",
-    "Part",
-    "Register",
-    "Sink",
-    "Special",
-    "Symbol",
-    "Variable",
-    "Vector",
-    "inline_calls",
-    "parse",
-]
+__all__ = ["parse"]
 
-#: Bytes of each type that a variable can have; the handles of textures, surfaces and samplers are 64 bits wide.
+#: Bytes of each type that a variable can have; the handles of textures, surfaces and samplers are 64 bits
+#: wide.
 SIZES = {
     **{f"{kind}{bits}": bits // 8 for kind in "bus" for bits in (8, 16, 32, 64)},
     "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16x2": 4, "bf16x2": 4, "b128": 16,
@@ -88,8 +68,8 @@ _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"')
 _DEBUG_STRING = re.compile(r"([%$\w]+):\s*((?:\.b8[\s\d,]+)+)")
 _HEADER = re.compile(r"[^(]*?\.(entry|func)\s*(?:\(([^)]*)\)\s*)?([%$\w]+)\s*(?:\(([^)]*)\))?(.*)", re.S)
 _LIMIT = re.compile(r"\.(\w+)\s*(\d+(?:\s*,\s*\d+)*)?")
-# What a body consists of: a label (group 1); an instruction (2 to 5); a place in the source (6); a declaration (7, 8);
-# a scope (9). The label comes first, since `done: ret;` has the look of an instruction, too.
+# The parts of a body: a label (group 1); an instruction (2 to 5); a place in the source (6); a declaration
+# (7, 8); a scope (9). The label comes first, since `done: ret;` looks like an instruction, too.
 _STATEMENT = re.compile(
     r"""\s*(?: ([%$\w]+)\s*:(?!:)
       | (?:@\s*(!?)\s*([%$\w]+)\s*)? ([a-z]\w*(?:\.[\w:]+)*) \s*([^;]*);
@@ -106,8 +86,8 @@ _ATTRIBUTES = re.compile(r"(?:\s*\.\w+(?:\s*\([^)]*\)|\s*\[[^\]]*\]|\s+\d+)?)+\s
 _DECLARATOR = re.compile(r"\s*([%$\w]+)\s*((?:\[[^\]]*\]\s*)*)(?:=\s*(.*?))?\s*", re.S)
 _REGISTER_TYPE = re.compile(r"\s*(?:\.v([248])\s*)?\.(\w+)\s+")
 _REGISTERS = re.compile(r"\s*([%$\w]+)\s*(?:<\s*(\d+)\s*>)?\s*")
-# The items of a list: commas inside brackets, braces, parentheses and quotes do not count. One that is never closed is
-# part of its item, which is then no operand.
+# The items of a list: commas inside brackets, braces, parentheses and quotes do not count. A bracket that is
+# never closed is part of its item, which is then no operand.
 _ITEM = re.compile(
     r"""(?:[^,\[{("]+|\[[^\]]*\]|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|"[^"]*"
       |\([^()]*(?:\((?:[^()]|\([^()]*\))*\)[^()]*)*\)|[\[{("])+""",
@@ -128,7 +108,7 @@ _SPECIAL = re.compile(
 
 
 def parse(text: str) -> Module:
-    """The module in `text`. Raises EmulatorError, which names the PTX line and shows it."""
+    """Parse a module. Raises EmulatorError, which names the PTX line and shows it."""
     return _Parser(text).parse()
 
 
@@ -139,9 +119,8 @@ class _Parser:
         self.original = text
         self.text = _COMMENT.sub(_blank, text)
         self.module = Module(files={int(number): path for number, path in _FILE.findall(self.text)})
-        strings = _DEBUG_STRING.findall(
-            self.text[self.text.find(".debug_str") :]
-        )  # it comes last, where there is one
+        # The section of debug strings comes last, if there is one.
+        strings = _DEBUG_STRING.findall(self.text[self.text.find(".debug_str") :])
         self.debug_strings = {label: _debug_string(data) for label, data in strings}
         self.symbols: dict[str, Symbol] = {}
         self.opcodes: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -170,7 +149,7 @@ class _Parser:
         return self.module
 
     def error(self, position: int, message: str, location: Location | None = None) -> EmulatorError:
-        """At the first character that is no white space, from `position` on."""
+        """Return an error at the first character from `position` on that is no white space."""
         position += len(self.text[position:]) - len(self.text[position:].lstrip())
         line = self.text.count("\n", 0, position) + 1
         return EmulatorError(
@@ -178,17 +157,19 @@ class _Parser:
         )
 
     def variables(self, text: str) -> None:
+        """Take in a declaration of module variables."""
         for variable in declared(text, self.symbol):
             self.symbols[variable.name] = Symbol(variable.name)
             self.module.variables.append(variable)
 
     def symbol(self, name: str) -> str:
+        """Return the name, if it is declared."""
         if name not in self.symbols:
             raise ValueError(f"'{name}' is not declared")
         return name
 
     def function(self, header: str, defined: bool, position: int) -> int:
-        """Takes in a prototype or a whole function, whose body begins at `position`. Returns where it ends."""
+        """Take in a prototype, or a function with its body from `position` on. Returns where it ends."""
         found = _HEADER.fullmatch(header)
         if found is None:
             raise ValueError("this is no function header")
@@ -198,9 +179,13 @@ class _Parser:
         }
         directives.pop("pragma", None)
         function = Function(
-            name, kind == "entry", _parameters(parameters), _parameters(returns), directives=directives
+            name=name,
+            entry=kind == "entry",
+            parameters=_parameters(parameters),
+            returns=_parameters(returns),
+            directives=directives,
+            defined=defined,
         )
-        function.defined = defined
         if defined or name not in self.module.functions:
             self.module.functions[name] = function
         self.symbols[name] = Symbol(name)
@@ -209,22 +194,22 @@ class _Parser:
 
 @dataclass(slots=True)
 class _Scope:
-    """One `{ }`: the types of the registers declared in it, alone or in a range (`%r<9>` is {"%r": ("b32", 9)}), and
-    what was read in it so far, by name and by text."""
+    """One `{ }`: the registers declared in it, and what was read in it so far."""
 
     number: int
-    names: dict[str, Operand] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    ranges: dict[str, tuple[str, int]] = field(default_factory=dict)
-    operands: dict[str, Operand] = field(default_factory=dict)
+    names: dict[str, Operand] = field(default_factory=dict)  # read so far, by name
+    kinds: dict[str, str] = field(default_factory=dict)  # type of each register declared by itself
+    ranges: dict[str, tuple[str, int]] = field(default_factory=dict)  # `%r<9>` is {"%r": ("b32", 9)}
+    operands: dict[str, Operand] = field(default_factory=dict)  # read so far, by text
 
     def unique(self, name: str) -> str:
+        """Return the name by which a declaration of this scope is known in the function."""
         return f"{name}@{self.number}" if self.number else name
 
 
 @dataclass(slots=True)
 class _Jump:
-    """A branch, or the name of a table of labels, whose labels are found once the whole function is read."""
+    """A branch, or the name of a table of labels. Its labels are found once the whole function is read."""
 
     source: Instruction | str
     names: list[str]
@@ -251,7 +236,7 @@ class _Body:
                 self.scopes[0].names[parameter.name] = Symbol(parameter.name)
 
     def parse(self, position: int) -> int:
-        """Reads up to the closing brace; returns where it ends."""
+        """Read up to the closing brace. Returns where it ends."""
         text = self.parser.text
         opcodes = self.parser.opcodes
         code = self.function.code
@@ -309,6 +294,7 @@ class _Body:
         return found.end()
 
     def opcode(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Split an instruction's name into the opcode and its modifiers, once for each name."""
         opcode, *modifiers = name.split(".")
         self.parser.opcodes[name] = opcode, tuple(modifiers)
         return self.parser.opcodes[name]
@@ -319,22 +305,23 @@ class _Body:
             raise ValueError(f"the guard '{text}' is no register")
         return operand
 
-    # Operands ---------------------------------------------------------------------------------------------------------
+    # Operands -----------------------------------------------------------------------------------------------
+    # ----------
 
     def operands(self, text: str) -> tuple[Operand, ...]:
-        """The operands of a list."""
+        """Return the operands of a list."""
         known = self.scopes[-1].operands
         items = _ITEM.findall(text) if "[" in text or "{" in text or "(" in text else text.split(",")
         return tuple([known.get(item) or self.operand(item) for item in map(str.strip, items)])
 
     def operand(self, text: str) -> Operand:
-        """The operand that `text` spells, kept for the next time."""
+        """Return the operand that `text` spells, and keep it for the next time."""
         operand = self.declared(text) or self.spelled(text)
         self.scopes[-1].operands[text] = operand
         return operand
 
     def declared(self, text: str) -> Operand | None:
-        """What is declared by that name, in the innermost scope that knows it."""
+        """Return what a name is declared to be, in the innermost scope that knows it; None if none does."""
         for scope in reversed(self.scopes):
             operand = scope.names.get(text)
             if operand is not None:
@@ -352,6 +339,7 @@ class _Body:
         return self.parser.symbols.get(text)
 
     def spelled(self, text: str) -> Operand:
+        """Return an operand by its form. The frequent forms come first."""
         if _DECIMAL.fullmatch(text):
             return Immediate(int(text))
         if text.startswith("["):
@@ -392,6 +380,7 @@ class _Body:
         return 32 if name == "WARP_SZ" else name
 
     def name(self, text: str) -> Operand:
+        """Return what a name stands for: a declaration, or one of PTX's own names."""
         if operand := self.declared(text):
             return operand
         if text == "_":
@@ -405,9 +394,11 @@ class _Body:
             return Part(self.guard(stem), selector)
         raise ValueError(f"'{text}' is not declared")
 
-    # Control ----------------------------------------------------------------------------------------------------------
+    # Control ------------------------------------------------------------------------------------------------
+    # ----------
 
     def call(self, text: str) -> tuple[Operand, ...]:
+        """Return the operands of a call, as :class:`Instruction` describes them."""
         found = _CALL.fullmatch(text)
         if found is None:
             raise ValueError("this is no call")
@@ -418,12 +409,13 @@ class _Body:
         return (*operands, Label(prototype)) if prototype else operands
 
     def jump(self, instruction: Instruction, text: str, start: int) -> None:
+        """Give a branch its operands but for the label, which may come later."""
         *operands, target = [item.strip() for item in text.split(",")]
         instruction.operands = tuple(self.operand(item) for item in operands)
         self.jumps.append(_Jump(instruction, [target], [*self.scopes], start, self.location))
 
     def resolve_jumps(self) -> None:
-        """Gives each jump its label, the innermost of that name, and drops the labels that no jump names."""
+        """Give each jump its label, the innermost of that name, and drop the labels that no jump names."""
         labels = self.function.labels
         targets: dict[str, int] = {}
         for jump in self.jumps:
@@ -442,10 +434,11 @@ class _Body:
                 targets.update((label, labels[label]) for label in found)
         self.function.labels = targets
 
-    # Declarations -----------------------------------------------------------------------------------------------------
+    # Declarations
+    # -----------------------------------------------------------------------------------------------------
 
     def directive(self, word: str, text: str, label: str, start: int) -> None:
-        """A directive among the instructions; `label` is the last one before it."""
+        """Take in a directive among the instructions; `label` is the last label before it."""
         scope = self.scopes[-1]
         scope.operands.clear()  # a name may now stand for something else
         if word == "reg":
@@ -460,7 +453,7 @@ class _Body:
                 self.function.variables.append(replace(variable, name=unique))
 
     def registers(self, text: str) -> None:
-        """`.b32 %r<9>`, `.pred p, q`, `.v4 .f32 v`: the elements of a vector become registers `v.x` to `v.w`."""
+        """Declare registers: `.b32 %r<9>`, `.pred p, q`, or `.v4 .f32 v` with elements `v.x` to `v.w`."""
         found = _REGISTER_TYPE.match(text)
         if found is None:
             raise ValueError("this is no declaration of registers")
@@ -481,7 +474,10 @@ class _Body:
                 scope.kinds[name] = found[2]
 
     def place(self, text: str) -> None:
-        """`.loc`: the source line of what follows. The line where that was inlined came in a `.loc` before."""
+        """Take in a `.loc`, the source line of the next instructions.
+
+        Where they were inlined, an earlier `.loc` has named the line of the call.
+        """
         found = _LOC.match(text)
         if found is None:
             raise ValueError("this is no place in a source")
@@ -500,30 +496,29 @@ class _Body:
 
 
 def _blank(comment: re.Match[str]) -> str:
-    """A comment becomes its line ends; a string stays."""
+    """Replace a comment by its line ends. A string stays."""
     text = comment[0]
     return text if text.startswith('"') else "\n" * text.count("\n")
 
 
 def _debug_string(data: str) -> str:
+    """Decode the bytes of a string in the debug section."""
     values = bytes(int(value) for value in data.replace(".b8", ",").split(",") if value.strip())
     return values.rstrip(b"\0").decode(errors="replace")
 
 
 def _parameters(text: str) -> list[Parameter]:
-    """The parameters in a header, one after the other in a block, as the launch lays them out."""
+    """Return the parameters in a header, one after the other in a block, as the launch lays them out."""
     parameters: list[Parameter] = []
     offset = 0
     for item in _ITEM.findall(text) if text.strip() else ():
         register = re.match(r"\s*\.reg\s+\.(\w+)\s+([%$\w]+)\s*$", item)
         if register:
-            parameters.append(
-                Parameter(register[2], 0, SIZES.get(register[1], 4), SIZES.get(register[1], 4), register[1])
-            )
+            size = SIZES.get(register[1], 4)
+            parameters.append(Parameter(register[2], 0, size, size, register[1]))
             continue
-        kind = (
-            "" if "[" in item else next((word for word in re.findall(r"\.(\w+)", item) if word in SIZES), "")
-        )
+        words = () if "[" in item else re.findall(r"\.(\w+)", item)
+        kind = next((word for word in words if word in SIZES), "")
         for variable in declared(item, str):
             offset = -(-offset // variable.align) * variable.align
             parameters.append(Parameter(variable.name, offset, variable.size, variable.align, kind=kind))
@@ -532,12 +527,12 @@ def _parameters(text: str) -> list[Parameter]:
 
 
 def declared(text: str, resolve: Callable[[str], str]) -> Iterator[Variable]:
-    """The variables that one declaration declares: `.const .align 4 .b8 table[8] = {1, 2}, more[2]`.
+    """Yield the variables of one declaration: `.const .align 4 .b8 table[8] = {1, 2}, more[2]`.
 
     `resolve` checks a name in an initialiser and returns it.
     """
     head = _ATTRIBUTES.match(text)
-    # What follows `.ptr` describes the memory that the parameter points to.
+    # The words after `.ptr` describe the memory that the parameter points to.
     words = dict(re.findall(r"\.(\w+)(?:\s+(\d+))?", head[0].split(".ptr")[0])) if head else {}
     space = next((word for word in words if word in SPACES), None)
     kind = next((word for word in words if word in SIZES), None)
@@ -550,10 +545,8 @@ def declared(text: str, resolve: Callable[[str], str]) -> Iterator[Variable]:
         if found is None:
             raise ValueError(f"'{item.strip()}' declares nothing")
         name, brackets, value = found.groups()
-        shape = [
-            evaluate(size, resolve)[1] if size.strip() else 0
-            for size in re.findall(r"\[([^\]]*)\]", brackets)
-        ]
+        lengths = re.findall(r"\[([^\]]*)\]", brackets)
+        shape = [evaluate(length, resolve)[1] if length.strip() else 0 for length in lengths]
         if lanes > 1:
             shape.append(lanes)
         if shape[:1] == [0] and value:
@@ -568,10 +561,11 @@ def declared(text: str, resolve: Callable[[str], str]) -> Iterator[Variable]:
 def _initialize(
     variable: Variable, kind: str, shape: list[int], text: str, resolve: Callable[[str], str]
 ) -> None:
-    """Fills in `init` and `relocations`. Values that are not given are zero, in each row."""
+    """Fill in `init` and `relocations`. Values that are not given are zero, in each row."""
     width = SIZES[kind]
     data = bytearray(variable.size)
-    address_bytes: dict[int, tuple[int, str, int]] = {}  # offset -> which byte of the address, symbol, addend
+    # Offset -> (byte of the address, symbol, addend).
+    address_bytes: dict[int, tuple[int, str, int]] = {}
 
     def fill(text: str, offset: int, shape: list[int]) -> None:
         if text.startswith("{"):
@@ -599,13 +593,16 @@ def _initialize(
             return 0
         return number & ((1 << 8 * width) - 1)
 
-    if width == 1 and _BYTES.fullmatch(text):  # the common and the long case
+    # A list of plain bytes is the common case, and the long one.
+    if width == 1 and _BYTES.fullmatch(text):
         values = bytes(map(int, text[1:-1].split(",")))
         data[: len(values)] = values
     else:
         fill(text, 0, shape or [1])
     if len(data) > variable.size:
         raise ValueError(f"'{variable.name}' has fewer elements than initial values")
+
+    # The bytes of addresses, gathered into whole ones.
     starts = [offset for offset, (byte, _, _) in address_bytes.items() if byte == 0]
     variable.relocations = tuple((offset, *address_bytes[offset][1:]) for offset in starts)
     whole = {offset + byte: (byte, *address_bytes[offset][1:]) for offset in starts for byte in range(8)}
@@ -615,7 +612,7 @@ def _initialize(
 
 
 def _float_bits(bits: int, kind: str, width: int) -> int:
-    """The pattern of a float constant in a variable of `width` bytes."""
+    """Return the pattern of a float constant in a variable of `width` bytes."""
     code = {4: "<f", 8: "<d"}[width]
     source = "<f" if kind == "f32" else "<d"
     number = struct.unpack(source, bits.to_bytes(struct.calcsize(source), "little"))[0]

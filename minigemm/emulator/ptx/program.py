@@ -5,6 +5,7 @@ Source: PTX ISA, chapters "State Spaces, Types, and Variables", "Instruction Ope
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import Location
@@ -27,12 +28,14 @@ __all__ = [
     "Symbol",
     "Variable",
     "Vector",
+    "registers",
+    "symbols",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A register by its resolved name: `%r12`, or `p@3` for one declared in scope 3."""
+    """A register by its resolved name: `%r12`, or `p@3` where it is declared in scope 3."""
 
     name: str
 
@@ -46,9 +49,10 @@ class Special:
 
 @dataclass(frozen=True, slots=True)
 class Immediate:
-    """A constant. `kind` is "int", "f32" or "f64"; a float's `value` is its bits, an integer's may be negative.
+    """A constant. `kind` is "int", "f32" or "f64".
 
-    A decimal float (`1.5`) is "f64" whatever the instruction's type, as PTX defines it.
+    A float's `value` is its bits, an integer's may be negative. A decimal float (`1.5`) is "f64" whatever the
+    instruction's type, as PTX defines it.
     """
 
     value: int
@@ -57,7 +61,7 @@ class Immediate:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """The address of a variable or function, `offset` bytes further (`mov.u64 %rd1, table+16`)."""
+    """The address of a variable or function plus `offset` bytes (`mov.u64 %rd1, table+16`)."""
 
     name: str
     offset: int = 0
@@ -74,7 +78,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`{%r1, %r2}`."""
+    """Several operands in braces: `{%r1, %r2}`."""
 
     items: tuple[Operand, ...]
 
@@ -88,19 +92,19 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """`_`: the result is not wanted."""
+    """A result that is not wanted: `_`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Negated:
-    """`!%p1`."""
+    """A negated predicate: `!%p1`."""
 
     operand: Register
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`%r1|%p1`: two results."""
+    """Two results: `%r1|%p1`."""
 
     first: Operand
     second: Operand
@@ -108,7 +112,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`%r1.b0`: a byte or half of a register, in the video instructions. `selector` is "b0" to "b3", "h0" or "h1"."""
+    """A byte or half of a register, in the video instructions: `%r1.b0`.
+
+    `selector` is "b0" to "b3", "h0" or "h1".
+    """
 
     operand: Register
     selector: str
@@ -117,12 +124,39 @@ class Part:
 Operand = Register | Special | Immediate | Symbol | Address | Vector | Label | Sink | Negated | Pair | Part
 
 
+def registers(operand: Operand) -> set[str]:
+    """Return the names of the registers in an operand."""
+    return {part.name for part in _parts(operand) if isinstance(part, Register)}
+
+
+def symbols(operand: Operand) -> set[str]:
+    """Return the names of the variables and functions in an operand."""
+    return {part.name for part in _parts(operand) if isinstance(part, Symbol)}
+
+
+def _parts(operand: Operand) -> Iterator[Operand]:
+    """Yield the operand and every operand inside it."""
+    inside: tuple[Operand, ...] = ()
+    match operand:
+        case Vector(items):
+            inside = items
+        case Pair(first, second):
+            inside = (first, second)
+        case Negated(register) | Part(register):
+            inside = (register,)
+        case Address(base, _, coordinates):
+            inside = (base, *(coordinates or ()))
+    yield operand
+    for part in inside:
+        yield from _parts(part)
+
+
 @dataclass(slots=True)
 class Instruction:
     """One instruction. `line` is the line of the PTX text, from 1; `location` the line of the CUDA source.
 
-    The operands of a `call` are always (Vector of return values, Symbol or Register of the function, Vector of
-    arguments), and a Label of the prototype when the call is indirect.
+    The operands of a `call` are always (Vector of return values, Symbol or Register of the function, Vector
+    of arguments), and a Label of the prototype when the call is indirect.
     """
 
     opcode: str
@@ -135,17 +169,18 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """`ld.global.nc.v4.u32`."""
+        """The opcode with its modifiers: `ld.global.nc.v4.u32`."""
         return ".".join((self.opcode, *self.modifiers))
 
 
 @dataclass(slots=True)
 class Variable:
-    """A variable with its `size` and `align` in bytes; `space` is "shared", "global", "const", "local" or "param".
+    """A variable with its `size` and `align` in bytes.
 
-    `init` holds the initial bytes (None: zeros, or nothing at all for shared and local ones), `relocations` the
-    (offset, symbol, addend) of every 8 bytes in it that are to become the address of `symbol` plus `addend`. The
-    dynamic shared memory is `extern` with size 0.
+    `space` is "shared", "global", "const", "local" or "param". `init` holds the initial bytes; None means
+    zeros, or nothing at all in shared and local memory. `relocations` holds (offset, symbol, addend) for
+    every 8 bytes of it that are to become the address of `symbol` plus `addend`. The dynamic shared memory is
+    `extern` with size 0.
     """
 
     name: str
@@ -159,8 +194,11 @@ class Variable:
 
 @dataclass(slots=True)
 class Parameter:
-    """A parameter or result: `size` bytes at `offset` of the block. `register` is the type of a `.reg` parameter, `kind` that of a `.param` one
-    ("u64", "f32"; empty for arrays, which structures are)."""
+    """A parameter or result: `size` bytes at `offset` of the block.
+
+    `register` is the type of a `.reg` parameter. `kind` is the type of a `.param` one ("u64", "f32"), empty
+    for an array; a structure is an array.
+    """
 
     name: str
     offset: int
@@ -174,10 +212,11 @@ class Parameter:
 class Function:
     """A kernel (`entry`) or device function.
 
-    `registers` maps each register that is used to its type ("b32", "f32", "pred"); `labels` each label that is
-    jumped to to an index into `code`, its length included; `branch_targets` the name of a `.branchtargets` list to
-    its labels. `variables` are those declared inside. `directives` holds `.maxntid` and its like: `{"maxntid":
-    (128, 1, 1)}`. `defined` is false for a prototype without a body.
+    `registers` maps each register that is used to its type ("b32", "f32", "pred"). `labels` maps each label
+    that some branch goes to to an index into `code`; the length of `code` may be one. `branch_targets` maps
+    the name of a `.branchtargets` list to its labels. `variables` are declared inside the function.
+    `directives` holds `.maxntid` and its like: `{"maxntid": (128, 1, 1)}`. `defined` is false for a prototype
+    without a body.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""Registers that the tensor core works on: found in the PTX, without running it.
+"""Misuse of the registers that the tensor core works on, found in the PTX without running it.
 
-`wgmma.mma_async` reads and writes registers while the thread goes on. So an accumulator must not be touched before a `wgmma.wait_group` has retired
-it, and what a thread did to such a register before must be closed by a `wgmma.fence`. Both are questions about paths through the program, answered
-by following every path at once (a forward data-flow analysis over the instructions).
+`wgmma.mma_async` reads and writes registers while the thread goes on. So an accumulator must not be touched
+before a `wgmma.wait_group` has retired the WGMMA, and a `wgmma.fence` must stand between an ordinary access
+of such a register and the WGMMA. Both are questions about paths through the program. A forward data-flow
+analysis over the instructions answers them by following every path at once.
 
 Source: PTX ISA, "Asynchronous wgmma Instructions", "wgmma.fence".
 """
@@ -11,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ptx.program import Immediate, Instruction, Vector
-from .arithmetic import registers
+from ..ptx.program import Immediate, Instruction, Vector, registers
 
 __all__ = ["RegisterMisuse", "find_misuse"]
 
@@ -22,8 +22,12 @@ _OLDEST = 64
 
 @dataclass(frozen=True)
 class RegisterMisuse:
-    """`kind` "accumulator-in-flight": instruction `index` touches a register of the WGMMA at `other` before it is retired.
-    "wgmma-fence": the WGMMA at `index` follows an access of its registers at `other` (-1: none before) without a fence between."""
+    """One misuse; `kind` says which.
+
+    "accumulator-in-flight": instruction `index` touches a register of the WGMMA at `other` before it is
+    retired. "wgmma-fence": the WGMMA at `index` follows an access of its registers at `other` (-1: the
+    kernel's beginning) without a fence between.
+    """
 
     kind: str
     index: int
@@ -34,23 +38,24 @@ class RegisterMisuse:
 
 @dataclass(frozen=True)
 class _State:
-    """Before an instruction, over all paths that lead there."""
+    """What is known before an instruction, over all paths that lead there."""
 
-    flight: frozenset[tuple[int, int]]  # (index of a WGMMA, age); the youngest age of each
-    touched: frozenset[
-        tuple[int, int]
-    ]  # (set of registers, index of the access) since the last fence; -1: the kernel's beginning
+    #: (index of a WGMMA, age): the WGMMAs in flight, each with its youngest age.
+    flight: frozenset[tuple[int, int]]
+    #: (set of registers, index of the access): accesses since the last fence; index -1 is the kernel's
+    #: beginning.
+    touched: frozenset[tuple[int, int]]
 
 
 def find_misuse(code: list[Instruction], successors: list[list[int]]) -> tuple[RegisterMisuse, ...]:
-    """What goes wrong on some path. `successors[i]` are the instructions that may come after instruction i."""
+    """Return what goes wrong on some path. `successors[i]` are the instructions that may come after i."""
     products = [i for i, ins in enumerate(code) if ins.opcode == "wgmma" and ins.modifiers[0] == "mma_async"]
     if not products:
         return ()
+
+    # The sets of registers that WGMMAs use, numbered: accumulators, and registers of A where there are any.
     sets: dict[frozenset[str], int] = {}
-    uses: dict[
-        int, tuple[int, ...]
-    ] = {}  # of each WGMMA: its accumulators, and the registers of A where it has any
+    uses: dict[int, tuple[int, ...]] = {}
     for i in products:
         uses[i] = tuple(
             sets.setdefault(frozenset(registers(o)), len(sets))
@@ -61,6 +66,8 @@ def find_misuse(code: list[Instruction], successors: list[list[int]]) -> tuple[R
     for group, number in sets.items():
         for name in group:
             of_register.setdefault(name, []).append(number)
+
+    # Follow all paths until no state changes.
     begin = _State(frozenset(), frozenset((number, -1) for number in sets.values()))
     states: dict[int, _State] = {0: begin}
     found: dict[tuple[str, int, int], RegisterMisuse] = {}
@@ -94,16 +101,15 @@ def _step(
     of_register: dict[str, list[int]],
     found: dict[tuple[str, int, int], RegisterMisuse],
 ) -> _State:
+    """Return the state behind instruction i, and enter in `found` what it does wrong."""
     flight, touched = state.flight, state.touched
     if ins.opcode == "wgmma":
         what = ins.modifiers[0]
         if what == "fence":
             return _State(flight, frozenset())
         if what == "commit_group":
-            return _State(
-                frozenset((index, 0 if age == _OPEN else min(age + 1, _OLDEST)) for index, age in flight),
-                touched,
-            )
+            older = ((index, 0 if age == _OPEN else min(age + 1, _OLDEST)) for index, age in flight)
+            return _State(frozenset(older), touched)
         if what == "wait_group":
             pending = ins.operands[0]
             keep = pending.value if isinstance(pending, Immediate) else 0
@@ -111,9 +117,10 @@ def _step(
         for number, access in touched:
             if number in uses[i]:
                 found.setdefault(("wgmma-fence", i, access), RegisterMisuse("wgmma-fence", i, access, ""))
-        return _State(
-            frozenset({(index, age) for index, age in flight if index != i} | {(i, _OPEN)}), touched
-        )
+        others = {(index, age) for index, age in flight if index != i}
+        return _State(frozenset(others | {(i, _OPEN)}), touched)
+
+    # An ordinary instruction: which of the sets does it touch?
     numbers: dict[int, str] = {}
     writes = False
     for position, operand in enumerate(ins.operands):
@@ -125,7 +132,7 @@ def _step(
         return state
     for index, _ in flight:
         for number in uses[index]:
-            # the registers of A may be read while it is in flight, not written
+            # The registers of A may be read while the WGMMA is in flight, not written.
             if number in numbers and (writes or number == uses[index][0]):
                 found.setdefault(
                     ("accumulator-in-flight", i, index),

@@ -1,51 +1,41 @@
 """PTX arithmetic as LLVM IR: every instruction that only reads registers and writes registers.
 
-Each function of the table :data:`OPERATIONS` takes a :class:`Builder` and an instruction and appends IR. Registers hold plain bits
-(``f32`` lives in an ``i32``), so a float operation begins and ends with a bit cast, which costs nothing in machine code.
+Each function of the table :data:`OPERATIONS` takes a :class:`Builder` and an instruction and appends IR.
+Registers hold plain bits, so a float operation begins and ends with a bit cast, which costs nothing in
+machine code.
 
-The numbers are the hardware's. FP32 addition, product, FMA, division, square root and conversions are correctly rounded in the mode that the
-instruction names; a NaN result is the GPU's canonical one (0x7fffffff), not whatever payload the CPU would keep; 16-bit floats are computed
-wide enough that the second rounding cannot differ from a single one. Approximate functions (``ex2.approx`` and its like) are defined by PTX
-only up to an error bound: they are computed in double precision here and may differ from a GPU's in the last bits.
+The numbers are the hardware's:
 
-Source: PTX ISA, chapters "Integer Arithmetic", "Floating-Point", "Half Precision", "Comparison and Selection", "Data Movement and Conversion".
+- FP32 addition, product, FMA, division, square root and conversions are correctly rounded in the mode that
+  the instruction names.
+- A NaN result is the GPU's canonical one (0x7fffffff), not whatever payload the CPU would keep.
+- 16-bit floats are computed wide enough that the second rounding cannot differ from a single one.
+- Approximate functions (``ex2.approx`` and its like) are defined by PTX only up to an error bound. They are
+  computed in double precision here and may differ from a GPU's in the last bits.
+
+Source: PTX ISA, chapters "Integer Arithmetic", "Floating-Point", "Half Precision", "Comparison and
+Selection", "Data Movement and Conversion".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
 
-from ..errors import Unsupported
-from ..ptx.parse import Immediate, Instruction, Negated, Operand, Pair, Register, Sink, Vector
+from ..ptx.program import Immediate, Instruction, Operand, Pair, Vector
+from .builder import BITS, Builder
 
-#: LLVM type of each PTX type. Floats are bits until an operation casts them.
-BITS = {
-    "pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "bf16": 16, "b32": 32, "u32": 32, "s32": 32,
-    "f32": 32, "f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "tf32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64, "f32x2": 64,
-    "e4m3x2": 16, "e5m2x2": 16,
-}  # fmt: skip
 FLOATS = {"f32": "float", "f64": "double"}
 HALVES = {"f16", "bf16", "f16x2", "bf16x2"}
 ROUNDINGS = ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna")
-
-
-class Builder(Protocol):
-    """What an operation needs from the lowering: temporaries, operands in, results out."""
-
-    def temp(self) -> str: ...
-    def emit(self, line: str) -> None: ...
-    def let(self, expression: str) -> str: ...
-    def read(self, operand: Operand, bits: int) -> str: ...
-    def write(self, operand: Operand, value: str, bits: int) -> None: ...
-    def unsupported(self, ins: Instruction, why: str) -> Unsupported: ...
-
 
 Operation = Callable[[Builder, Instruction], None]
 OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(*names: str) -> Callable[[Operation], Operation]:
+    """Enter a function in the table under these opcodes."""
+
     def register(function: Operation) -> Operation:
         for name in names:
             OPERATIONS[name] = function
@@ -55,10 +45,12 @@ def operation(*names: str) -> Callable[[Operation], Operation]:
 
 
 def types(ins: Instruction) -> list[str]:
+    """Return the types among an instruction's modifiers."""
     return [m for m in ins.modifiers if m in BITS]
 
 
 def type_of(ins: Instruction) -> str:
+    """Return the type of an instruction: the last one among its modifiers."""
     found = types(ins)
     return found[-1] if found else "b32"
 
@@ -71,7 +63,10 @@ def signed(kind: str) -> bool:
 
 
 def read_float(b: Builder, operand: Operand, kind: str, ftz: bool = False) -> str:
-    """An ``f32`` or ``f64`` operand as an LLVM float; ``ftz`` flushes a subnormal f32 to a zero of its sign."""
+    """Return an ``f32`` or ``f64`` operand as an LLVM float.
+
+    ``ftz`` flushes a subnormal f32 to a zero of its sign.
+    """
     bits = b.read(operand, BITS[kind])
     if ftz and kind == "f32":
         bits = b.let(f"call i32 @flush(i32 {bits})")
@@ -83,6 +78,7 @@ def write_float(b: Builder, ins: Instruction, value: str, kind: str, canonical: 
 
 
 def float_bits(b: Builder, ins: Instruction, value: str, kind: str, canonical: bool = True) -> str:
+    """Return the bits of a result, with ``.sat``, the canonical NaN and ``.ftz`` applied."""
     if "sat" in ins.modifiers:
         value = saturate(b, value, kind)
     bits = b.let(f"bitcast {FLOATS[kind]} {value} to i{BITS[kind]}")
@@ -109,7 +105,7 @@ def rounding(ins: Instruction) -> str:
 
 
 def widen(b: Builder, bits: str, kind: str) -> str:
-    """An ``f16`` or ``bf16`` (i16) as an exact LLVM float."""
+    """Return an ``f16`` or ``bf16`` (i16) as an LLVM float, which is exact."""
     if kind == "f16":
         return b.let(f"fpext half {b.let(f'bitcast i16 {bits} to half')} to float")
     wide = b.let(f"shl i32 {b.let(f'zext i16 {bits} to i32')}, 16")
@@ -117,7 +113,7 @@ def widen(b: Builder, bits: str, kind: str) -> str:
 
 
 def narrow(b: Builder, value: str, kind: str, mode: str = "rn") -> str:
-    """A float rounded to ``f16`` or ``bf16`` bits (i16). NaN gives 0x7fff."""
+    """Round a float to ``f16`` or ``bf16`` bits (i16). NaN gives 0x7fff."""
     bits = b.let(f"bitcast float {value} to i32")
     if mode not in ("rn", "rz"):
         raise ValueError(mode)
@@ -125,7 +121,7 @@ def narrow(b: Builder, value: str, kind: str, mode: str = "rn") -> str:
 
 
 def lanes(b: Builder, operand: Operand, kind: str) -> list[str]:
-    """The i16 parts of a 16-bit operand (one) or of a packed pair (two, low first)."""
+    """Return the i16 parts of an operand: one of a 16-bit type, two (low first) of a packed pair."""
     if not kind.endswith("x2"):
         return [b.read(operand, 16)]
     bits = b.read(operand, 32)
@@ -133,6 +129,7 @@ def lanes(b: Builder, operand: Operand, kind: str) -> list[str]:
 
 
 def join(b: Builder, parts: list[str]) -> tuple[str, int]:
+    """Return one or two i16 parts as one value, and its width in bits."""
     if len(parts) == 1:
         return parts[0], 16
     low, high = (b.let(f"zext i16 {p} to i32") for p in parts)
@@ -156,7 +153,7 @@ def halfwise(b: Builder, ins: Instruction, kind: str, compute: Callable[..., str
 
 
 def relu(b: Builder, value: str) -> str:
-    """max(value, +0), NaN kept."""
+    """Return max(value, +0). NaN stays."""
     negative = b.let(f"fcmp ole float {value}, 0.0")
     return b.let(f"select i1 {negative}, float 0.0, float {value}")
 
@@ -172,7 +169,7 @@ def float_binary(b: Builder, ins: Instruction, kind: str) -> None:
     if mode == "rn":
         value = b.let(f"{ARITHMETIC[ins.opcode]} {t} {x}, {y}")
     elif kind == "f32":
-        # exact in double precision up to a sticky last bit, then rounded once, in the mode asked for
+        # Exact in double precision up to a sticky last bit, then rounded once, in the mode asked for.
         x, y = (b.let(f"fpext float {v} to double") for v in (x, y))
         if ins.opcode == "mul":
             wide = b.let(f"fmul double {x}, {y}")
@@ -187,7 +184,7 @@ def float_binary(b: Builder, ins: Instruction, kind: str) -> None:
 
 
 def exact_sum(mode: str) -> str:
-    """The function that adds two doubles without a rounding that could show after the next one."""
+    """Name the function that adds two doubles so that its rounding cannot show after the next one."""
     return "add_odd_down" if mode == "rm" else "add_odd"
 
 
@@ -199,9 +196,8 @@ def fma(b: Builder, ins: Instruction) -> None:
         def once(x: str, y: str, z: str) -> str:
             x, y, z = (b.let(f"fpext float {v} to double") for v in (x, y, z))
             product = b.let(f"fmul double {x}, {y}")  # exact: at most 22 bits
-            return b.let(
-                f"call float @to_float_odd(double {b.let(f'call double @add_odd(double {product}, double {z})')})"
-            )
+            total = b.let(f"call double @add_odd(double {product}, double {z})")
+            return b.let(f"call float @to_float_odd(double {total})")
 
         return halfwise(b, ins, kind, once)
     ftz, t, mode = "ftz" in ins.modifiers, FLOATS[kind], rounding(ins)
@@ -219,18 +215,19 @@ def fma(b: Builder, ins: Instruction) -> None:
 
 
 def float_unary(name: str, compute: Callable[[Builder, str, str], str]) -> None:
+    """Enter a function of one float in the table. ``compute`` takes the builder, the value and its type."""
+
     @operation(name)
     def lower(b: Builder, ins: Instruction) -> None:
         kind = type_of(ins)
         if kind in HALVES:
             return halfwise(b, ins, kind, lambda x: compute(b, x, "f32"))
-        return write_float(
-            b, ins, compute(b, read_float(b, ins.operands[1], kind, "ftz" in ins.modifiers), kind), kind
-        )
+        x = read_float(b, ins.operands[1], kind, "ftz" in ins.modifiers)
+        return write_float(b, ins, compute(b, x, kind), kind)
 
 
 def libm(name: str) -> Callable[[Builder, str, str], str]:
-    """Through double precision: PTX defines these functions only up to an error bound."""
+    """Call the C library in double precision: PTX defines these functions only up to an error bound."""
 
     def compute(b: Builder, x: str, kind: str) -> str:
         if kind == "f32":
@@ -286,7 +283,11 @@ def minmax(b: Builder, ins: Instruction) -> None:
 
 
 def float_minmax(b: Builder, ins: Instruction, values: list[str], kind: str) -> str:
-    """IEEE minNum/maxNum with -0 < +0; with ``.NaN`` a NaN operand wins. ``.xorsign.abs`` as PTX defines it."""
+    """IEEE minNum and maxNum with -0 < +0.
+
+    With ``.NaN`` a NaN operand wins. With ``.xorsign.abs`` the result has the largest or smallest magnitude
+    and the XOR of the signs.
+    """
     t, n = FLOATS[kind], BITS[kind]
     sign = ""
     if "xorsign" in ins.modifiers:
@@ -312,11 +313,8 @@ def sign_operation(b: Builder, ins: Instruction) -> None:
         mask = 1 << (n - 1) if not kind.endswith("x2") else 0x80008000
         if "ftz" in ins.modifiers and kind == "f32":
             x = b.let(f"call i32 @flush(i32 {x})")
-        value = (
-            b.let(f"xor i{n} {x}, {mask}")
-            if ins.opcode == "neg"
-            else b.let(f"and i{n} {x}, {~mask & ((1 << n) - 1)}")
-        )
+        flipped = ins.opcode == "neg"
+        value = b.let(f"xor i{n} {x}, {mask}" if flipped else f"and i{n} {x}, {~mask & ((1 << n) - 1)}")
         if kind == "f32":
             value = b.let(f"call i32 @quiet(i32 {value})")
         return b.write(ins.operands[0], value, n)
@@ -335,27 +333,28 @@ def copysign(b: Builder, ins: Instruction) -> None:
     b.write(ins.operands[0], b.let(f"or i{n} {sign}, {magnitude}"), n)
 
 
+#: Tests of testp as sets of llvm.is.fpclass.
+FLOAT_CLASSES = {
+    "finite": 0x1F8,
+    "infinite": 0x204,
+    "number": 0x3FC,
+    "notanumber": 0x3,
+    "normal": 0x108,
+    "subnormal": 0x90,
+}
+
+
 @operation("testp")
 def testp(b: Builder, ins: Instruction) -> None:
     kind = type_of(ins)
-    classes = {
-        "finite": 0x1F8,
-        "infinite": 0x204,
-        "number": 0x3FC,
-        "notanumber": 0x3,
-        "normal": 0x108,
-        "subnormal": 0x90,
-    }
-    test = next(m for m in ins.modifiers if m in classes)
+    test = next(FLOAT_CLASSES[m] for m in ins.modifiers if m in FLOAT_CLASSES)
     x = read_float(b, ins.operands[1], kind)
-    b.write(
-        ins.operands[0],
-        b.let(f"call i1 @llvm.is.fpclass.f{BITS[kind]}({FLOATS[kind]} {x}, i32 {classes[test]})"),
-        1,
-    )
+    value = b.let(f"call i1 @llvm.is.fpclass.f{BITS[kind]}({FLOATS[kind]} {x}, i32 {test})")
+    b.write(ins.operands[0], value, 1)
 
 
-# ---------------------------------------------------------------------------------------------------- integers
+# ----------------------------------------------------------------------------------------------------
+# integers
 
 
 @operation("add", "sub", "mul")
@@ -374,9 +373,8 @@ def add_sub_mul(b: Builder, ins: Instruction) -> None:
     if "cc" in ins.modifiers:
         return carry_chain(b, ins, n, x, y, carry_in=False)
     if "sat" in ins.modifiers:
-        return b.write(
-            ins.operands[0], b.let(f"call i{n} @llvm.s{ins.opcode}.sat.i{n}(i{n} {x}, i{n} {y})"), n
-        )
+        value = b.let(f"call i{n} @llvm.s{ins.opcode}.sat.i{n}(i{n} {x}, i{n} {y})")
+        return b.write(ins.operands[0], value, n)
     return b.write(ins.operands[0], b.let(f"{ins.opcode} i{n} {x}, {y}"), n)
 
 
@@ -388,7 +386,7 @@ def with_carry(b: Builder, ins: Instruction) -> None:
 
 
 def carry_chain(b: Builder, ins: Instruction, n: int, x: str, y: str, carry_in: bool) -> None:
-    """add.cc, addc, sub.cc, subc over the condition-code register, which the lowering keeps as ``%cc`` (one bit)."""
+    """add.cc, addc, sub.cc and subc, over the condition-code register ``%cc`` (one bit)."""
     op = ins.opcode[:3]
     w = n + 1
     x, y = (b.let(f"zext i{n} {v} to i{w}") for v in (x, y))
@@ -403,7 +401,7 @@ def carry_chain(b: Builder, ins: Instruction, n: int, x: str, y: str, carry_in: 
 
 
 def product(b: Builder, ins: Instruction, kind: str) -> tuple[str, int]:
-    """``.lo`` (default), ``.hi`` or ``.wide`` product of the first two sources, and its width."""
+    """Return the ``.lo`` (default), ``.hi`` or ``.wide`` product of the first two sources, and its width."""
     n = BITS[kind]
     x, y = (b.read(o, n) for o in ins.operands[1:3])
     if "wide" in ins.modifiers or "hi" in ins.modifiers:
@@ -424,14 +422,11 @@ def mad(b: Builder, ins: Instruction) -> None:
     value, n = product(b, ins, kind)
     addend = b.read(ins.operands[3], n)
     if "cc" in ins.modifiers or ins.opcode == "madc":
-        chained = Instruction(
-            "add", ins.modifiers, ins.operands, ins.guard, ins.negated, ins.line, ins.location
-        )
+        chained = replace(ins, opcode="add")
         return carry_chain(b, chained, n, value, addend, carry_in=ins.opcode == "madc")
     if "sat" in ins.modifiers:
-        return b.write(
-            ins.operands[0], b.let(f"call i{n} @llvm.sadd.sat.i{n}(i{n} {value}, i{n} {addend})"), n
-        )
+        total = b.let(f"call i{n} @llvm.sadd.sat.i{n}(i{n} {value}, i{n} {addend})")
+        return b.write(ins.operands[0], total, n)
     return b.write(ins.operands[0], b.let(f"add i{n} {value}, {addend}"), n)
 
 
@@ -456,15 +451,14 @@ def sad(b: Builder, ins: Instruction) -> None:
     n = BITS[kind]
     x, y, z = (b.read(o, n) for o in ins.operands[1:4])
     less = b.let(f"icmp {'s' if signed(kind) else 'u'}lt i{n} {x}, {y}")
-    distance = b.let(
-        f"select i1 {less}, i{n} {b.let(f'sub i{n} {y}, {x}')}, i{n} {b.let(f'sub i{n} {x}, {y}')}"
-    )
+    up, down = b.let(f"sub i{n} {y}, {x}"), b.let(f"sub i{n} {x}, {y}")
+    distance = b.let(f"select i1 {less}, i{n} {up}, i{n} {down}")
     b.write(ins.operands[0], b.let(f"add i{n} {z}, {distance}"), n)
 
 
 @operation("div", "rem")
 def divide(b: Builder, ins: Instruction) -> None:
-    """Division by zero does not fault on a GPU: it gives all ones (quotient) or the dividend (remainder)."""
+    """Division by zero does not fault on a GPU: the quotient is all ones, the remainder the dividend."""
     kind = type_of(ins)
     if kind in HALVES:
         return halfwise(b, ins, kind, lambda x, y: b.let(f"fdiv float {x}, {y}"))
@@ -534,7 +528,7 @@ def funnel_shift(b: Builder, ins: Instruction) -> None:
 
 @operation("lop3")
 def lop3(b: Builder, ins: Instruction) -> None:
-    """Any function of three bits by its truth table."""
+    """Compute any function of three bits from its truth table, as an OR of minterms."""
     boolean = next((m for m in ins.modifiers if m in ("and", "or")), None)
     destination, *sources = ins.operands
     x, y, z = (b.read(o, 32) for o in sources[:3])
@@ -553,25 +547,30 @@ def lop3(b: Builder, ins: Instruction) -> None:
     b.write(destination, value, 32)
 
 
+#: The selector that a mode of prmt stands for, by the two low bits of the third source.
+PERMUTATIONS = {
+    "f4e": (0x3210, 0x4321, 0x5432, 0x6543),
+    "b4e": (0x5670, 0x6701, 0x7012, 0x0123),
+    "rc8": (0x0000, 0x1111, 0x2222, 0x3333),
+    "ecl": (0x3210, 0x3211, 0x3222, 0x3333),
+    "ecr": (0x0000, 0x1110, 0x2210, 0x3210),
+    "rc16": (0x1010, 0x3232, 0x1010, 0x3232),
+}
+
+
 @operation("prmt")
 def permute(b: Builder, ins: Instruction) -> None:
-    mode = next((m for m in ins.modifiers if m in ("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")), "")
+    mode = next((m for m in ins.modifiers if m in PERMUTATIONS), "")
     x, y, selector = (b.read(o, 32) for o in ins.operands[1:4])
     if mode:
-        table = {
-            "f4e": (0x3210, 0x4321, 0x5432, 0x6543),
-            "b4e": (0x5670, 0x6701, 0x7012, 0x0123),
-            "rc8": (0x0000, 0x1111, 0x2222, 0x3333),
-            "ecl": (0x3210, 0x3211, 0x3222, 0x3333),
-            "ecr": (0x0000, 0x1110, 0x2210, 0x3210),
-            "rc16": (0x1010, 0x3232, 0x1010, 0x3232),
-        }[mode]
+        table = PERMUTATIONS[mode]
         chosen = b.let(f"and i32 {selector}, 3")
         selector = str(table[3])
         for index in range(2, -1, -1):
-            selector = b.let(
-                f"select i1 {b.let(f'icmp eq i32 {chosen}, {index}')}, i32 {table[index]}, i32 {selector}"
-            )
+            here = b.let(f"icmp eq i32 {chosen}, {index}")
+            selector = b.let(f"select i1 {here}, i32 {table[index]}, i32 {selector}")
+
+    # Each nibble of the selector picks one of the eight bytes, or replicates its sign bit.
     inner = b.let(f"zext i32 {y} to i64")
     wide = b.let(f"or i64 {b.let(f'shl i64 {inner}, 32')}, {b.let(f'zext i32 {x} to i64')}")
     value = "0"
@@ -588,6 +587,7 @@ def permute(b: Builder, ins: Instruction) -> None:
 
 
 def immediate(operand: Operand) -> int:
+    """Return the value of a constant operand."""
     if not isinstance(operand, Immediate):
         raise ValueError("expected an immediate operand")
     return operand.value
@@ -595,19 +595,15 @@ def immediate(operand: Operand) -> int:
 
 @operation("bfe", "bfi", "szext", "bmsk")
 def bit_field(b: Builder, ins: Instruction) -> None:
-    """Bit fields through the run-time functions, since position and length may be registers and clamp at the width."""
+    """Call functions of runtime.ll: position and length may be registers, and clamp at the width."""
     kind = type_of(ins)
     n = BITS[kind]
     t = f"i{n}"
     if ins.opcode == "bfe":
-        x, position, length = (
-            b.read(ins.operands[1], n),
-            b.read(ins.operands[2], 32),
-            b.read(ins.operands[3], 32),
-        )
-        value = b.let(
-            f"call {t} @bfe_{'s' if signed(kind) else 'u'}{n}({t} {x}, i32 {position}, i32 {length})"
-        )
+        x = b.read(ins.operands[1], n)
+        position, length = b.read(ins.operands[2], 32), b.read(ins.operands[3], 32)
+        name = f"bfe_{'s' if signed(kind) else 'u'}{n}"
+        value = b.let(f"call {t} @{name}({t} {x}, i32 {position}, i32 {length})")
     elif ins.opcode == "bfi":
         x, y = b.read(ins.operands[1], n), b.read(ins.operands[2], n)
         position, length = b.read(ins.operands[3], 32), b.read(ins.operands[4], 32)
@@ -655,7 +651,8 @@ def dot_product(b: Builder, ins: Instruction) -> None:
     b.write(ins.operands[0], total, 32)
 
 
-# ---------------------------------------------------------------------------------------------------- comparison, selection
+# ----------------------------------------------------------------------------------------------------
+# comparison, selection
 
 INTEGER_ORDER = {
     "eq": "eq",
@@ -676,7 +673,7 @@ FLOAT_ORDER = {
 
 
 def compare(b: Builder, ins: Instruction, kind: str, x: Operand, y: Operand) -> list[str]:
-    """One i1, or two for a packed type."""
+    """Return one i1, or two for a packed type."""
     order = next(m for m in ins.modifiers if m in FLOAT_ORDER or m in INTEGER_ORDER)
     if kind in HALVES:
         element = kind.removesuffix("x2")
@@ -694,7 +691,7 @@ def compare(b: Builder, ins: Instruction, kind: str, x: Operand, y: Operand) -> 
 
 
 def combine(b: Builder, ins: Instruction, value: str) -> str:
-    """``.and/.or/.xor`` with the third source, a predicate."""
+    """Combine an i1 with the third source, a predicate, by ``.and``, ``.or`` or ``.xor`` if there is one."""
     boolean = next((m for m in ins.modifiers if m in ("and", "or", "xor")), None)
     return b.let(f"{boolean} i1 {value}, {b.read(ins.operands[3], 1)}") if boolean else value
 
@@ -765,7 +762,8 @@ def mov(b: Builder, ins: Instruction) -> None:
         b.write(destination, b.read(source, n), n)
 
 
-# ---------------------------------------------------------------------------------------------------- conversion
+# ----------------------------------------------------------------------------------------------------
+# conversion
 
 
 @operation("cvt")
@@ -789,9 +787,8 @@ def cvt(b: Builder, ins: Instruction) -> None:
         bits, width = join(b, parts)
         return b.write(ins.operands[0], bits, width)
     if to == "tf32":
-        return b.write(
-            ins.operands[0], b.let(f"call i32 @tf32_{mode}(i32 {b.read(ins.operands[1], 32)})"), 32
-        )
+        value = b.let(f"call i32 @tf32_{mode}(i32 {b.read(ins.operands[1], 32)})")
+        return b.write(ins.operands[0], value, 32)
     source_float, to_float = source in FLOATS or source in HALVES, to in FLOATS or to in HALVES
     if not source_float and not to_float:
         return integer_to_integer(b, ins, to, source)
@@ -819,7 +816,7 @@ def integer_to_integer(b: Builder, ins: Instruction, to: str, source: str) -> No
 
 
 def write_extended(b: Builder, ins: Instruction, value: str, n: int, is_signed: bool) -> None:
-    """The destination register may be wider than the type: cvt and ld extend by the type's sign."""
+    """Write an integer. The register may be wider than the type, and holds the value extended by its sign."""
     if n < 32 and is_signed:
         value, n = b.let(f"sext i{n} {value} to i32"), 32
     b.write(ins.operands[0], value, n)
@@ -836,9 +833,8 @@ def integer_to_float(b: Builder, ins: Instruction, to: str, source: str, mode: s
         return write_float(b, ins, b.let(f"{convert} i{m} {value} to float"), "f32", canonical=False)
     odd = b.let(f"call double @{convert}_odd_i64(i64 {extend64(b, value, m, signed(source))})")
     if to == "f32":
-        return write_float(
-            b, ins, b.let(f"call float @to_float_{mode}(double {odd})"), "f32", canonical=False
-        )
+        value = b.let(f"call float @to_float_{mode}(double {odd})")
+        return write_float(b, ins, value, "f32", canonical=False)
     return b.write(ins.operands[0], narrow(b, b.let(f"call float @to_float_odd(double {odd})"), to, mode), 16)
 
 
@@ -847,7 +843,7 @@ def extend64(b: Builder, value: str, m: int, is_signed: bool) -> str:
 
 
 def float_operand(b: Builder, ins: Instruction, source: str) -> tuple[str, str]:
-    """The source as an LLVM float or double, and which."""
+    """Return the source as an LLVM float or double, and its type ("f32" or "f64")."""
     if source in HALVES:
         return widen(b, b.read(ins.operands[1], 16), source), "f32"
     return read_float(b, ins.operands[1], source, "ftz" in ins.modifiers), source
@@ -857,7 +853,11 @@ INTEGRAL = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 
 
 def float_to_integer(b: Builder, ins: Instruction, to: str, source: str, mode: str) -> None:
-    """Out of range saturates. NaN gives 0, except for a double source or a 64-bit result: there the highest bit alone (PTX ISA, "cvt")."""
+    """A value out of range saturates.
+
+    NaN gives 0, except for a double source or a 64-bit result: there it gives the highest bit alone (PTX ISA,
+    "cvt").
+    """
     value, kind = float_operand(b, ins, source)
     t, n = FLOATS[kind], BITS[to]
     value = b.let(f"call {t} @llvm.{INTEGRAL.get(mode, 'trunc')}.f{BITS[kind]}({t} {value})")
@@ -879,11 +879,8 @@ def float_to_float(b: Builder, ins: Instruction, to: str, source: str, mode: str
         return write_float(b, ins, b.let(f"fpext float {value} to double"), to)
     if kind == "f64":
         narrowing = mode if to == "f32" else "odd"
-        value = b.let(
-            f"fptrunc double {value} to float"
-            if narrowing == "rn"
-            else f"call float @to_float_{narrowing}(double {value})"
-        )
+        nearest = f"fptrunc double {value} to float"
+        value = b.let(nearest if narrowing == "rn" else f"call float @to_float_{narrowing}(double {value})")
     if to == "f32":
         return write_float(b, ins, value, to)
     if "sat" in ins.modifiers:
@@ -894,7 +891,7 @@ def float_to_float(b: Builder, ins: Instruction, to: str, source: str, mode: str
 
 
 def to_fp8(b: Builder, ins: Instruction, to: str, source: str) -> None:
-    """d = {a (high byte), b (low byte)} from two f32, or from one packed f16x2."""
+    """Pack two FP8 values, a in the high byte and b in the low one, from two f32 or from a packed f16x2."""
     if source == "f32":
         values = [read_float(b, o, "f32") for o in (ins.operands[2], ins.operands[1])]
     else:
@@ -903,26 +900,3 @@ def to_fp8(b: Builder, ins: Instruction, to: str, source: str) -> None:
         values = [relu(b, v) for v in values]
     low, high = (b.let(f"call i16 @to_{to[:4]}(float {v})") for v in values)
     b.write(ins.operands[0], b.let(f"or i16 {low}, {b.let(f'shl i16 {high}, 8')}"), 16)
-
-
-def defined_and_used(ins: Instruction) -> tuple[set[str], set[str]]:
-    """Registers that an instruction of the table writes and reads: the first operand is the destination."""
-    return registers(ins.operands[0]), set().union(set(), *(registers(o) for o in ins.operands[1:]))
-
-
-def registers(operand: Operand) -> set[str]:
-    if isinstance(operand, Register):
-        return {operand.name}
-    if isinstance(operand, Vector):
-        return set().union(set(), *(registers(o) for o in operand.items))
-    if isinstance(operand, Pair):
-        return registers(operand.first) | registers(operand.second)
-    if isinstance(operand, Negated):
-        return registers(operand.operand)
-    if isinstance(operand, Sink):
-        return set()
-    base = getattr(operand, "base", None)
-    found = registers(base) if base is not None else set()
-    for coordinate in getattr(operand, "coordinates", None) or ():
-        found |= registers(coordinate)
-    return found

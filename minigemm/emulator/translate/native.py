@@ -22,8 +22,8 @@ class Native:
     engine: object  # owns the code
 
 
-def _machine(level: int = 2) -> llvm.TargetMachine:
-    """A new target machine: an execution engine takes its own over."""
+def _machine(level: int) -> llvm.TargetMachine:
+    """Return a new target machine: an execution engine takes over the one that it is given."""
     global _ready
     if not _ready:
         llvm.initialize_native_target()
@@ -36,16 +36,16 @@ def _machine(level: int = 2) -> llvm.TargetMachine:
 
 
 def cache_key(text: str) -> str:
-    """Key of the machine code of ``text`` (whatever determines the IR) on this processor."""
+    """Return the key of the machine code of ``text`` (whatever determines the IR) on this processor."""
     parts = (text, llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def compile_ir(ir: str, optimize: bool = True) -> bytes:
-    """An object file with the function ``step``.
+    """Compile LLVM IR to an object file with the function ``step``.
 
-    Without ``optimize`` it is there about ten times sooner, and runs up to 1.6 times as long: worth it where the code
-    around the machine's calls does little work itself.
+    Without ``optimize`` the compilation is about ten times shorter, and the code runs up to 1.6 times as long. That
+    pays where the code around the machine's calls does little work itself.
     """
     level = 2 if optimize else 0
     with _lock:
@@ -53,7 +53,7 @@ def compile_ir(ir: str, optimize: bool = True) -> bytes:
         module = llvm.parse_assembly(ir)
         module.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=level)
-        # NVRTC has unrolled what is worth it, and threads run one at a time
+        # NVRTC has unrolled what is worth it, and threads run one at a time.
         options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
@@ -61,9 +61,9 @@ def compile_ir(ir: str, optimize: bool = True) -> bytes:
 
 
 def load(code: bytes) -> Native:
-    """Object code, ready to be called."""
+    """Make object code ready to be called."""
     with _lock:
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(2))
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         step = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(engine.get_function_address("step"))

@@ -1,4 +1,5 @@
-; Arithmetic that LLVM has no instruction for, as the GPU defines it. Linked into every translated kernel; what is not used is dropped.
+; Arithmetic that LLVM has no instruction for, as the GPU defines it. It is part of every translated kernel; LLVM drops
+; what the kernel does not use.
 
 declare float @llvm.fma.f32(float, float, float)
 declare double @llvm.fma.f64(double, double, double)
@@ -31,7 +32,8 @@ define internal i32 @quiet(i32 %x) alwaysinline {
   ret i32 %r
 }
 
-; a + b rounded to odd: a second rounding to 51 bits or fewer is then correct (Boldo and Melquiond, 2008); the error term is Knuth's TwoSum
+; a + b rounded to odd: a second rounding to 51 bits or fewer is then correct (Boldo and Melquiond, 2008). The error term
+; is Knuth's TwoSum.
 define internal double @add_odd(double %a, double %b) {
   %s = fadd double %a, %b
   %bb = fsub double %s, %a
@@ -335,7 +337,8 @@ define internal i64 @field(i64 %x, i32 %p0, i32 %l0, i32 %n) {
 }
 
 define internal i64 @field_signed(i64 %sx, i32 %p0, i32 %l0, i32 %n) {
-  ; sx is the value sign-extended to 64 bits; the sign bit is the last bit of the field, or of the value where the field runs over its end
+  ; sx is the value sign-extended to 64 bits. The sign bit is the last bit of the field, or of the value where the field
+  ; runs over its end.
   %p = and i32 %p0, 255
   %l = and i32 %l0, 255
   %none = icmp eq i32 %l, 0

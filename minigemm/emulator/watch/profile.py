@@ -1,4 +1,4 @@
-"""What a launch asked of memory: requests, sectors, wavefronts and bank conflicts, from the addresses that were really used."""
+"""The memory profile of a launch: requests, sectors, wavefronts, bank conflicts, from its real addresses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .report import Counters, LineCount, Request
 
 if TYPE_CHECKING:
     from ..errors import Location
-    from ..ptx.parse import Instruction
+    from ..ptx.program import Instruction
     from ..translate.lower import Access
 
 SPACES = ("global", "shared", "generic")  # in the order of their numbers in requests.py
 
 
 class Profile:
-    """Adds up access logs over a launch.
+    """The sum of the access logs of a launch.
 
     Args:
         accesses: the kernel's access sites by instruction index.
-        instructions: length of the kernel's code.
-        keep: warp requests of each site to keep with their addresses.
+        instructions: the length of the kernel's code.
+        keep: how many warp requests of each site to keep with their addresses.
     """
 
     def __init__(self, accesses: Mapping[int, Access], instructions: int, keep: int = 0) -> None:
@@ -31,9 +31,12 @@ class Profile:
 
         if instructions > 1 << 16:
             raise ValueError(
-                f"profile: logs number at most {1 << 16} instructions, the kernel has {instructions}; launch with profile=False"
+                f"profile: logs number at most {1 << 16} instructions, the kernel has {instructions}; launch with "
+                "profile=False"
             )
         self._requests = requests
+
+        # One row for each access site, in the order of the code: its space, bytes per lane and totals.
         self._accesses = dict(sorted(accesses.items()))
         n = len(self._accesses)
         self._rows = np.zeros(instructions, np.int32)
@@ -41,34 +44,37 @@ class Profile:
         self._spaces = np.array([SPACES.index(a.space) for a in self._accesses.values()], np.int64)
         self._sizes = np.array([a.bytes for a in self._accesses.values()], np.int64)
         self._totals = np.zeros((n, requests.COLUMNS), np.int64)
+
+        # The first `keep` requests of each site; -1 stands for a lane that has no part in a request.
         self._kept = np.zeros(n, np.int64)
         self._ctas = np.zeros((n, keep), np.int64)
         self._threads = np.full((n, keep, 32), -1, np.int64)
         self._addresses = np.full((n, keep, 32), -1, np.int64)
 
     def take(self, log: np.ndarray, logged: np.ndarray, ids: np.ndarray, cta: int) -> None:
-        """Add what threads logged since they were last set going.
+        """Add the entries that threads logged since they were last set going.
 
         Args:
             log: uint64 (threads, capacity); an entry is ``site << 48 | address``.
-            logged: int64 (threads), entries of each thread; read only at ``ids``.
+            logged: int64 (threads), the number of entries of each thread; read only at ``ids``.
             ids: int32, the threads that ran, ascending.
             cta: linear index of their CTA.
         """
         entries = logged[ids]
-        if entries.any():
-            self._requests.count(
-                log.view(np.int64), entries, ids, self._rows, self._spaces, self._sizes, self._totals,
-                self._kept, self._ctas, self._threads, self._addresses, cta,
-            )  # fmt: skip
+        if not entries.any():
+            return
+        sites = self._rows, self._spaces, self._sizes
+        kept = self._kept, self._ctas, self._threads, self._addresses
+        self._requests.count(log.view(np.int64), entries, ids, *sites, self._totals, *kept, cta)
 
     def finish(self, counters: Counters, code: Sequence[Instruction]) -> tuple[Counters, list[LineCount]]:
-        """``counters`` with those of memory added, and the accesses of each source line, in the order of the code."""
+        """Return ``counters`` with those of memory, and the accesses by source line, in the code's order."""
         r = self._requests
         result = Counters(counters)
         lines: dict[tuple, LineCount] = {}
         for (site, access), total in zip(self._accesses.items(), self._totals.tolist(), strict=True):
             ins = code[site]
+            # A generic access may have met both spaces.
             parts = [
                 ("shared", total[r.SHARED_REQUESTS], total[r.SHARED_LANES]),
                 ("global", total[r.GLOBAL_REQUESTS], total[r.GLOBAL_LANES]),
@@ -78,27 +84,31 @@ class Profile:
                     continue
                 if space == "global" and "const" in ins.modifiers:
                     space = "const"  # served by a cache of its own, which has no sectors
+
+                # Several sites may lie on one line.
                 key = (*_places(ins.location), None if ins.location else ins.line, space, access.store)
                 line = lines.setdefault(key, LineCount(ins.location, ins.line, space, access.store))
                 line.requests += requests
                 line.bytes += lanes * access.bytes
                 if space == "const":
                     continue
-                _add(result, f"{space}_requests", requests)
-                _add(result, f"{space}_{'store' if access.store else 'load'}_bytes", lanes * access.bytes)
+
+                # The counters of the launch.
+                result[f"{space}_requests"] += requests
+                result[f"{space}_{'store' if access.store else 'load'}_bytes"] += lanes * access.bytes
                 if space == "global":
                     line.sectors += total[r.SECTORS]
-                    _add(result, "global_sectors", total[r.SECTORS])
+                    result["global_sectors"] += total[r.SECTORS]
                 else:
                     line.wavefronts += total[r.WAVEFRONTS]
                     line.ideal_wavefronts += total[r.IDEAL]
                     line.worst_degree = max(line.worst_degree, total[r.DEGREE])
-                    _add(result, "shared_wavefronts", total[r.WAVEFRONTS])
-                    _add(result, "bank_conflicts", total[r.WAVEFRONTS] - total[r.IDEAL])
+                    result["shared_wavefronts"] += total[r.WAVEFRONTS]
+                    result["bank_conflicts"] += total[r.WAVEFRONTS] - total[r.IDEAL]
         return result, list(lines.values())
 
     def requests(self, code: Sequence[Instruction]) -> list[Request]:
-        """The kept requests, in the order of the code."""
+        """Return the kept requests, in the order of the code."""
         found = []
         for row, (site, access) in enumerate(self._accesses.items()):
             for k in range(int(self._kept[row])):
@@ -107,17 +117,14 @@ class Profile:
                 space = access.space
                 if space == "generic":
                     space = "global" if addresses[0] >> 32 else "shared"
-                found.append(Request(site, code[site].location, space, access.bytes, access.store, tuple(threads), tuple(addresses),
-                                     int(self._ctas[row, k])))  # fmt: skip
+                cta, location = int(self._ctas[row, k]), code[site].location
+                lanes = tuple(threads), tuple(addresses)
+                found.append(Request(site, location, space, access.bytes, access.store, *lanes, cta))
         return found
 
 
 def _places(location: Location | None) -> Iterable[tuple[str, int]]:
-    """A source line and the calls that led to it, without columns."""
+    """Yield a source line and the calls that led to it, without columns."""
     while location is not None:
         yield location.file, location.line
         location = location.inlined_at
-
-
-def _add(counters: Counters, key: str, amount: int) -> None:
-    counters[key] += amount

@@ -1,4 +1,4 @@
-"""What a launch did, as data and as something to look at."""
+"""The report of a launch, as data and as something to look at."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 from ..errors import Location
 from .timeline import Timeline
 
-SHOWN = 12  # lines and events that a drawn report shows before it says how many more there are
+SHOWN = 12  # of a drawn report's lines, events and hazards; it says how many more there are
 
 
 @dataclass
 class Hazard:
-    """Something that a GPU does not promise to get right, though the emulator went on.
+    """A finding: a GPU does not promise to get this right, though the emulator went on.
 
     Attributes:
         kind: ``"race"``, ``"proxy-fence"``, ...
         message: the cause, in words.
-        location, ptx_line: the access at which it showed.
-        address: shared address, bytes.
-        parties: who is in conflict.
-        fix: what to write instead.
-        count: how often it was seen at this place.
+        location, ptx_line: the access at which the hazard showed.
+        address: a shared address, bytes.
+        parties: the threads, copies or CTAs that are in conflict.
+        fix: the code to write instead.
+        count: how often the hazard was seen at this place.
     """
 
     kind: str
@@ -39,10 +39,8 @@ class Hazard:
     count: int = 1
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.kind} at {_place(self.location, self.ptx_line)}"
-            + (f" (seen {self.count:,} times)" if self.count > 1 else "")
-        ]
+        times = f" (seen {self.count:,} times)" if self.count > 1 else ""
+        lines = [f"{self.kind} at {place_in_words(self.location, self.ptx_line)}{times}"]
         lines += [f"  what: {self.message}"]
         lines += [f"  who:  {' and '.join(self.parties)}"] if self.parties else []
         lines += [f"  fix:  {self.fix}"] if self.fix else []
@@ -51,7 +49,14 @@ class Hazard:
 
 @dataclass
 class Event:
-    """A moment of CTA 0, or of its cluster: the scheduler's step, what happened, to whom."""
+    """A moment of CTA 0, or of its cluster.
+
+    Attributes:
+        step: the scheduler's step, counted from the start of the CTA.
+        kind, detail: the event, in words.
+        agent: the warp, the copy or the mbarrier that it happened to.
+        location: the source line, where there is one.
+    """
 
     step: int
     kind: str
@@ -60,24 +65,31 @@ class Event:
     location: Location | None = None
 
     def __str__(self) -> str:
-        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}" + (
-            f" ({self.location})" if self.location else ""
-        )
+        place = f" ({self.location})" if self.location else ""
+        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}{place}"
 
 
 class Counters(dict[str, Any]):
-    """Counts of a launch by name; one that is missing reads as 0. Bytes and requests are those of threads; TMA has its own: ``tma_load_bytes`` are those that
-    it read from global memory, once for all CTAs of a multicast, and ``tma_delivered_bytes`` those that it wrote to shared memory, of each CTA.
+    """The counts of a launch by name; a missing one reads as 0.
 
-    ``instructions`` (executed by all threads), ``instructions_by_class`` (a dict), ``global_load_bytes``, ``global_store_bytes``,
-    ``shared_load_bytes``, ``shared_store_bytes``, ``tma_load_bytes``, ``tma_store_bytes``, ``tma_transactions``, ``global_requests`` (of warps),
-    ``global_sectors`` (32 bytes each), ``shared_requests``, ``shared_wavefronts``, ``bank_conflicts`` (wavefronts beyond the fewest possible),
-    ``barriers`` (times that a barrier opened).
+    ``instructions`` were executed by all threads together; ``instructions_by_class`` is a dict of them.
+
+    Threads moved ``global_load_bytes``, ``global_store_bytes``, ``shared_load_bytes`` and
+    ``shared_store_bytes``. Their warps made ``global_requests``, which touched ``global_sectors`` of 32
+    bytes, and ``shared_requests``, which took ``shared_wavefronts``; ``bank_conflicts`` are wavefronts
+    beyond the fewest possible.
+
+    TMA counts for itself. It made ``tma_transactions``, read ``tma_load_bytes`` from global memory (once
+    for all CTAs of a multicast), wrote ``tma_delivered_bytes`` to the shared memory of all CTAs, and stored
+    ``tma_store_bytes``.
+
+    ``barriers`` is how often a barrier opened.
     """
 
     NAMES = (
-        "instructions", "global_load_bytes", "global_store_bytes", "shared_load_bytes", "shared_store_bytes", "tma_load_bytes", "tma_store_bytes",
-        "tma_delivered_bytes", "tma_transactions", "global_requests", "global_sectors", "shared_requests", "shared_wavefronts", "bank_conflicts", "barriers",
+        "instructions", "global_load_bytes", "global_store_bytes", "shared_load_bytes", "shared_store_bytes",
+        "tma_load_bytes", "tma_store_bytes", "tma_delivered_bytes", "tma_transactions",
+        "global_requests", "global_sectors", "shared_requests", "shared_wavefronts", "bank_conflicts", "barriers",
     )  # fmt: skip
 
     def __missing__(self, key: str) -> Any:
@@ -86,29 +98,37 @@ class Counters(dict[str, Any]):
 
 @dataclass
 class LineCount:
-    """What one source line asked of one memory space; a line called from several places counts for each."""
+    """The accesses of one source line to one memory space; a line called from several places counts for each.
+
+    Attributes:
+        location, ptx_line: the source line.
+        space: ``"global"``, ``"shared"`` or ``"const"``.
+        requests: of warps.
+        bytes: of all lanes.
+        sectors: of 32 bytes, in global memory.
+        wavefronts, ideal_wavefronts: in shared memory, and the fewest possible.
+        worst_degree: most wavefronts of one group of lanes that is served together; 32 is a 32-way conflict.
+    """
 
     location: Location | None
     ptx_line: int
-    space: str  # "global", "shared" or "const"
+    space: str
     store: bool
     requests: int = 0
     bytes: int = 0
     sectors: int = 0
     wavefronts: int = 0
     ideal_wavefronts: int = 0
-    worst_degree: int = (
-        0  # most wavefronts that lanes which are served together took: 32 is a 32-way conflict
-    )
+    worst_degree: int = 0
 
     @property
     def sectors_per_request(self) -> float:
-        """4 is perfect for 32 lanes of 4 bytes, 32 the worst. 0 where there are no sectors."""
+        """Sectors of a request: 4 is perfect for 32 lanes of 4 bytes, 32 the worst; 0 elsewhere."""
         return self.sectors / self.requests if self.requests else 0.0
 
     @property
     def wavefronts_per_request(self) -> float:
-        """1 is perfect for up to 4 bytes a lane, 2 for 8, 4 for 16. 0 outside shared memory."""
+        """Wavefronts of a request: 1 is perfect for 4 bytes per lane, 2 for 8, 4 for 16; 0 elsewhere."""
         return self.wavefronts / self.requests if self.requests else 0.0
 
     @property
@@ -117,18 +137,27 @@ class LineCount:
         return self.wavefronts - self.ideal_wavefronts
 
     def __str__(self) -> str:
-        text = f"{_place(self.location, self.ptx_line)}  {self.space} {_verb(self.store)}: {self.requests:,} requests, {_bytes(self.bytes)}"
-        return f"{text}, {cost}" if (cost := _cost(self)) else text
+        place, cost = place_in_words(self.location, self.ptx_line), _cost(self)
+        access = f"{self.space} {_verb(self.store)}: {self.requests:,} requests, {_bytes(self.bytes)}"
+        return f"{place}  {access}, {cost}" if cost else f"{place}  {access}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One access by the lanes of a warp, kept for pictures: ``addresses[i]`` is where thread ``threads[i]`` of CTA ``cta`` went."""
+    """One access by the lanes of a warp, kept for pictures.
 
-    site: int  # index into the kernel's code
+    Attributes:
+        site: index into the kernel's code.
+        location: the source line.
+        space: ``"global"`` or ``"shared"``.
+        bytes: per lane.
+        threads, addresses: ``threads[i]`` of CTA ``cta`` accessed ``addresses[i]``.
+    """
+
+    site: int
     location: Location | None
-    space: str  # "global" or "shared"
-    bytes: int  # a lane
+    space: str
+    bytes: int
     store: bool
     threads: tuple[int, ...]
     addresses: tuple[int, ...]
@@ -137,15 +166,18 @@ class Request:
 
 @dataclass(repr=False)
 class Report:
-    """What a launch did. ``print`` it, or let Jupyter draw it.
+    """The report of a launch. ``print`` it, or let Jupyter draw it.
 
     Attributes:
-        kernel, grid, cluster, block, schedule: the launch; ``looked_for_hazards`` says whether ``hazards`` can have any.
-        counters: a :class:`Counters`; ``lines``: memory accesses by source line.
-        events: what CTA 0 went through, in order.
-        seconds, translate_seconds: wall time of the run, and of the translation; ``origin`` is ``"compiled"``, ``"disk"`` or ``"memory"``.
-        requests: warp requests with their addresses, where the launch was asked to keep them.
-        timeline: who was busy and who waited, where the launch was asked for it.
+        kernel, grid, cluster, block, schedule: the launch.
+        hazards: empty too if the launch did not look for any; ``looked_for_hazards`` says whether it did.
+        counters: a :class:`Counters`.
+        lines: memory accesses by source line.
+        events: what happened to CTA 0, in order.
+        seconds, translate_seconds: wall time of the run, and of the translation.
+        origin: where the translation came from, ``"compiled"``, ``"disk"`` or ``"memory"``.
+        requests: warp requests with their addresses, if the launch was asked to keep them.
+        timeline: who was busy and who waited, if the launch was asked for it.
     """
 
     kernel: str
@@ -174,40 +206,27 @@ class Report:
     __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as what ``json.dumps`` takes."""
+        """Return everything in a form that ``json.dumps`` takes."""
         return _plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
     def _facts(self) -> list[tuple[str, str]]:
-        """(name, value) pairs, the title first; what did not happen is left out."""
+        """Return (name, value) pairs, the title first; kinds of accesses that did not happen are left out."""
         n = self.counters
         cluster = f"cluster {_dim(self.cluster)}, " if self.cluster != (1, 1, 1) else ""
-        facts = [
-            (
-                self.kernel,
-                f"grid {_dim(self.grid)}, {cluster}block {_dim(self.block)}, schedule {self.schedule}",
-            ),
-            (
-                "time",
-                f"{_seconds(self.seconds)}, translation {_seconds(self.translate_seconds)} ({self.origin})",
-            ),
-            ("instructions", f"{n['instructions']:,}" + _mix(n)),
-        ]
+        launch = f"grid {_dim(self.grid)}, {cluster}block {_dim(self.block)}, schedule {self.schedule}"
+        time = f"{_seconds(self.seconds)}, translation {_seconds(self.translate_seconds)} ({self.origin})"
+        facts = [(self.kernel, launch), ("time", time), ("instructions", f"{n['instructions']:,}" + _mix(n))]
+
         if n["global_requests"]:
-            facts.append(
-                (
-                    "global",
-                    f"{_moved(n, 'global')}; {n['global_sectors'] / n['global_requests']:.2f} sectors a request",
-                )
-            )
+            sectors = n["global_sectors"] / n["global_requests"]
+            facts.append(("global", f"{_moved(n, 'global')}; {sectors:.2f} sectors a request"))
         if n["shared_requests"]:
-            ways = f"{n['shared_wavefronts'] / n['shared_requests']:.2f} wavefronts a request, {n['bank_conflicts']:,} bank conflicts"
-            facts.append(("shared", f"{_moved(n, 'shared')}; {ways}"))
+            wavefronts = n["shared_wavefronts"] / n["shared_requests"]
+            conflicts = f"{wavefronts:.2f} wavefronts a request, {n['bank_conflicts']:,} bank conflicts"
+            facts.append(("shared", f"{_moved(n, 'shared')}; {conflicts}"))
         if n["tma_transactions"]:
-            delivered = (
-                f", {_bytes(n['tma_delivered_bytes'])} delivered"
-                if n["tma_delivered_bytes"] > n["tma_load_bytes"]
-                else ""
-            )
+            more = n["tma_delivered_bytes"] > n["tma_load_bytes"]
+            delivered = f", {_bytes(n['tma_delivered_bytes'])} delivered" if more else ""
             facts.append(("TMA", f"{_moved(n, 'tma')}{delivered}; {n['tma_transactions']:,} transactions"))
         if n["barriers"]:
             facts.append(("barriers", f"{n['barriers']:,}"))
@@ -222,27 +241,27 @@ class Report:
     def _repr_html_(self) -> str:
         title, *facts = self._facts()
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)
-        body = f"<header><b>{escape(title[0])}</b> {escape(title[1])}</header>{_bar(self.counters)}<table>{rows}</table>"
+        body = f"<header><b>{escape(title[0])}</b> {escape(title[1])}</header>{_bar(self.counters)}"
+        body += f"<table>{rows}</table>"
         body += "".join(_hazard_html(h) for h in self.hazards[:SHOWN]) + _more(len(self.hazards), "hazards")
+
         if self.lines:
             head = "".join(f"<th>{name}</th>" for name in ("line", "access", "requests", "bytes", "cost"))
             lines = "".join(_line_html(line) for line in _costliest(self.lines)[:SHOWN])
-            body += _details(
-                "memory by source line",
-                f"<table class=m><tr>{head}</tr>{lines}</table>{_more(len(self.lines), 'lines')}",
-            )
+            table = f"<table class=m><tr>{head}</tr>{lines}</table>{_more(len(self.lines), 'lines')}"
+            body += _details("memory by source line", table)
         if self.events:
-            events = "\n".join(str(e) for e in self.events[:SHOWN])
-            body += _details(
-                "first events of CTA 0", f"<pre>{escape(events)}</pre>{_more(len(self.events), 'events')}"
-            )
+            events = escape("\n".join(str(e) for e in self.events[:SHOWN]))
+            text = f"<pre>{events}</pre>{_more(len(self.events), 'events')}"
+            body += _details("first events of CTA 0", text)
         return f"<style>{_STYLE}</style><div class=minigemm-report>{body}</div>"
 
 
-# ---------------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------ words
 
 
-def _place(location: Location | None, ptx_line: int) -> str:
+def place_in_words(location: Location | None, ptx_line: int) -> str:
+    """Return the source line, or the line of the PTX where that has none."""
     return str(location) if location else f"PTX line {ptx_line}"
 
 
@@ -251,7 +270,7 @@ def _verb(store: bool) -> str:
 
 
 def _dim(size: Sequence[int]) -> str:
-    """(4, 2, 1) is 4x2."""
+    """Return (4, 2, 1) as 4x2."""
     used = 3 if size[2] > 1 else 2 if size[1] > 1 else 1
     return "x".join(str(n) for n in size[:used])
 
@@ -270,13 +289,12 @@ def _bytes(n: int) -> str:
 
 
 def _moved(counters: Counters, space: str) -> str:
-    return (
-        f"loads {_bytes(counters[space + '_load_bytes'])}, stores {_bytes(counters[space + '_store_bytes'])}"
-    )
+    loads, stores = counters[f"{space}_load_bytes"], counters[f"{space}_store_bytes"]
+    return f"loads {_bytes(loads)}, stores {_bytes(stores)}"
 
 
 def _shares(counters: Counters) -> list[tuple[str, float]]:
-    """The classes with the most instructions and their shares, the rest as one."""
+    """Return the five classes with the most instructions and their shares, the rest as "other"."""
     total = counters["instructions"]
     if not total:
         return []
@@ -292,7 +310,7 @@ def _mix(counters: Counters) -> str:
 
 
 def _cost(line: LineCount) -> str:
-    """Sectors or wavefronts, and the conflicts where there are any."""
+    """Return the sectors or wavefronts of a request, and the conflicts where there are any."""
     if line.space == "global":
         return f"{line.sectors_per_request:.2f} sectors a request"
     if line.space == "shared":
@@ -305,19 +323,25 @@ def _costliest(lines: Iterable[LineCount]) -> list[LineCount]:
     return sorted(lines, key=lambda line: -max(line.sectors, line.wavefronts))
 
 
-# ---------------------------------------------------------------------------------------------------- HTML
+# ------------------------------------------------------------ HTML
 
-# Colours are the page's own, thinned, so that both light and dark themes work; only the marks have colours, of middle lightness.
+# Colours are the page's own, thinned, so that both light and dark themes work. Only the marks have colours,
+# of middle lightness.
 _STYLE = """
-.minigemm-report{font-size:13px;line-height:1.45;max-width:64em;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.6em .9em}
-.minigemm-report header{margin-bottom:.4em}.minigemm-report header b{font-family:monospace;font-size:1.1em;margin-right:.6em}
-.minigemm-report table{border-collapse:collapse;margin:.2em 0;font-size:1em;color:inherit;background:none;border:none}
-.minigemm-report th,.minigemm-report td{padding:.1em 1em .1em 0;text-align:left;vertical-align:top;background:none;border:none;color:inherit;
-white-space:normal;max-width:none}
+.minigemm-report{font-size:13px;line-height:1.45;max-width:64em;
+border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.6em .9em}
+.minigemm-report header{margin-bottom:.4em}
+.minigemm-report header b{font-family:monospace;font-size:1.1em;margin-right:.6em}
+.minigemm-report table{border-collapse:collapse;margin:.2em 0;font-size:1em;color:inherit;
+background:none;border:none}
+.minigemm-report th,.minigemm-report td{padding:.1em 1em .1em 0;text-align:left;vertical-align:top;
+background:none;border:none;color:inherit;white-space:normal;max-width:none}
 .minigemm-report th{font-weight:normal;opacity:.65}.minigemm-report tr{background:none}
-.minigemm-report table.m td{font-variant-numeric:tabular-nums}.minigemm-report table.m td:first-child{font-family:monospace}
+.minigemm-report table.m td{font-variant-numeric:tabular-nums}
+.minigemm-report table.m td:first-child{font-family:monospace}
 .minigemm-report .bar{display:flex;height:6px;border-radius:3px;overflow:hidden;margin:.3em 0}
-.minigemm-report .h{border-left:3px solid #d9822b;background:rgba(217,130,43,.12);border-radius:0 4px 4px 0;padding:.3em .7em;margin:.4em 0}
+.minigemm-report .h{border-left:3px solid #d9822b;background:rgba(217,130,43,.12);
+border-radius:0 4px 4px 0;padding:.3em .7em;margin:.4em 0}
 .minigemm-report .h code{background:none;color:inherit}.minigemm-report .c{color:#d9822b}
 .minigemm-report details{margin-top:.3em}.minigemm-report summary{cursor:pointer;opacity:.8}
 .minigemm-report pre{background:none;color:inherit;margin:.2em 0;white-space:pre-wrap}.minigemm-report .more{opacity:.6}
@@ -327,7 +351,7 @@ _COLOURS = ("#4c8fd6", "#3fa58c", "#d9a13b", "#a06cc4", "#d1697b", "#8a8f98")
 
 
 def _bar(counters: Counters) -> str:
-    """The instruction mix as one strip, a title on each part."""
+    """Return the instruction mix as one strip, with a title on each part."""
     parts = "".join(
         f'<div style="width:{share:.2%};background:{colour}" title="{escape(name)} {share:.0%}"></div>'
         for (name, share), colour in zip(_shares(counters), _COLOURS, strict=False)
@@ -338,23 +362,21 @@ def _bar(counters: Counters) -> str:
 def _hazard_html(hazard: Hazard) -> str:
     times = f" &times;{hazard.count:,}" if hazard.count > 1 else ""
     fix = f"<br><i>Fix:</i> {escape(hazard.fix)}" if hazard.fix else ""
-    place = escape(_place(hazard.location, hazard.ptx_line))
-    return f"<div class=h><b>{escape(hazard.kind)}</b> at <code>{place}</code>{times}<br>{escape(hazard.message)}{fix}</div>"
+    place = escape(place_in_words(hazard.location, hazard.ptx_line))
+    title = f"<b>{escape(hazard.kind)}</b> at <code>{place}</code>{times}"
+    return f"<div class=h>{title}<br>{escape(hazard.message)}{fix}</div>"
 
 
 def _line_html(line: LineCount) -> str:
     cells = (
-        _place(line.location, line.ptx_line),
+        place_in_words(line.location, line.ptx_line),
         f"{line.space} {_verb(line.store)}",
         f"{line.requests:,}",
         _bytes(line.bytes),
     )
     style = " class=c" if line.bank_conflicts else ""
-    return (
-        "<tr>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + f"<td{style}>{escape(_cost(line))}</td></tr>"
-    )
+    plain = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f"<tr>{plain}<td{style}>{escape(_cost(line))}</td></tr>"
 
 
 def _details(summary: str, body: str) -> str:
@@ -366,15 +388,12 @@ def _more(n: int, what: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, NumPy numbers as Python's; a line count has its ratios too."""
+    """Return dataclasses as dicts (with the ratios of a line count), tuples as lists, numbers as Python's."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = [f.name for f in dataclasses.fields(value)]
         if isinstance(value, LineCount):
-            fields |= {
-                name: getattr(value, name)
-                for name in ("sectors_per_request", "wavefronts_per_request", "bank_conflicts")
-            }
-        return fields
+            names += ["sectors_per_request", "wavefronts_per_request", "bank_conflicts"]
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,14 +6,17 @@
 # - give every tile its slot, and every wait its parity;
 # - say when a slot may be filled again, and prove it with the emulator.
 #
-# **You need to know** lessons 03 and 04: TMA, mbarriers and phases; WGMMA, its fence, commit and wait. Do this lab
-# before lesson 05, which shows one solution.
+# **You need to know** lessons 03 and 04: TMA, mbarriers and phases; WGMMA, its fence, commit and
+# wait. Do this lab before lesson 05, which shows one solution.
 #
-# **Time:** 90 minutes. **Runs on:** CPU (with the emulator). **Points:** 10 for the plan, 100 for the kernel.
+# **Time:** 90 minutes. **Runs on:** CPU (with the emulator). **Points:** 10 for the plan, 100 for
+# the kernel.
 #
-# **Hand in** `pipeline.cu` and this notebook. Your kernel is graded by the file alone, without a GPU.
+# **Hand in** `pipeline.cu` and this notebook. Your kernel is graded by the file alone, without a
+# GPU.
 #
-# **Where it lives:** `minigemm/kernels/s04_wgmma.cu`, where you start; `minigemm/labs/`, the grader.
+# **Where it lives:** `minigemm/kernels/s04_wgmma.cu`, where you start; `minigemm/labs/`, the
+# grader.
 
 # %%
 import minigemm
@@ -38,8 +41,8 @@ single = seen[0]
 views.timeline(single, title="s04, one buffer")
 
 # %% [markdown]
-# TMA and the tensor core take turns, because they share one buffer. With `STAGES` buffers, the **slots** of a ring, TMA
-# can fill one while the tensor core reads another.
+# TMA and the tensor core take turns, because they share one buffer. With `STAGES` buffers, the
+# **slots** of a ring, TMA can fill one while the tensor core reads another.
 #
 # Here is the loop to change, and what it calls.
 
@@ -49,8 +52,9 @@ views.code("s04_wgmma", "s04_wgmma")
 # %% [markdown]
 # ## 2. The plan, in Python
 #
-# Number the steps along k from 0. Tile `step` goes into slot `step % stages`, and each slot has its own mbarrier, which
-# completes a phase each time that the slot is filled: parity 0 the first time, 1 the second, 0 the third.
+# Number the steps along k from 0. Tile `step` goes into slot `step % stages`, and each slot has its
+# own mbarrier, which completes a phase each time that the slot is filled: parity 0 the first time,
+# 1 the second, 0 the third.
 
 # %% answer="parity"
 def slot(step, stages):
@@ -75,14 +79,15 @@ for stages in (2, 4, 5, 7):
     completed = [0] * stages  # phases of each slot
     for step in range(40):
         place = slot(step, stages)
-        assert place == step % stages and parity(step, stages) == completed[place] % 2, (step, stages)
+        assert place == step % stages, (step, stages)
+        assert parity(step, stages) == completed[place] % 2, (step, stages)
         completed[place] += 1
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# Which tile may thread 0 ask for in step `step`? The products of this step have just been issued, those of the step
-# before are done, and all threads have met. So just one slot is free: that of the step before. Its next tile comes one
-# round later.
+# Which tile may thread 0 ask for in step `step`? The products of this step have just been issued,
+# those of the step before are done, and all threads have met. So just one slot is free: that of the
+# step before. Its next tile comes one round later.
 #
 # Before the loop, nothing is in use, and thread 0 asks for the first `stages - 1` tiles at once.
 
@@ -100,18 +105,21 @@ assert [ahead(step, 8, 4) for step in range(8)] == [3, 4, 5, 6, 7, None, None, N
 ### BEGIN HIDDEN TESTS
 for steps in range(1, 12):
     for stages in (2, 3, 4):
-        asked = [*range(min(stages - 1, steps)), *(ahead(step, steps, stages) for step in range(steps))]
+        asked = [*range(min(stages - 1, steps)),
+                 *(ahead(step, steps, stages) for step in range(steps))]
         assert [tile for tile in asked if tile is not None] == list(range(steps)), (steps, stages)
         for step in range(steps):
             tile = ahead(step, steps, stages)
-            assert tile is None or slot(tile, stages) == slot(step - 1, stages), (step, steps, stages)
+            free = slot(step - 1, stages)
+            assert tile is None or slot(tile, stages) == free, (step, steps, stages)
 ### END HIDDEN TESTS
 
 # %% [markdown]
 # ## 3. The kernel
 #
-# The next cell writes `pipeline.cu` beside this notebook: s04, with a `TODO` wherever it must change. Its shared memory
-# is not yet as large as s05's config says, so that it does not compile until the first TODO is done.
+# The next cell writes `pipeline.cu` beside this notebook: s04, with a `TODO` wherever it must
+# change. Its shared memory is not yet as large as s05's config says, so that it does not compile
+# until the first TODO is done.
 
 # %%
 path = labs.start("pipeline.cu", lab)
@@ -120,19 +128,19 @@ path = labs.start("pipeline.cu", lab)
 labs.solve(path, lab)
 
 # %% [markdown]
-# Open the file in the editor and work through it from top to bottom. Take a `TODO` out when it is done. `STAGES` is a
-# constant of the config, like `BLOCK_M`.
+# Open the file in the editor and work through it from top to bottom. Take a `TODO` out when it is
+# done. `STAGES` is a constant of the config, like `BLOCK_M`.
 #
 # <details><summary>Hint: the struct (1)</summary>
 #
-# `a`, `b` and `full` become arrays of `STAGES`. `d` stays as it is. The slot comes first, so that every slot is as
-# aligned as the buffer was: `shared.a[stage]` is what `shared.a` used to be.
+# `a`, `b` and `full` become arrays of `STAGES`. `d` stays as it is. The slot comes first, so that
+# every slot is as aligned as the buffer was: `shared.a[stage]` is what `shared.a` used to be.
 # </details>
 #
 # <details><summary>Hint: load and compute (2, 3)</summary>
 #
-# Both take one parameter more, `int stage`. `sizeof(shared.a)` is now the whole ring; a barrier must be promised the
-# bytes of one slot.
+# Both take one parameter more, `int stage`. `sizeof(shared.a)` is now the whole ring; a barrier
+# must be promised the bytes of one slot.
 # </details>
 #
 # <details><summary>Hint: before the loop (4, 5)</summary>
@@ -142,9 +150,10 @@ labs.solve(path, lab)
 #
 # <details><summary>Hint: the loop (6)</summary>
 #
-# Keep the order of section 2: wait for the slot with its parity; compute; `wgmma_wait_group<1>`, which leaves the newest
-# group in flight; `__syncthreads`; load. Instead of dividing, keep the slot, the slot before it and the parity in
-# variables, and flip the parity when the slot comes back to 0.
+# Keep the order of section 2: wait for the slot with its parity; compute; `wgmma_wait_group<1>`,
+# which leaves the newest group in flight; `__syncthreads`; load. Instead of dividing, keep the
+# slot, the slot before it and the parity in variables, and flip the parity when the slot comes back
+# to 0.
 # </details>
 #
 # <details><summary>Hint: behind the loop (7)</summary>
@@ -164,8 +173,8 @@ for hazard in ringed.hazards:
 views.timeline({"s04": single, "your kernel": ringed})
 
 # %% [markdown]
-# Does the tensor core still wait for TMA? It must: in this model the tiles of a 128 x 64 output take longer to arrive
-# than to multiply. What has gone is the waiting for the *latency* of each.
+# Does the tensor core still wait for TMA? It must: in this model the tiles of a 128 x 64 output
+# take longer to arrive than to multiply. What has gone is the waiting for the *latency* of each.
 #
 # The life of your slots:
 
@@ -176,8 +185,8 @@ views.ring(ringed, "your ring")
 # %% [markdown]
 # ## 4. Points
 #
-# The grader runs your kernel with two configs, on whole and ragged shapes, with copies that land as late or as early as
-# your barriers allow. It says what to do next wherever points are missing.
+# The grader runs your kernel with two configs, on whole and ragged shapes, with copies that land as
+# late or as early as your barriers allow. It says what to do next wherever points are missing.
 
 # %%
 grade = labs.check(labs.require("pipeline.cu"), lab)
@@ -218,17 +227,20 @@ assert labs.check(labs.require("pipeline.cu"), lab).points["bytes"], "see the ta
 # **2.** Your kernel with `wgmma_wait_group<0>` in the loop gives the same bits. What is lost?
 #
 # <details><summary>Answer</summary>
-# Between two steps the tensor core has nothing to do until the threads have waited, met and issued again.
+# Between two steps the tensor core has nothing to do until the threads have waited, met and issued
+# again.
 # </details>
 #
 # ## Exercises
 #
 # **1. Break it.** Leave the parity at 0, run with `schedule="early"`, and read the `Deadlock`.
 #
-# **2. Measure it.** Draw the timeline for 2, 3 and 4 stages. From which number on does nothing change, and why?
+# **2. Measure it.** Draw the timeline for 2, 3 and 4 stages. From which number on does nothing
+# change, and why?
 #
 # <details><summary>Hint</summary>
-# Compare the latency of a copy with the time that the bytes of a tile take: `minigemm.emulator.Rates()`.
+# Compare the latency of a copy with the time that the bytes of a tile take:
+# `minigemm.emulator.Rates()`.
 # </details>
 #
 # ## Further reading

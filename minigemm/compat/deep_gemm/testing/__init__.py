@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["bench_kineto", "calc_diff", "count_bytes", "get_arch_major"]
+from minigemm.hopper import FLUSH_BYTES
 
-FLUSH_BYTES = 256 << 20  # more than the L2 cache holds
+__all__ = ["bench_kineto", "calc_diff", "count_bytes", "get_arch_major"]
 
 
 def calc_diff(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -63,6 +63,7 @@ def bench_kineto(
         raise RuntimeError(
             "bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does"
         )
+
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
     fn()  # compiled, before anything is timed
     with (

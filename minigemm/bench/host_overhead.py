@@ -1,4 +1,4 @@
-"""What the host does for a call: microseconds until it may go on, with what is known and with what is new."""
+"""How long a call keeps the host: microseconds until it returns, for known calls and for new ones."""
 
 from __future__ import annotations
 
@@ -15,23 +15,20 @@ import torch
 from .. import api, quantize
 from ..layout import to_m_major
 from ..plan.ahead import precompile
-from .processes import environment
+from .programs import environment
 
 __all__ = ["as_text", "host_time"]
 
 CALLS = 10_000
 BURST = 100  # calls between two waits: short of the launch queue's length, so that the GPU never holds the host back
 SETS = 8
-M, N, K = 64, 128, 256  # so small that the GPU is the faster of the two
+M, N, K = 64, 128, 256  # so small that the GPU is faster than the host
 NEW_M = range(500, 700)
-FRESH = (
-    (64, 2112, 7168),
-    (4096, 4096, 7168),
-)  # the first shape of a process, and another that gets another tile
+FRESH = ((64, 2112, 7168), (4096, 4096, 7168))  # a process's first product, and one that gets another tile
 PATIENCE = 600  # seconds for a fresh process
-PROCESSES = 3  # with an empty cache, and as many with what each of them left; a CPU that others share changes its speed
+PROCESSES = 3  # with an empty cache, and as many with a filled one: other work on the CPU changes its speed
 
-#: Prints, as JSON, seconds of the import and of the first call of each shape; the GPU is awake before.
+#: Prints, as JSON, the seconds of the import and of the first call of each product. The GPU is awake before.
 _FRESH_PROCESS = """
 import json, sys, time
 import torch
@@ -56,39 +53,42 @@ print(json.dumps(seconds))
 
 
 def host_time(device: torch.device, calls: int = CALLS, fresh: bool = True) -> dict[str, Any]:
-    """Host time of `fp8_gemm_nt` on a Hopper GPU.
+    """Measure the host's time of `fp8_gemm_nt` on a Hopper GPU.
 
     Args:
-        calls: of each kind of repeated call; a multiple of 100.
-        fresh: start processes too, PROCESSES with an empty cache, and one after each with what it left.
+        device: the GPU.
+        calls: how many of each kind of repeated call; a multiple of 100.
+        fresh: whether to start processes too: PROCESSES with an empty cache, and one after each with what it
+            left.
 
     Returns:
-        us a call, medians over bursts of 100 calls: `same_us` (the same tensors), `rotating_us` (eight sets in turn); `new_m_us` (a new m for a known n and
-        k, everything compiled). Seconds, medians, of the first call of a process and of its first call with another shape: `first_call_s`, `new_shape_s` with the
-        kernels compiled before and found on disk, `first_call_cold_s`, `new_shape_cold_s` with empty caches, NVRTC's too; `import_s`. Where a process fails,
-        `error` says why instead.
+        Microseconds of a call, medians over bursts of 100 calls: `same_us` (the same tensors), `rotating_us`
+        (eight sets in turn). `new_m_us` is the mean of calls with a new m for a known n and k, everything
+        compiled.
+
+        Seconds, medians over processes: `import_s`; `first_call_s` and `new_shape_s`, a process's first call
+        and its first call of another shape, the kernels compiled before and found on disk;
+        `first_call_cold_s` and `new_shape_cold_s`, the same with empty caches, NVRTC's too. If a process
+        fails, `error` says why instead.
     """
     sets = []
     for seed in range(SETS):
         a = quantize.quantize(quantize.activations(M, K, seed=seed, device=device), "1x128")
         b = quantize.quantize(quantize.weights(N, K, seed=seed + 1, device=device), "128x128")
-        sets.append(
-            ((a.data, a.scale), (b.data, b.scale), torch.empty(M, N, dtype=torch.bfloat16, device=device))
-        )
-    found: dict[str, Any] = {
-        "m": M,
-        "n": N,
-        "k": K,
-        "calls": calls,
-        "same_us": _repeated(sets[:1], calls, device),
-        "rotating_us": _repeated(sets, calls, device),
-    }
+        d = torch.empty(M, N, dtype=torch.bfloat16, device=device)
+        sets.append(((a.data, a.scale), (b.data, b.scale), d))
+    found: dict[str, Any] = {"m": M, "n": N, "k": K, "calls": calls}
+    found["same_us"] = _repeated(sets[:1], calls, device)
+    found["rotating_us"] = _repeated(sets, calls, device)
     found["new_m_us"] = _new_m(device)
     return found | (_fresh(device) if fresh else {})
 
 
 def _repeated(sets: list[Any], calls: int, device: torch.device) -> float:
-    """us a call, these operands in turn, all of them called before. The median of the bursts: other work on the host comes in between."""
+    """Return the microseconds of a call with these operands in turn, each called before.
+
+    It is the median of the bursts, since other work on the host comes in between.
+    """
     for a, b, d in sets:
         api.fp8_gemm_nt(a, b, d)
     seconds = []
@@ -103,6 +103,7 @@ def _repeated(sets: list[Any], calls: int, device: torch.device) -> float:
 
 
 def _new_m(device: torch.device) -> float:
+    """Return the microseconds of a call with a new m, the mean over NEW_M."""
     precompile([(N, K)], device=device, progress=False)
     a = quantize.quantize(quantize.activations(max(NEW_M), K, device=device), "1x128")
     b = quantize.quantize(quantize.weights(N, K, device=device), "128x128")
@@ -117,37 +118,36 @@ def _new_m(device: torch.device) -> float:
 
 
 def _fresh(device: torch.device) -> dict[str, Any]:
-    command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
+    """Return the first calls' medians over fresh processes; each pair of processes has a cache of its own."""
     seconds: dict[str, list[float]] = {}
     for _ in range(PROCESSES):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            variables = environment(
-                MINIGEMM_CACHE_DIR=f"{folder}/minigemm", CUDA_CACHE_PATH=f"{folder}/nvrtc"
-            )  # NVRTC keeps a cache of its own
+            # NVRTC keeps a cache too.
+            caches = {"MINIGEMM_CACHE_DIR": f"{folder}/minigemm", "CUDA_CACHE_PATH": f"{folder}/nvrtc"}
             for cold in ("_cold", ""):
                 try:
-                    answer = subprocess.run(
-                        command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE
-                    )
-                    imported, first, new = json.loads(answer.stdout.strip().rpartition("\n")[2])
+                    imported, first, new = _in_a_process(device, caches)
                 except (OSError, subprocess.SubprocessError, ValueError) as error:
                     said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
                     return {"error": f"a fresh process failed: {said[:300]}"}
-                for name, value in (
-                    (f"first_call{cold}_s", first),
-                    (f"new_shape{cold}_s", new),
-                    ("import_s", imported),
-                ):
+                times = {f"first_call{cold}_s": first, f"new_shape{cold}_s": new, "import_s": imported}
+                for name, value in times.items():
                     seconds.setdefault(name, []).append(value)
-    return {
-        "fresh_shapes": [list(shape) for shape in FRESH],
-        "fresh_processes": PROCESSES,
-        **{name: median(values) for name, values in seconds.items()},
-    }
+    medians = {name: median(values) for name, values in seconds.items()}
+    return {"fresh_shapes": [list(shape) for shape in FRESH], "fresh_processes": PROCESSES, **medians}
+
+
+def _in_a_process(device: torch.device, caches: dict[str, str]) -> list[float]:
+    """Return what a fresh process prints: the seconds of its import and of its first call of each product."""
+    command = [sys.executable, "-c", _FRESH_PROCESS, str(device), json.dumps(FRESH)]
+    answer = subprocess.run(
+        command, env=environment(**caches), capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    return json.loads(answer.stdout.strip().rpartition("\n")[2])
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """A table for the terminal."""
+    """Return the times as a table for the terminal."""
     shown = [
         ("the same tensors", found.get("same_us"), "us"),
         (f"{SETS} sets of tensors in turn", found.get("rotating_us"), "us"),
@@ -157,11 +157,9 @@ def as_text(found: dict[str, Any]) -> str:
         ("first call of a process, empty cache", found.get("first_call_cold_s"), "s"),
         ("first call of another shape, empty cache", found.get("new_shape_cold_s"), "s"),
     ]
-    of = (
-        f" ({found['calls']:,} calls of {found['m']} x {found['n']} x {found['k']})"
-        if "calls" in found
-        else ""
-    )
-    lines = [f"host time a call, fp8_gemm_nt{of}"]
+    calls = ""
+    if "calls" in found:
+        calls = f" ({found['calls']:,} calls of {found['m']} x {found['n']} x {found['k']})"
+    lines = [f"host time a call, fp8_gemm_nt{calls}"]
     lines += [f"  {what:42s} {value:9.3f} {unit}" for what, value, unit in shown if value is not None]
     return "\n".join(lines + ([f"  {found['error']}"] if found.get("error") else []))

@@ -1,0 +1,65 @@
+"""minigemm's own calls, as anybody makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ... import api
+from ...plan import choose
+from ...types import Layout
+from ..cases import Case
+from ..workloads import Workload
+from .peer import ALL_LAYOUTS, Peer
+
+__all__ = ["BatchInvariant", "MiniGemm"]
+
+
+class MiniGemm(Peer):
+    """The public calls of `minigemm.api`."""
+
+    name, what, layouts = "minigemm", "this library's public calls", ALL_LAYOUTS
+
+    def version(self) -> str:
+        from ... import __version__
+
+        return __version__
+
+    def prepare(self, case: Case) -> Callable[[], torch.Tensor]:
+        a, b, d = (case.a, case.sfa), (case.b, case.sfb), case.empty()
+        layout, expected_m = case.workload.product.layout, case.workload.expected_m
+        if layout is Layout.DENSE:
+            return lambda: api.fp8_gemm_nt(a, b, d)
+        if layout is Layout.CONTIGUOUS:
+            return lambda: api.m_grouped_fp8_gemm_nt_contiguous(a, b, d, case.index)
+        return lambda: api.m_grouped_fp8_gemm_nt_masked(a, b, d, case.index, expected_m)
+
+    def config(self, workload: Workload, device: torch.device) -> dict[str, int]:
+        """Return the constants of the config that the call chooses."""
+        product = workload.product._replace(alignment=choose.settings().alignment)
+        return choose.config_for(product, device).constants()
+
+
+class BatchInvariant(Peer):
+    """minigemm under `set_batch_invariant(True)`: the price of bits that depend on nothing but their row."""
+
+    name = "batch_invariant"
+    what = "this library's public calls under set_batch_invariant(True)"
+    layouts = ALL_LAYOUTS
+
+    def version(self) -> str:
+        return MiniGemm().version()
+
+    def prepare(self, case: Case) -> Callable[[], torch.Tensor]:
+        call = MiniGemm().prepare(case)
+
+        def invariant() -> torch.Tensor:
+            before = api.get_batch_invariant()
+            api.set_batch_invariant(True)
+            try:
+                return call()
+            finally:
+                api.set_batch_invariant(before)
+
+        return invariant

@@ -1,0 +1,180 @@
+"""From a product to a config: the settings, the candidates, and a short menu for each n and k.
+
+Three steps lead to a config, and each remembers its answers:
+
+1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60 configs.
+2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k cost at most
+   12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing takes microseconds.
+3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same config,
+   because every tile has a multiple of 64 rows.
+
+The settings are those that the library's setters change. They hold for all threads, from the next call on.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import hopper
+from ..kernels import s10_grouped as kernel
+from ..kernels.s10_grouped import Config
+from ..layout import round_up
+from ..types import Product
+from .cost import H100, Machine, cost
+
+__all__ = [
+    "ROWS", "Settings", "candidates", "change", "cheapest", "clear", "config_for", "configs_for", "machine_of", "menu",
+    "settings", "sms_of", "suited",
+]  # fmt: skip
+
+ROWS = 64  # every tile has a multiple of it
+BLOCKS_M = (64, 128, 192, 256)
+BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 256)
+WARPGROUPS = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4))  # consumers, splits
+MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
+MENU_LIMIT = 12  # configs for one n and k, whatever m comes
+REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
+CLOCK = 1_755_000_000  # Hz; turns bytes per second into bytes per cycle
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+class Settings(NamedTuple):
+    """The library's settings. num_sms: None for all SMs of the device. alignment: rows, of groups in contiguous layouts."""
+
+    num_sms: int | None = None
+    batch_invariant: bool = False
+    alignment: int = 128
+
+
+_settings = Settings()
+_lock = threading.Lock()
+
+
+def settings() -> Settings:
+    """Return the present settings."""
+    return _settings
+
+
+def change(**values: Any) -> None:
+    """Change some settings, from the next choice on. `prepared.change` also forgets launches made under the old ones."""
+    global _settings
+    with _lock:
+        _settings = _settings._replace(**values)
+
+
+@functools.cache
+def machine_of(device: torch.device) -> Machine:
+    """Return the rates of a GPU; for the CPU those of an H100, which the emulator stands for."""
+    if device.type != "cuda":
+        return H100
+    properties = torch.cuda.get_device_properties(device)
+    copied = (
+        hopper.of(properties.name).bandwidth * 0.9
+    )  # a copy reaches 90 % of the datasheet's bytes per second
+    return Machine(properties.multi_processor_count, memory_rate=int(copied / CLOCK))
+
+
+def sms_of(device: torch.device) -> int:
+    """Return how many SMs calls on this device use: as set, but no more than it has."""
+    return _usable(device, _settings).sms
+
+
+def _usable(device: torch.device, under: Settings) -> Machine:
+    whole = machine_of(device)
+    return whole if under.num_sms is None else replace(whole, sms=min(under.num_sms, whole.sms))
+
+
+# ---------------------------------------------------------------------------------------------------- choosing
+
+
+@functools.cache
+def candidates() -> tuple[Config, ...]:
+    """Return a config for every tile that the kernel can have, with as many stages as fit."""
+
+    def found() -> Iterator[Config]:
+        for block_m in BLOCKS_M:
+            for block_n in BLOCKS_N:
+                for consumers, splits in WARPGROUPS:
+                    counts = range(max(splits, 2), MOST_STAGES + 1, splits)
+                    configs = (Config(block_m, block_n, stages, consumers, splits) for stages in counts)
+                    # where some number of stages does not fit, no larger one does
+                    yield from [
+                        *takewhile(lambda config: kernel.is_legal(config, Product(1, 1, 16)), configs)
+                    ][-1:]
+
+    return tuple(found())
+
+
+def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H100) -> Config:
+    """Return the config that costs least, the first of equals. ValueError where there is none."""
+    found = min(configs, key=lambda config: cost(product, config, machine), default=None)
+    if found is None:
+        raise ValueError(f"configs: expected at least one legal config for {product}, got none")
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def menu(product: Product, machine: Machine = H100, batch_invariant: bool = False) -> tuple[Config, ...]:
+    """Return at most MENU_LIMIT configs, among which every m finds a good one. The product's own m is not looked at.
+
+    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not depend on m.
+    """
+    legal = [config for config in candidates() if config.splits == 1 or not batch_invariant]
+    best = (cheapest(legal, product._replace(m=m, expected_m=0), machine) for m in REPRESENTATIVE_M)
+    return tuple(dict.fromkeys(best))[:MENU_LIMIT]
+
+
+def _menu(product: Product, machine: Machine, under: Settings) -> tuple[Config, ...]:
+    return menu(product._replace(m=0, expected_m=0), machine, under.batch_invariant)
+
+
+@functools.lru_cache(maxsize=4096)
+def _config_for(product: Product, device: torch.device, under: Settings) -> Config:
+    machine = _usable(device, under)
+    chosen = cheapest(_menu(product, machine, under), product, machine)
+    return suited(product, replace(chosen, ctas=machine.sms))
+
+
+def config_for(product: Product, device: torch.device) -> Config:
+    """Return the config of a product on this device under the present settings.
+
+    It is the same for all m between two multiples of 64.
+    """
+    whole = product._replace(m=round_up(product.m, ROWS), expected_m=round_up(product.expected_m, ROWS))
+    return _config_for(whole, device, _settings)
+
+
+def configs_for(product: Product, device: torch.device) -> list[Config]:
+    """Return the configs that a product may get on this device under the present settings, whatever its m."""
+    machine = _usable(device, _settings)
+    return [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine, _settings)]
+
+
+def suited(product: Product, config: Config) -> Config:
+    """Return the config with the fields that the product decides. TypeError or ValueError where it cannot run it."""
+    if not isinstance(config, Config):
+        came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
+        raise TypeError(f"config: expected a {kernel.stage.name}.Config, got {came}")
+    for field, value in vars(config).items():
+        if not isinstance(value, int):
+            raise TypeError(f"config.{field}: expected an int, got {value!r}")
+    out_fp32, accumulate, layout = product.out_fp32, product.accumulate, product.layout
+    config = replace(config, out_fp32=out_fp32, accumulate=accumulate, layout=layout)
+    if not (legal := kernel.is_legal(config, Product(product.rows, product.n, product.k))):
+        raise ValueError(f"config: {legal.reason}")
+    return config
+
+
+def clear() -> None:
+    """Forget all choices."""
+    for remembered in (machine_of, candidates, menu, _config_for):
+        remembered.cache_clear()

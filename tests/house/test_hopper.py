@@ -1,0 +1,29 @@
+"""The GPU's numbers stand once in minigemm.hopper, and once in the emulator, which stands alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigemm import emulator, hopper
+from minigemm.emulator.machine import wgmma
+from minigemm.emulator.translate import lower
+
+NOTHING = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry nothing()\n{\n  ret;\n}\n"
+
+
+def test_the_emulator_has_the_same_numbers() -> None:
+    assert lower.FIXED["%nsmid"] == hopper.SMS
+    assert wgmma.REGISTER_FILE == hopper.SM_REGISTERS
+    assert emulator.Rates().products == hopper.PRODUCTS_PER_CYCLE
+
+
+def test_the_emulator_has_the_same_shared_memory() -> None:
+    emulator.launch(NOTHING, 1, 1, [], shared=hopper.SHARED_LIMIT)
+    with pytest.raises(ValueError, match=f"exceed the {hopper.SHARED_LIMIT} that a CTA"):
+        emulator.launch(NOTHING, 1, 1, [], shared=hopper.SHARED_LIMIT + 1)
+
+
+def test_the_emulator_has_the_same_limit_of_threads() -> None:
+    emulator.launch(NOTHING, 1, hopper.THREAD_LIMIT, [])
+    with pytest.raises(ValueError, match=str(hopper.THREAD_LIMIT)):
+        emulator.launch(NOTHING, 1, hopper.THREAD_LIMIT + 1, [])

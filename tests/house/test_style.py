@@ -1,0 +1,97 @@
+"""The law for kernels: 100 columns, one statement a line, 300 lines a stage, steps that read as a diff."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import pytest
+
+from minigemm.kernels import stage_named, stages
+
+FOLDER = Path(stages()[0].stage.source).parent
+KERNELS = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")])
+COLUMNS = 100
+LINES = 300  # of a stage
+STEP = 170  # lines that differ from the stage before; half of the steps have fewer than 120
+#: The library's own kernel does several steps at once: it is to become two stages, which keep the law.
+LARGE = {"s10_grouped": (390, 450)}  # lines, changed lines
+
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"')
+_COMMENT = re.compile(r"//.*")
+
+
+def code_of(line: str) -> str:
+    """Return the line without strings and comments."""
+    return _COMMENT.sub("", _STRING.sub('""', line))
+
+
+def statements(line: str) -> int:
+    """Count the statements of a line: semicolons outside parentheses, and comma operators."""
+    code = code_of(line).strip()
+    inside = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|(?<=[=,] )\{[^{}]*\}")
+    while inside.search(code):
+        code = inside.sub("_", code)
+    code = re.sub(r"\{ (return )?[^{};]*; \}", "{}", code)  # the body of a function on one line
+    commas = re.search(r"(^|_ )[\w.>-]+ ?([-+^|*/&]?=|\+\+)[^;{]*, \w+(\.\w+)* [-+^|*/&]?= ", code)
+    calls = re.fullmatch(r"(if _ |for _ )?\w+_(, \w+_)+;", code)
+    return code.count(";") + bool(commas or calls)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_keep_to_the_columns(path: Path) -> None:
+    wide = [
+        f"{path.name}:{number} has {len(line)} columns"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > COLUMNS and not re.fullmatch(r" *// https://\S+", line)
+    ]
+    assert not wide, "\n".join(wide)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_have_one_statement_a_line(path: Path) -> None:
+    full = [
+        f"{path.name}:{number}: {line.strip()}"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if statements(line) > 1
+    ]
+    assert not full, "\n".join(full)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("if (++stage == STAGES) stage = 0, phase ^= 1;", 2),
+        ("mbarrier_init(&full[i], 1), mbarrier_init(&empty[i], 4);", 2),
+        ("if (elected) prefetch_tensormap(&a_map), prefetch_tensormap(&b_map);", 2),
+        ("row = max(row0, first), end = min(row0 + BLOCK_M, last);", 2),
+        ("stage = 0; phase ^= 1;", 2),
+        ("for (int i = 0; i < 4; ++i, row += kThreadsM) {", 0),
+        ("for (int i = 0; i < 4; ++i) a[i] = read(shared.a, m + i * kThreadsM, k);", 1),
+        ("const int row = i / kVectors, column = i % kVectors * kVector;", 1),
+        ("float4 a[THREAD_M], b[THREAD_N];", 1),
+        ('asm volatile("{a; b;}" ::"r"(cvta_to_shared(barrier)), "r"(arrivals) : "memory");', 1),
+        ("int group0 = 0, tiles0 = 0;  // lane l; tiles", 1),
+        ("e4m3x16 load(const e4m3* x) { return *reinterpret_cast<const e4m3x16*>(x); }", 0),
+    ],
+)
+def test_what_counts_as_a_statement(line: str, count: int) -> None:
+    assert statements(line) == count
+
+
+def test_stages_are_short_and_steps_small() -> None:
+    """`pytest -s` shows both."""
+    before: list[str] = []
+    for module in stages():
+        name = module.stage.name
+        lines = module.stage.source.read_text(encoding="utf-8").splitlines()
+        if name == "s10_grouped":  # goes on where s08_persistent ends: it has no clusters
+            before = stage_named("8").stage.source.read_text(encoding="utf-8").splitlines()
+        signs = [line[0] for line in difflib.unified_diff(before, lines, n=0, lineterm="")][2:]
+        changed = signs.count("+") + signs.count("-") if before else 0
+        print(f"\n{name}: {len(lines)} lines, {changed} changed", end="")
+        most_lines, most_changed = LARGE.get(name, (LINES, STEP))
+        assert len(lines) <= most_lines, f"{name}.cu has {len(lines)} lines, more than {most_lines}"
+        assert changed <= most_changed, f"{name}.cu changes {changed} lines"
+        before = lines
