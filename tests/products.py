@@ -238,7 +238,7 @@ def configs() -> list[tuple[str, Config]]:
     ]
 
 
-def drawn(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:
+def matrix(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:
     """Draw a float32 matrix (rows, k) from integers, so that every machine and every torch draws the same bits.
 
     torch.randn does not: its last bits depend on the processor. A test that compares bits, counts or errors takes its
@@ -267,8 +267,8 @@ def operands(
 ) -> tuple[Quantized, Quantized]:
     """Draw a and b from integers and quantize them as the stage wants them; with one scale each where none is named."""
     of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
-    a = quantize.quantize(drawn(m, k, 2 * seed).to(device), of_a)
-    b = quantize.quantize(drawn(n, k, 2 * seed + 1, "weights").to(device), of_b)
+    a = quantize.quantize(matrix(m, k, 2 * seed).to(device), of_a)
+    b = quantize.quantize(matrix(n, k, 2 * seed + 1, "weights").to(device), of_b)
     return a, b
 
 

@@ -22,7 +22,7 @@ CONTIGUOUS, PREFIX_SUMS, MASKED = Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 Config = s10_grouped.Config
 CONFIGS = [
-    Config(64, 32, 3, 1, ctas=2), Config(128, 48, 2, 2, ctas=1), Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True), Config(192, 16, 3, 3),
+    Config(64, 32, 3, 1, ctas=2), Config(128, 48, 2, 2, ctas=1), Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True), Config(192, 16, 3, 3, ctas=3),
     Config(64, 112, 3, 1),
 ]  # fmt: skip
 OTHERS = [Config(128, 128, 5), Config(64, 128, 6, 1)]

@@ -362,7 +362,7 @@ def test_planted_bug(bug, tile, tmp_path):
     # two tiles each way, and more steps along k than the ring has slots twice over, if the ring goes from tile to tile
     # with all of a CTA's tiles
     steps = 3 if name < "s05" else 4 if name > "s08" else min(2 * config.stages + 1, 8)
-    a, b = operands(70, 72, 96 if name < "s04" else 128 * steps, 0, "cpu", STAGES[name])
+    a, b = operands(70, 72, 192 if name < "s04" else 128 * steps, 0, "cpu", STAGES[name])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, where it sees the bug too
         for schedule in ("late", "early", 1, 2):

@@ -16,7 +16,7 @@ from minigemm.kernels import stage_named, stages
 from minigemm.quantize import Quantized
 from minigemm.types import Problem
 from minigemm.verify.judge import relative_error, tensor_core_result, tolerance
-from tests.products import MANY, STAGES, configs, drawn, guarded_gemm, many_configs, operands, random_problem
+from tests.products import MANY, STAGES, configs, guarded_gemm, many_configs, matrix, operands, random_problem
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(1, 1, 16), (1, 77, 64), (64, 64, 128), (77, 50, 144), (100, 72, 80), (3, 136, 32)]
@@ -271,8 +271,8 @@ def test_error_against_k(name):
     """In FP32, on positive inputs: the tensor core's accumulator loses with k, promoted sums do not."""
     module, errors = STAGES[name], []
     for k in (128, 4096):
-        a = quantize.quantize(drawn(16, k, 1, "positive"), module.stage.granularities[0])
-        b = quantize.quantize(drawn(16, k, 2, "positive"), module.stage.granularities[1])
+        a = quantize.quantize(matrix(16, k, 1, "positive"), module.stage.granularities[0])
+        b = quantize.quantize(matrix(16, k, 2, "positive"), module.stage.granularities[1])
         errors.append(relative_error(module.gemm(a, b, out_dtype=torch.float32), quantize.reference(a, b)))
     assert errors[1] > 4 * errors[0] if name == "s06_warp_specialized" else errors[1] < 2 * errors[0]
 
