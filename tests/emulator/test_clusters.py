@@ -557,8 +557,7 @@ COPIES = """
     sync();  // the end
 """
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-BETWEEN = """asm volatile(
-    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], 128, [%2];"
+BETWEEN = f"""asm volatile("{BULK.replace("global", "shared::cta")} [%0], [%1], 128, [%2];"
     :: "r"(mapa(d, next)), "r"(sa(s)), "r"(mapa(&b, next)) : "memory");"""
 FROM_GLOBAL = f"""asm volatile("{BULK} [%0], [%1], 256, [%2];"
     :: "r"(mapa(d, next)), "l"(x + 64 * rank()), "r"(mapa(&b, next)) : "memory");"""
