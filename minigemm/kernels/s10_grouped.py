@@ -83,7 +83,7 @@ class Config(PromotedConfig):
     raster: int = 16
     raster_m: bool = False
     accumulate: bool = False
-    layout: int = DENSE
+    layout: int = int(DENSE)  # so that a config in a message can be pasted into code
 
     #: The registers of a thread of the producer and of a consumer, by consumers * splits.
     REGISTERS: ClassVar[dict[int, tuple[int, int]]] = {1: (64, 248), 2: (40, 232), 3: (32, 160), 4: (32, 112)}
