@@ -103,7 +103,11 @@ class Stage:
         return d
 
     def run(
-        self, launch: Launch, config: Config, device: torch.device, source: str | os.PathLike[str] | None = None
+        self,
+        launch: Launch,
+        config: Config,
+        device: torch.device,
+        source: str | os.PathLike[str] | None = None,
     ) -> None:
         """Compile the stage's kernel, or the reader's own `source`, under `config`, and launch it as described."""
         path = self.source if source is None else Path(source)

@@ -2,11 +2,13 @@
 
 Three steps lead to a config, and each remembers its answers:
 
-1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60 configs.
-2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k cost at most
-   12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing takes microseconds.
-3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same config,
-   because every tile has a multiple of 64 rows.
+1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60
+   configs.
+2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k
+   cost at most 12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing
+   takes microseconds.
+3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same
+   config, because every tile has a multiple of 64 rows.
 
 The settings are those that the library's setters change. They hold for all threads, from the next call on.
 """
@@ -44,11 +46,17 @@ REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 
 CLOCK = 1_755_000_000  # Hz; turns bytes per second into bytes per cycle
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------------------
+# settings
 
 
 class Settings(NamedTuple):
-    """The library's settings. num_sms: None for all SMs of the device. alignment: rows, of groups in contiguous layouts."""
+    """The library's settings.
+
+    num_sms: SMs to use, None for all of the device.
+    batch_invariant: only configs that sum k in one order.
+    alignment: groups of a contiguous layout begin at multiples of so many rows.
+    """
 
     num_sms: int | None = None
     batch_invariant: bool = False
@@ -65,7 +73,10 @@ def settings() -> Settings:
 
 
 def change(**values: Any) -> None:
-    """Change some settings, from the next choice on. `prepared.change` also forgets launches made under the old ones."""
+    """Change some settings, from the next choice on.
+
+    `prepared.change` also forgets launches made under the old ones.
+    """
     global _settings
     with _lock:
         _settings = _settings._replace(**values)
@@ -93,7 +104,8 @@ def _usable(device: torch.device, under: Settings) -> Machine:
     return whole if under.num_sms is None else replace(whole, sms=min(under.num_sms, whole.sms))
 
 
-# ---------------------------------------------------------------------------------------------------- choosing
+# ----------------------------------------------------------------------------------------------------
+# choosing
 
 
 @functools.cache
@@ -124,9 +136,12 @@ def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H10
 
 @functools.lru_cache(maxsize=1024)
 def menu(product: Product, machine: Machine = H100, batch_invariant: bool = False) -> tuple[Config, ...]:
-    """Return at most MENU_LIMIT configs, among which every m finds a good one. The product's own m is not looked at.
+    """Return at most MENU_LIMIT configs, among which every m finds a good one.
 
-    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not depend on m.
+    The product's own m is not looked at.
+
+    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not
+        depend on m.
     """
     legal = [config for config in candidates() if config.splits == 1 or not batch_invariant]
     best = (cheapest(legal, product._replace(m=m, expected_m=0), machine) for m in REPRESENTATIVE_M)
@@ -160,7 +175,10 @@ def configs_for(product: Product, device: torch.device) -> list[Config]:
 
 
 def suited(product: Product, config: Config) -> Config:
-    """Return the config with the fields that the product decides. TypeError or ValueError where it cannot run it."""
+    """Return the config with the fields that the product decides.
+
+    TypeError or ValueError where it cannot run it.
+    """
     if not isinstance(config, Config):
         came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
         raise TypeError(f"config: expected a {kernel.stage.name}.Config, got {came}")
