@@ -1,22 +1,24 @@
 """The library's calls: FP8 products, dense and grouped, with fine-grained scales.
 
-    d = minigemm.fp8_gemm_nt(a, b)      # a: (data, scales) or a Quantized, (m, k); b likewise, (n, k); d (m, n) = a @ b.T
+    d = minigemm.fp8_gemm_nt(a, b)      # a: (data, scales) or a Quantized, (m, k); b likewise, (n, k); d (m,
+    n) = a @ b.T
 
-CUDA tensors run on their own Hopper GPU, on torch's current stream there, without waiting; CPU tensors run the same
-kernel on the emulator. A wrong argument raises TypeError or ValueError that names it, before anything is compiled or
-launched. No call reads device data on the host: what only the data shows (ids out of range, counts over the buffer) is
-checked for CPU tensors, and on a GPU where MINIGEMM_DEBUG=1 asks for it.
+CUDA tensors run on their own Hopper GPU, on torch's current stream there, without waiting; CPU tensors run
+the same kernel on the emulator. A wrong argument raises TypeError or ValueError that names it, before
+anything is compiled or launched. No call reads device data on the host: what only the data shows (ids out of
+range, counts over the buffer) is checked for CPU tensors, and on a GPU where MINIGEMM_DEBUG=1 asks for it.
 
 Operands, common to all calls:
 
-- data: float8_e4m3fn, last dimension contiguous, k a multiple of 16, row strides multiples of 16 bytes, 16-byte aligned.
-- scales of a: float32, one for each 1x128 block, (m, ceil(k / 128)). M-major with rows padded for TMA (`to_m_major`), as
-  they are; any other order is laid out first, which is one small kernel more.
+- data: float8_e4m3fn, last dimension contiguous, k a multiple of 16, row strides multiples of 16 bytes,
+  16-byte aligned.
+- scales of a: float32, one for each 1x128 block, (m, ceil(k / 128)). M-major with rows padded for TMA
+  (`to_m_major`), as they are; any other order is laid out first, which is one small kernel more.
 - scales of b: float32, one for each 128x128 block, (ceil(n / 128), ceil(k / 128)), row-major.
 - d: bfloat16 or float32, made where it is not given. Rows contiguous; any row stride that keeps them apart.
 
-Every call goes two ways. `_repeat` starts a launch that an earlier call left prepared, if the tensors are the same or
-differ in m alone. Otherwise the call is checked, gets a config, and launches.
+Every call goes two ways. `_repeat` starts a launch that an earlier call left prepared, if the tensors are the
+same or differ in m alone. Otherwise the call is checked, gets a config, and launches.
 """
 
 from __future__ import annotations
@@ -65,13 +67,14 @@ def fp8_gemm_nt(
         a: (m, k), with 1x128 scales.
         b: (n, k), with 128x128 scales: the weights.
         d: (m, n) to write to. Shares no memory with a and b.
-        c: (m, n) of d's dtype to add, in FP32 before the result is rounded: d itself, or memory apart from it.
+        c: (m, n) of d's dtype to add, in FP32 before the result is rounded: d itself, or memory apart from
+            it.
         out_dtype: the dtype of a d that is made: bfloat16 (the default) or float32.
         config: a `kernels.s10_grouped.Config` instead of the one that is chosen.
 
     Returns:
-        d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale or NaN in
-        the data spread to their rows and columns of d.
+        d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale
+        or NaN in the data spread to their rows and columns of d.
     """
     options = (DENSE, c is None)
     if (done := _repeat(options, a, b, d, c, out_dtype, config)) is not None:
@@ -97,22 +100,24 @@ def m_grouped_fp8_gemm_nt_contiguous(
     out_dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """Multiply each row of a by the weights of its own group: `d[i] = a[i] @ b[group of i].T`; rows of no group are zeros.
+    """Multiply each row of a by the weights of its own group: `d[i] = a[i] @ b[group of i].T`.
+
+    Rows of no group are zeros.
 
     Args:
         a: (m, k), with 1x128 scales: the rows of all groups.
         b: (groups, n, k), with 128x128 scales (groups, ceil(n / 128), ceil(k / 128)), contiguous.
         d: (m, n) to write to.
-        grouped_layout: int32. The group of each row, (m,), -1 for padding; groups may come in any order, and repeat.
-            With `use_psum_layout` (groups,): where each group ends, which is its start + its rows; a group starts at the
-            next multiple of the alignment behind the one before.
+        grouped_layout: int32. The group of each row, (m,), -1 for padding; groups may come in any order, and
+            repeat. With `use_psum_layout` (groups,): where each group ends, which is its start + its rows; a
+            group starts at the next multiple of the alignment behind the one before.
         c: (m, n) of d's dtype to add; rows of no group then hold c.
         use_psum_layout: grouped_layout says where groups end.
         ensure_zero_padding: False leaves rows of no group as they are.
         out_dtype, config: as in `fp8_gemm_nt`.
 
-    The alignment is `get_mk_alignment_for_contiguous_layout()`: groups begin at multiples of it. Set to 1, they begin
-    and end anywhere and nothing is padded; a tile never writes rows of another group.
+    The alignment is `get_mk_alignment_for_contiguous_layout()`: groups begin at multiples of it. Set to 1,
+    they begin and end anywhere and nothing is padded; a tile never writes rows of another group.
     """
     checks.check_flag("use_psum_layout", use_psum_layout)
     checks.check_flag("ensure_zero_padding", ensure_zero_padding)
@@ -163,13 +168,15 @@ def m_grouped_fp8_gemm_nt_masked(
     """Multiply the first rows of each group's buffer: `d[g, :masked_m[g]] = a[g, :masked_m[g]] @ b[g].T`.
 
     Args:
-        a: (groups, rows, k), with 1x128 scales (groups, rows, ceil(k / 128)), contiguous. What lies behind a group's
-            count may be anything.
+        a: (groups, rows, k), with 1x128 scales (groups, rows, ceil(k / 128)), contiguous. What lies behind a
+            group's count may be anything.
         b: (groups, n, k), with 128x128 scales (groups, ceil(n / 128), ceil(k / 128)), contiguous.
-        d: (groups, rows, n), contiguous. Rows from the count on are not written; in a d that is made they hold anything.
-        masked_m: int32 (groups,) on the device: the counts, from 0 to rows. Only the kernel reads them: a captured CUDA
-            graph obeys those of its replay.
-        expected_m: about how many rows a group has; it chooses the tile and nothing else. By default all of them.
+        d: (groups, rows, n), contiguous. Rows from the count on are not written; in a d that is made they
+            hold anything.
+        masked_m: int32 (groups,) on the device: the counts, from 0 to rows. Only the kernel reads them: a
+            captured CUDA graph obeys those of its replay.
+        expected_m: about how many rows a group has; it chooses the tile and nothing else. By default all of
+            them.
         c: (groups, rows, n) of d's dtype to add; rows from the count on then hold c.
         out_dtype, config: as in `fp8_gemm_nt`.
     """
@@ -194,17 +201,21 @@ def m_grouped_fp8_gemm_nt_masked(
     return _launch(product, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
 
 
-# ---------------------------------------------------------------------------------------------------- a repeated call
+# ---------------------------------------------------------------------------------------------------- a
+# repeated call
 
-# The look-up in os.environ encodes the name, and raises inside where there is none: half a microsecond, more than all
-# other checks of a repeated call. The dictionary behind it takes 20 ns.
+# The look-up in os.environ encodes the name, and raises inside where there is none: half a microsecond, more
+# than all other checks of a repeated call. The dictionary behind it takes 20 ns.
 _environment = getattr(os.environ, "_data", {})
 _DEBUG = os.environ.encodekey("MINIGEMM_DEBUG")
 _OFF = tuple(map(os.environ.encodevalue, ("", "0")))
 
 
 def debugging() -> bool:
-    """Tell whether MINIGEMM_DEBUG asks, now, for checks of what only the data shows, on a GPU too; they wait for it."""
+    """Tell whether MINIGEMM_DEBUG asks, now, for checks of what only the data shows, on a GPU too.
+
+    Such checks wait for the GPU.
+    """
     return _environment.get(_DEBUG, _OFF[0]) not in _OFF
 
 
@@ -218,7 +229,10 @@ def _repeat(
     config: Config | None,
     groups: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Run a prepared launch, if an earlier call left one that fits. Return d, or None: then the call must be checked."""
+    """Run a prepared launch, if an earlier call left one that fits.
+
+    Return d, or None: then the call must be checked.
+    """
     if config is not None or (c is not None and c is not d) or (_DEBUG in _environment and debugging()):
         return None
     try:
@@ -249,7 +263,8 @@ def _labelled(operand: object, granularity: str) -> bool:
     return type(operand) is not Quantized or operand.granularity == granularity
 
 
-# ---------------------------------------------------------------------------------------------------- any other call
+# ---------------------------------------------------------------------------------------------------- any
+# other call
 
 
 def _operands(
@@ -281,7 +296,10 @@ def _output(
     read: tuple[torch.Tensor, ...],
     **groups: torch.Tensor,
 ) -> torch.Tensor:
-    """Check d, or make it. It must not share memory with what the kernel reads: `read` (see READ) and `groups`."""
+    """Check d, or make it.
+
+    It must not share memory with what the kernel reads: `read` (see READ) and `groups`.
+    """
     device = read[0].device
     dtype = checks.check_out_dtype(out_dtype, d)
     if c is not None:
@@ -319,7 +337,8 @@ def _launch(
     if not product.k or not product.groups:
         return d if product.accumulate else _zeros(product, d, *groups)
 
-    # `_repeat` has not asked for scales that were laid out just now, nor for a sum apart; where these lie repeats too.
+    # `_repeat` has not asked for scales that were laid out just now, nor for a sum apart; where these lie
+    # repeats too.
     sfa = to_m_major(scale_a)
     tensors = (a, sfa, b, scale_b, d, *groups)
     if config is None and (apart or sfa is not scale_a):
@@ -341,7 +360,8 @@ def _zeros(product: Product, d: torch.Tensor, index: torch.Tensor | None = None)
     return d.zero_()
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------------------
+# settings
 
 
 def set_num_sms(num_sms: int | None) -> None:
@@ -381,7 +401,7 @@ def get_batch_invariant() -> bool:
 
 
 def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
-    """Let groups begin at multiples of so many rows in the contiguous layout: 128 unless set; with 1 anywhere."""
+    """Let groups of the contiguous layout begin at multiples of so many rows: 128 unless set; 1: anywhere."""
     prepared.change(alignment=checks.check_int("alignment", alignment, 1, 1 << 20))
 
 

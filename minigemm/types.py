@@ -1,4 +1,4 @@
-"""The words that every layer shares: a product, a configuration, whether the two agree, and what a launch is made of.
+"""The words that every layer shares: a product, a config, whether the two agree, and the parts of a launch.
 
 Nothing here imports the rest of minigemm, and nothing here decides.
 """
@@ -26,7 +26,10 @@ __all__ = [
 
 
 class Layout(IntEnum):
-    """How the rows of a and d belong to groups. The values are those that the kernel knows (scheduler.cuh)."""
+    """How the rows of a and d belong to groups.
+
+    The values are those that the kernel knows (scheduler.cuh).
+    """
 
     DENSE = 0
     """One product: all rows of a meet the same b."""
@@ -88,7 +91,10 @@ class Config:
     """The compile-time choices of a stage. Each stage subclasses it; every field is an int or a bool."""
 
     def constants(self) -> dict[str, int]:
-        """Return the prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`. A bool becomes 0 or 1."""
+        """Return the prelude's constants: field names in upper case, `{"BLOCK_M": 64, ...}`.
+
+        A bool becomes 0 or 1.
+        """
         return {field.name.upper(): int(getattr(self, field.name)) for field in fields(self)}
 
     def declarations(self) -> str:
@@ -116,8 +122,8 @@ class Legality:
 class TensorMap:
     """A tensor that the kernel reads or writes through TMA, one `box` at a time.
 
-    `box` counts elements, innermost dimension last, as in `tensor.shape`. `swizzle` is the span in bytes of the
-    shared-memory swizzle: 0, 32, 64 or 128.
+    `box` counts elements, innermost dimension last, as in `tensor.shape`. `swizzle` is the span in bytes of
+    the shared-memory swizzle: 0, 32, 64 or 128.
     """
 
     tensor: torch.Tensor
@@ -130,8 +136,8 @@ class Launch:
     """One kernel launch, the same for both runtimes.
 
     Each of `args` becomes a parameter of the kernel: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
-    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes and NumPy scalars stay as they are.
-    `shared` is the dynamic shared memory in bytes.
+    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes and NumPy scalars stay as
+    they are. `shared` is the dynamic shared memory in bytes.
     """
 
     grid: tuple[int, int, int]
@@ -142,7 +148,7 @@ class Launch:
 
 
 class CompileError(ValueError):
-    """The compiler refused a kernel source: `log` is what it said, `source_path` the file that holds the code."""
+    """The compiler refused a source: `log` is what it said, `source_path` the file that holds the code."""
 
     def __init__(self, message: str, log: str = "", source_path: Path | None = None):
         super().__init__(message)

@@ -275,7 +275,7 @@ def operands(
 def guarded_gemm(
     module: ModuleType, a: Quantized, b: Quantized, config: Config | None = None
 ) -> torch.Tensor:
-    """`gemm` into an output that is poisoned before and guarded on both sides: every element must be written, nothing beside it."""
+    """Run `gemm` into a poisoned, guarded output: all of it is written, nothing beside it."""
     stage = module.stage
     dtype = torch.float32 if getattr(config, "out_fp32", False) else torch.bfloat16
     problem = stage.check(a, b, config, None, dtype)

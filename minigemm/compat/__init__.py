@@ -1,4 +1,4 @@
-"""Other libraries' names for what minigemm does, for code that was written against them: `minigemm.compat.deep_gemm`."""
+"""Other libraries' names for minigemm's calls, for code written against them: `minigemm.compat.deep_gemm`."""
 
 from __future__ import annotations
 

@@ -1,34 +1,38 @@
 """s10: groups: dense, contiguous and masked products under one scheduler; the library's kernel.
 
-Idea: the experts of a layer are products that each have their own rows of a and their own b, and how many rows is known
-on the device alone. One launch computes them all. A warp of the producer walks ahead: it finds the CTA's next tile by
-counting the tiles of 32 groups at once, and tells the warps that load and those that compute which part of d comes next.
-These know no layout. A consumer writes the rows of one group and no others: by TMA where all of its rows are the
-group's, by threads where the group ends among them. A consumer that has none of the group's rows multiplies nothing.
+Idea: the experts of a layer are products that each have their own rows of a and their own b, and how many
+rows is known on the device alone. One launch computes them all. A warp of the producer walks ahead: it finds
+the CTA's next tile by counting the tiles of 32 groups at once, and tells the warps that load and those that
+compute which part of d comes next. These know no layout. A consumer writes the rows of one group and no
+others: by TMA where all of its rows are the group's, by threads where the group ends among them. A consumer
+that has none of the group's rows multiplies nothing.
 
 Layouts, of d and of a:
 - DENSE: one product. a (m, k), b (n, k), d (m, n).
-- CONTIGUOUS: a (m, k), b (groups, n, k), d (m, n), and an int32 id for each row: its group. Rows of any other id (-1)
-  are padding: zeros in d. Ids come in any order, and groups begin and end anywhere; a tile that meets several groups is
-  computed once for each.
-- PREFIX_SUMS: the same with an int32 for each group: its start + its rows. The group starts at the first multiple of
-  `alignment` that is not below the entry before. The rows between and behind the groups are padding.
-- MASKED: a (groups, t, k), b (groups, n, k), d (groups, t, n), and an int32 for each group: how many of its t rows
-  count. The others may hold anything, in a and d, and stay what they are.
-Numbers on the device that make no sense (ids out of range, counts below 0 or over t, sums that fall or exceed m) are
-taken for the nearest that do: nothing is read or written outside the tensors.
+- CONTIGUOUS: a (m, k), b (groups, n, k), d (m, n), and an int32 id for each row: its group. Rows of any other
+  id (-1) are padding: zeros in d. Ids come in any order, and groups begin and end anywhere; a tile that meets
+  several groups is computed once for each.
+- PREFIX_SUMS: the same with an int32 for each group: its start + its rows. The group starts at the first
+  multiple of `alignment` that is not below the entry before. The rows between and behind the groups are
+  padding.
+- MASKED: a (groups, t, k), b (groups, n, k), d (groups, t, n), and an int32 for each group: how many of its t
+  rows count. The others may hold anything, in a and d, and stay what they are.
+Numbers on the device that make no sense (ids out of range, counts below 0 or over t, sums that fall or exceed
+m) are taken for the nearest that do: nothing is read or written outside the tensors.
 
-Functions: `launch_dense`, `launch_contiguous` and `launch_masked` describe a launch into a d that exists, for a caller
-that has checked its tensors and whose config has the layout; `stage.run` runs it. `refit` tells which arguments another
-m changes. None reads the device's numbers on the host. `gemm` is the stage as a function, like those before it.
+Functions: `launch_dense`, `launch_contiguous` and `launch_masked` describe a launch into a d that exists, for
+a caller that has checked its tensors and whose config has the layout; `stage.run` runs it. `refit` tells
+which arguments another m changes. None reads the device's numbers on the host. `gemm` is the stage as a
+function, like those before it.
 
-Shapes, scales and bits: as s07, for each group: scales of a (m, ceil(k / 128)) or (groups, t, ceil(k / 128)), those of b
-(groups, ceil(n / 128), ceil(k / 128)). d BF16 or FP32; with `accumulate` the product is added to what d holds, in FP32,
-and rounded once.
-Legal configs: as s08. m, n, k, the number of groups and `ctas` are arguments of the launch: they compile nothing anew.
-The layout is compiled in, because a kernel that knows it starts sooner; it is the call that decides it.
-Errors: see `Stage.gemm`. The other functions take plain tensors, which their caller (`minigemm.api`) has checked.
-Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3; PTX ISA, "shfl.sync", "vote.sync".
+Shapes, scales and bits: as s07, for each group: scales of a (m, ceil(k / 128)) or (groups, t, ceil(k / 128)),
+those of b (groups, ceil(n / 128), ceil(k / 128)). d BF16 or FP32; with `accumulate` the product is added to
+what d holds, in FP32, and rounded once.
+Legal configs: as s08. m, n, k, the number of groups and `ctas` are arguments of the launch: they compile
+nothing anew. The layout is compiled in, because a kernel that knows it starts sooner; it is the call that
+decides it. Errors: see `Stage.gemm`. The other functions take plain tensors, which their caller
+(`minigemm.api`) has checked. Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3; PTX ISA,
+"shfl.sync", "vote.sync".
 """
 
 from __future__ import annotations
@@ -56,6 +60,9 @@ PARAMETERS = (
     "a_map", "b_map", "sfa_map", "d_map", "d", "sfb", "index", "span", "zero_padding", "m", "n", "k", "groups",
     "ld_sfb", "group_sfb", "ldd", "aligned",
 )  # fmt: skip
+A_MAP, SFA_MAP, D_MAP, D, M = map(
+    PARAMETERS.index, ("a_map", "sfa_map", "d_map", "d", "m")
+)  # follow the rows
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Config(PromotedConfig):
 
 
 def is_legal(config: Config, product: Product) -> Legality:
-    """Tell whether this config can run this product, and if not, why. m counts the rows of all groups together."""
+    """Tell whether this config can run this product, and if not, why. m counts the rows of all groups."""
     consumers, splits, stages, layout = config.consumers, config.splits, config.stages, config.layout
     if consumers not in (1, 2, 3):
         return Legality(f"consumers must be 1, 2 or 3, got {consumers}")
@@ -134,7 +141,7 @@ def is_legal(config: Config, product: Product) -> Legality:
 
 
 def default_config(product: Product) -> Config:
-    """Return the quickest of five on 132 SMs: 256 x 128 outputs where there are many, 64 x 64 where there are few."""
+    """Return the quickest of five on 132 SMs: from 256 x 128 outputs for many down to 64 x 64 for few."""
     choices = (
         Config(),
         Config(192, 128, 4, 3),
@@ -145,7 +152,8 @@ def default_config(product: Product) -> Config:
     return quickest(choices, product)
 
 
-# ---------------------------------------------------------------------------------------------------- launches
+# ----------------------------------------------------------------------------------------------------
+# launches
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
@@ -183,7 +191,8 @@ def launch_contiguous(
     Args:
         sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        grouped_layout: int32. The config's layout says which: CONTIGUOUS: (m,), the ids. PREFIX_SUMS: (groups,), the ends.
+        grouped_layout: int32. The config's layout says which: CONTIGUOUS: (m,), the ids. PREFIX_SUMS:
+            (groups,), the ends.
         alignment: groups start at multiples of it, with PREFIX_SUMS. Ids say themselves where groups start.
         zero_padding: True writes padding as zeros, False leaves it as it is.
     """
@@ -203,10 +212,13 @@ def launch_masked(
     counts: torch.Tensor,
     config: Config,
 ) -> Launch:
-    """Describe the product of the first counts[g] rows of a (groups, t, k) and b (groups, n, k), into d (groups, t, n).
+    """Describe the product of the first counts[g] rows of each group of a (groups, t, k) and its b.
+
+    b (groups, n, k), d (groups, t, n).
 
     Args:
-        sfa: (groups, t, ceil(k / 128)), each group's M-major as `layout.to_m_major` makes it; others are laid out first.
+        sfa: (groups, t, ceil(k / 128)), each group's M-major as `layout.to_m_major` makes it; others are laid
+            out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
         counts: int32 (groups,).
     """
@@ -215,32 +227,22 @@ def launch_masked(
     return _launch(_merged(a), _side_by_side(sfa), b, sfb, _merged(d), counts, config, MASKED, tiles, t)
 
 
-def refit(a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor, config: Config) -> dict[int, object]:
-    """Return the arguments that a dense launch of this config gets for other rows, by their place; all others stay.
+def refit(launch: Launch, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> dict[int, object]:
+    """Return the arguments, by their place, that a dense launch gets for other rows; all others stay.
 
-    So does the grid, as long as both m lie between the same multiples of 64. a (m, k), sfa (m, ceil(k / 128)) M-major,
-    d (m, n).
+    So does the grid, as long as both m lie between the same multiples of 64.
+
+    Args:
+        a: (m, k), of at least two rows.
+        sfa: (m, ceil(k / 128)), M-major.
+        d: (m, n), with the row stride of the launch's own d. Both begin at multiples of 16 bytes.
     """
-    return {PARAMETERS.index(name): value for name, value in _of_rows(a, sfa.T, d, config).items()}
-
-
-def _of_rows(a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor, config: Config) -> dict[str, object]:
-    """The arguments that follow a (m, k), sfa (rows of scales, m) as TMA reads them, and d (m, n)."""
-    width, size, ldd = panel(config.block_n), d.element_size(), d.stride(0)
-    # TMA writes whole 16 bytes, and would write more than n columns of a wider d
-    aligned = (ldd * size | d.shape[1] * size | d.data_ptr()) % 16 == 0
-    by_tma = aligned and not config.out_fp32 and not config.accumulate
-    a_map = TensorMap(_merged(a[None]), (config.block_m, BLOCK), swizzle=128)
-    return {
-        "a_map": a_map,
-        "sfa_map": TensorMap(sfa, (1, config.block_m)),
-        # where d is not written by TMA, the kernel never looks at its map
-        "d_map": TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else a_map,
-        "d": d,
-        "m": a.shape[0],
-        "ldd": c_int64(ldd),
-        "aligned": int(aligned),
-    }
+    old_a, old_sfa, old_d = (launch.args[place] for place in (A_MAP, SFA_MAP, D_MAP))
+    a_map = TensorMap(a, old_a.box, old_a.swizzle)  # type: ignore[attr-defined]
+    sfa_map = TensorMap(sfa.T, old_sfa.box)  # type: ignore[attr-defined]
+    # where d is not written by TMA, a's map stands for its own
+    d_map = a_map if old_d is old_a else TensorMap(d, old_d.box, old_d.swizzle)  # type: ignore[attr-defined]
+    return {A_MAP: a_map, SFA_MAP: sfa_map, D_MAP: d_map, D: d, M: a.shape[0]}
 
 
 def _launch(
@@ -267,18 +269,30 @@ def _launch(
     if not (legal := is_legal(config, Product(m, n, k))):
         raise ValueError(f"config: {legal.reason}")
 
+    width, size, ldd = panel(config.block_n), d.element_size(), d.stride(0)
+    # TMA writes whole 16 bytes, and would write more than n columns of a wider d
+    aligned = (ldd * size | n * size | d.data_ptr()) % 16 == 0
+    by_tma = aligned and not config.out_fp32 and not config.accumulate
+    a_map = TensorMap(_merged(a[None]), (config.block_m, BLOCK), swizzle=128)
     arguments = {
-        **_of_rows(a, sfa, d, config),
+        "a_map": a_map,
         "b_map": TensorMap(_merged(b), (config.block_n, BLOCK), swizzle=128),
+        "sfa_map": TensorMap(sfa, (1, config.block_m)),
+        # where d is not written by TMA, the kernel never looks at its map
+        "d_map": TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else a_map,
+        "d": d,
         "sfb": sfb,
         "index": sfb if index is None else index,  # a dense kernel never looks at it
         "span": span,
         "zero_padding": int(zero_padding),
+        "m": m,
         "n": n,
         "k": k,
         "groups": groups,
         "ld_sfb": c_int64(sfb.stride(1)),
         "group_sfb": c_int64(sfb.stride(0)),
+        "ldd": c_int64(ldd),
+        "aligned": int(aligned),
     }
     tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
     return Launch(
@@ -316,7 +330,7 @@ def _merged(x: torch.Tensor) -> torch.Tensor:
 
 
 def _side_by_side(sfa: torch.Tensor) -> torch.Tensor:
-    """View scales (groups, t, columns) as (groups * columns, t): each row, the t of a group and a column, TMA can read."""
+    """View scales (groups, t, columns) as (groups * columns, t), whose rows TMA can read."""
     groups, t, columns = sfa.shape
     sfa = to_m_major(sfa)
     return sfa.as_strided((groups * columns, t), (sfa.stride(2), 1))

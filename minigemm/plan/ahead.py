@@ -41,23 +41,24 @@ def precompile(
     """Compile and load what calls of these shapes need, so that none of them waits for the compiler.
 
     Args:
-        shapes: (n, k) for any number of rows: at most 12 kernels. Or (m, n, k) for exactly that m (in a masked layout
-            that expected_m): one kernel.
+        shapes: (n, k) for any number of rows: at most 12 kernels. Or (m, n, k) for exactly that m (in a
+            masked layout that expected_m): one kernel.
         layout: "dense", "contiguous" or "masked".
         groups: how many weights b holds.
         use_psum_layout: calls of the contiguous layout give prefix sums, not ids.
         out_dtype: the dtype of d.
         accumulate: calls add c.
         device: by default the current GPU, or the CPU where there is none.
-        processes: how many compile at the same time; by default as many as are worth their start. All of them fill the
-            cache on disk.
+        processes: how many compile at the same time; by default as many as are worth their start. All of them
+            fill the cache on disk.
         progress: whether to draw a bar.
 
     Returns:
         The kernels, each once; `origin` says where each came from.
 
     Raises:
-        TypeError, ValueError: what is wrong with an argument; CompileError (a ValueError) where there is no NVRTC.
+        TypeError, ValueError: what is wrong with an argument; CompileError (a ValueError) where there is no
+            NVRTC.
     """
     where = _device(device)
     product = _product(layout, groups, use_psum_layout, out_dtype, accumulate)
@@ -171,7 +172,7 @@ def _in_processes(configs: Sequence[Config], processes: int, advance: Callable[[
 
 
 def work() -> None:
-    """Compile the configs that this process's argument lists, and print a line after each: one of `_in_processes`."""
+    """Compile the configs of this process's argument, and print a line after each: see `_in_processes`."""
     for fields in json.loads(sys.argv[1]):
         prepared.compiled(Config(**fields))
         print(flush=True)

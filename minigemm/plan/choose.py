@@ -2,11 +2,13 @@
 
 Three steps lead to a config, and each remembers its answers:
 
-1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60 configs.
-2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k cost at most
-   12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing takes microseconds.
-3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same config,
-   because every tile has a multiple of 64 rows.
+1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60
+   configs.
+2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k
+   cost at most 12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing
+   takes microseconds.
+3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same
+   config, because every tile has a multiple of 64 rows.
 
 The settings are those that the library's setters change. They hold for all threads, from the next call on.
 """
@@ -41,14 +43,19 @@ WARPGROUPS = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4))  # consumers, spli
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 MENU_LIMIT = 12  # configs for one n and k, whatever m comes
 REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
-CLOCK = 1_755_000_000  # Hz; turns bytes per second into bytes per cycle
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------------------
+# settings
 
 
 class Settings(NamedTuple):
-    """The library's settings. num_sms: None for all SMs of the device. alignment: rows, of groups in contiguous layouts."""
+    """The library's settings.
+
+    num_sms: SMs to use, None for all of the device.
+    batch_invariant: only configs that sum k in one order.
+    alignment: groups of a contiguous layout begin at multiples of so many rows.
+    """
 
     num_sms: int | None = None
     batch_invariant: bool = False
@@ -65,7 +72,10 @@ def settings() -> Settings:
 
 
 def change(**values: Any) -> None:
-    """Change some settings, from the next choice on. `prepared.change` also forgets launches made under the old ones."""
+    """Change some settings, from the next choice on.
+
+    `prepared.change` also forgets launches made under the old ones.
+    """
     global _settings
     with _lock:
         _settings = _settings._replace(**values)
@@ -80,7 +90,7 @@ def machine_of(device: torch.device) -> Machine:
     copied = (
         hopper.of(properties.name).bandwidth * 0.9
     )  # a copy reaches 90 % of the datasheet's bytes per second
-    return Machine(properties.multi_processor_count, memory_rate=int(copied / CLOCK))
+    return Machine(properties.multi_processor_count, memory_rate=int(copied / hopper.CLOCK_HZ))
 
 
 def sms_of(device: torch.device) -> int:
@@ -93,7 +103,8 @@ def _usable(device: torch.device, under: Settings) -> Machine:
     return whole if under.num_sms is None else replace(whole, sms=min(under.num_sms, whole.sms))
 
 
-# ---------------------------------------------------------------------------------------------------- choosing
+# ----------------------------------------------------------------------------------------------------
+# choosing
 
 
 @functools.cache
@@ -124,9 +135,12 @@ def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H10
 
 @functools.lru_cache(maxsize=1024)
 def menu(product: Product, machine: Machine = H100, batch_invariant: bool = False) -> tuple[Config, ...]:
-    """Return at most MENU_LIMIT configs, among which every m finds a good one. The product's own m is not looked at.
+    """Return at most MENU_LIMIT configs, among which every m finds a good one.
 
-    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not depend on m.
+    The product's own m is not looked at.
+
+    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not
+        depend on m.
     """
     legal = [config for config in candidates() if config.splits == 1 or not batch_invariant]
     best = (cheapest(legal, product._replace(m=m, expected_m=0), machine) for m in REPRESENTATIVE_M)
@@ -160,7 +174,10 @@ def configs_for(product: Product, device: torch.device) -> list[Config]:
 
 
 def suited(product: Product, config: Config) -> Config:
-    """Return the config with the fields that the product decides. TypeError or ValueError where it cannot run it."""
+    """Return the config with the fields that the product decides.
+
+    TypeError or ValueError where it cannot run it.
+    """
     if not isinstance(config, Config):
         came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
         raise TypeError(f"config: expected a {kernel.stage.name}.Config, got {came}")

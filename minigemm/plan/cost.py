@@ -3,21 +3,24 @@
 The model counts cycles of one SM. A *step* is 128 columns of k. The slowest of four things sets its pace:
 
 1. The tensor core computes 4096 products a cycle.
-2. The port of shared memory: TMA writes both tiles once; a WGMMA reads its 64 rows of a, and b anew for each 64 rows.
-3. L2 serves both tiles to every SM that works, and delivers to all of them together no more than the machine says.
-4. One consumer waits, multiplies its rows and promotes them, one after the other. The more `splits` take turns
-   along k, the less that counts.
+2. The port of shared memory: TMA writes both tiles once; a WGMMA reads its 64 rows of a, and b anew for each
+   64 rows.
+3. L2 serves both tiles to every SM that works, and delivers to all of them together no more than the machine
+   says.
+4. One consumer waits, multiplies its rows and promotes them, one after the other. The more `splits` take
+   turns along k, the less that counts.
 
-Promotion adds a part that nothing hides where a tile has two scales of b. A tile costs its steps and its epilogue.
-In the epilogue splits add up their sums; more consumers share it, so it takes less. All tiles take as many waves as
-there are tiles for each SM. Device memory delivers a, b and d meanwhile, and neither hides the other quite.
+Promotion adds a part that nothing hides where a tile has two scales of b. A tile costs its steps and its
+epilogue. In the epilogue splits add up their sums; more consumers share it, so it takes less. All tiles take
+as many waves as there are tiles for each SM. Device memory delivers a, b and d meanwhile, and neither hides
+the other quite.
 
-The constants are fitted to 44 products (dense, contiguous, masked) with up to 60 tiles each, timed on an H100. The
-tile that the model chooses there takes 0.6 % more time than the best, on average. The constants rank tiles: they do
-not predict times to the per cent.
+The constants are fitted to 44 products (dense, contiguous, masked) with up to 60 tiles each, timed on an
+H100. The tile that the model chooses there takes 0.6 % more time than the best, on average. The constants
+rank tiles: they do not predict times to the per cent.
 
-FP32 sums run along k in one order whatever the tile is, so the choice does not change a single bit of the result;
-only `splits` do.
+FP32 sums run along k in one order whatever the tile is, so the choice does not change a single bit of the
+result; only `splits` do.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ STEP = 128  # columns of k
 MMA_RATE = PRODUCTS_PER_CYCLE  # FP8 products per cycle and SM
 SHARED_RATE = 113  # bytes per cycle and SM, as measured
 L2_RATE = 57  # bytes per cycle and SM, as long as the whole chip has them
-#: Cycles before the first product and behind the last: launch, barriers, the first bytes from memory, the last store.
+#: Cycles before the first product and behind the last: launch, barriers, the first bytes from memory, the
+#: last store.
 LAUNCH = 6700
 #: Cycles of a consumer's step besides its products: barriers, descriptors, waiting for products.
 STEP_LATENCY = 358
@@ -44,7 +48,8 @@ STEP_LATENCY = 358
 TWO_SCALES = 470
 REACHED = 91  # per cent of a copy's rate at which a, b and d move
 REREAD = 14  # per cent of b that comes from memory once more where two tiles read it
-#: Per cent that fewer than three consumers lose in a contiguous layout. Measured; the cause is not established.
+#: Per cent that fewer than three consumers lose in a contiguous layout. Measured; the cause is not
+#: established.
 CONTIGUOUS_PAIR = 8
 SPREAD = 6  # half of a masked layout's groups have about a sixth more rows than expected
 
@@ -65,7 +70,10 @@ H100 = Machine()
 
 
 class Cost(NamedTuple):
-    """The model's answer; a comparison ranks by cycles first. Cycles, bytes from L2, waves, bytes through shared memory."""
+    """The model's answer; a comparison ranks by cycles first.
+
+    Cycles, bytes from L2, waves, bytes through shared memory.
+    """
 
     cycles: int
     l2_bytes: int

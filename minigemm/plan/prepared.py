@@ -1,23 +1,25 @@
 """Launches that stand ready: what makes a repeated call cheap.
 
-A model calls the same products step after step. The first call of a product takes the long way: checks, a config, a
-loaded kernel, a description, tensor maps. The calls after it take one of two short ways, each a table:
+A model calls the same products step after step. The first call of a product takes the long way: checks, a
+config, a loaded kernel, a description, tensor maps. The calls after it take one of two short ways, each a
+table:
 
-1. **The same tensors.** `_ready` goes from the addresses of a call's tensors to a launch with all its parameters. An
-   address does not say shape, stride, dtype or device, so a guard compares these. The call is then a look-up, a
-   comparison and a launch: 6.3 us of host time (docs/results/h100_bench.json).
-2. **The same weights, another m.** `_other_m` goes from the weights' addresses and m in steps of 64 to a dense launch.
-   Config and grid stay between two multiples of 64, so the kernel's module can say which arguments change:
-   `s10_grouped.refit`. All else stays, and nothing is checked or described again but what m could spoil.
+1. **The same tensors.** `_ready` goes from the addresses of a call's tensors to a launch with all its
+   parameters. An address does not say shape, stride, dtype or device, so a guard compares these. The call is
+   then a look-up, a comparison and a launch: 6.3 us of host time (docs/results/h100_bench.json).
+2. **The same weights, another m.** `_other_m` goes from the weights' addresses and m in steps of 64 to a
+   dense launch. Config and grid stay between two multiples of 64, so the kernel's module can say which
+   arguments change: `s10_grouped.refit`. All else stays, and nothing is checked or described again but what m
+   could spoil.
 
-Below these tables lie two more: a menu of configs for each n and k (`choose`), and the compiled kernels (`compiler.jit`:
-memory, disk, compiler).
+Below these tables lie two more: a menu of configs for each n and k (`choose`), and the compiled kernels
+(`compiler.jit`: memory, disk, compiler).
 
-Nothing of the tensors' data is ever remembered. The emulator has no use for the short ways (`runtime`): there every call
-is checked and described anew.
+Nothing of the tensors' data is ever remembered. The emulator has no use for the short ways (`runtime`): there
+every call is checked and described anew.
 
-Threads share the tables. An entry never changes after it is made; the lock guards against settings that change between
-the making of an entry and its keeping.
+Threads share the tables. An entry never changes after it is made; the lock guards against settings that
+change between the making of an entry and its keeping.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class OtherM(NamedTuple):
     """
 
     guard: Guard
+    description: Launch
     launch: Any
-    config: Config
 
 
 _lock = threading.Lock()
@@ -77,7 +79,10 @@ def change(**values: Any) -> None:
 
 
 def clear() -> None:
-    """Forget all launches, kernels and choices. Kernels are then looked up anew, as after a change of their source."""
+    """Forget all launches, kernels and choices.
+
+    Kernels are then looked up anew, as after a change of their source.
+    """
     with _lock:
         _ready.clear()
         _other_m.clear()
@@ -85,7 +90,8 @@ def clear() -> None:
     choose.clear()
 
 
-# ---------------------------------------------------------------------------------------------------- the long way
+# ---------------------------------------------------------------------------------------------------- the
+# long way
 
 
 def compiled(config: Config) -> jit.Kernel:
@@ -122,13 +128,14 @@ def execute(
     config: Config | None = None,
     options: tuple[object, ...] | None = None,
 ) -> None:
-    """Launch the kernel on checked tensors: a, sfa, b, sfb, d, and for groups the tensor that says which rows are whose.
+    """Launch the kernel on checked tensors.
 
     Args:
-        tensors: sfa lies M-major, so that the launch points into these tensors alone.
+        tensors: a, sfa, b, sfb, d, and for groups the tensor that says which rows are whose.
+            sfa lies M-major, so that the launch points into these tensors alone.
         config: by default the one that suits the product.
-        options: what tells this call's launch from others on the same tensors. With it the launch stays prepared for
-            the next call, where the runtime prepares any.
+        options: what tells this call's launch from others on the same tensors. With it the launch stays
+            prepared for the next call, where the runtime prepares any.
     """
     device, under = tensors[0].device, choose.settings()
     config = config or choose.config_for(product, device)
@@ -140,13 +147,15 @@ def execute(
 
     prepared = machine.prepare(function, launch)
     _keep(_ready, _key(options, tensors), (_guard(tensors), prepared.start), under)
-    if product.layout == Layout.DENSE and product.m > 1:  # a single row may have any stride
-        other_m = OtherM(_guard_but_m(tensors), prepared, config)
+    # A single row may have any stride, and a d beside a multiple of 16 bytes is stored in another way.
+    if product.layout == Layout.DENSE and product.m > 1 and tensors[4].data_ptr() % 16 == 0:
+        other_m = OtherM(_guard_but_m(tensors), launch, prepared)
         _keep(_other_m, _key_but_m(options, tensors), other_m, under)
     prepared.start()
 
 
-# ---------------------------------------------------------------------------------------------------- the short ways
+# ---------------------------------------------------------------------------------------------------- the
+# short ways
 
 
 def ready(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> Start | None:
@@ -156,7 +165,9 @@ def ready(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> Start
 
 
 def resized(options: tuple[object, ...], tensors: Sequence[torch.Tensor], apart: bool) -> Start | None:
-    """Return a start function made from an earlier dense launch with another m; None if the call must be checked.
+    """Return a start function made from an earlier dense launch with another m.
+
+    None if the call must be checked.
 
     apart: d is known to share no memory with the others. Where it is not known, ValueError if d does.
     """
@@ -174,7 +185,7 @@ def resized(options: tuple[object, ...], tensors: Sequence[torch.Tensor], apart:
     if not apart:
         checks.check_overlap(d, {"a": a, "b": b, "the scales of a": sfa, "the scales of b": sfb})
 
-    start: Start = other.launch.replaced(kernel.refit(a, sfa, d, other.config)).start
+    start: Start = other.launch.replaced(kernel.refit(other.description, a, sfa, d)).start
     _keep(_ready, _key(options, tensors), (_guard(tensors), start), under)
     return start
 
@@ -210,7 +221,8 @@ def _guard(
 ) -> Guard:
     """Make the comparison of other tensors with these; a size or stride of None may be any.
 
-    Every call asks, so the guards of torch.compile compare where this torch has them: Python takes three times as long.
+    Every call asks, so the guards of torch.compile compare where this torch has them: Python takes three
+    times as long.
     """
     if TensorGuards is not None:
         return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check

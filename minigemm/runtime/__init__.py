@@ -1,8 +1,8 @@
 """Where a kernel runs: on a Hopper GPU (`cuda`) or on the emulator (`emulated`). The tensors' device decides.
 
-Both have the same verbs: `check_device`, `load`, `tensor_map`, `launch`. `cuda` also has `prepare`, which makes a launch
-that can be started again at little cost to the host. `emulated.prepare` is None: there a launch takes far longer than
-its description, and every call checks its data.
+Both have the same verbs: `check_device`, `load`, `tensor_map`, `launch`. `cuda` also has `prepare`, which
+makes a launch that can be started again at little cost to the host. `emulated.prepare` is None: there a
+launch takes far longer than its description, and every call checks its data.
 """
 
 from __future__ import annotations

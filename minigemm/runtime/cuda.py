@@ -1,7 +1,8 @@
 """Launches on a Hopper GPU, through the driver. torch owns memory, streams and the context.
 
-In the order in which a launch needs them: driver, context, load, parameters, launch. At the end stands `prepare`, which
-keeps a launch ready in the driver's own form; `launch` is a prepared launch that is started once.
+In the order in which a launch needs them: driver, context, load, parameters, launch. At the end stands
+`prepare`, which keeps a launch ready in the driver's own form; `launch` is a prepared launch that is started
+once.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _check(answer: tuple, what: str) -> Any:
 
 @functools.cache
 def check_device(device: torch.device) -> None:
-    """Raise ValueError, in one sentence, when the device is no Hopper GPU or its driver is older than the compiler."""
+    """Raise ValueError if the device is no Hopper GPU, or its driver is older than the compiler."""
     capability = torch.cuda.get_device_capability(device)
     if capability != (9, 0):
         name = torch.cuda.get_device_name(device)
@@ -102,7 +103,10 @@ def _context(index: int) -> Any:
 
 
 class _current:
-    """Make a GPU's context this thread's, for a while. A thread whose memory all came from torch's cache has none."""
+    """Make a GPU's context this thread's, for a while.
+
+    A thread whose memory all came from torch's cache has none.
+    """
 
     def __init__(self, index: int):
         self._index = index
@@ -165,7 +169,8 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     return loaded
 
 
-# ---------------------------------------------------------------------------------------------------- parameters
+# ----------------------------------------------------------------------------------------------------
+# parameters
 
 
 def tensor_map(description: types.TensorMap) -> Any:
@@ -256,7 +261,7 @@ def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | 
 
 
 def _set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
-    """Set the module's `__device__` and `__constant__` variables for every later launch; wait for those before."""
+    """Set `__device__` and `__constant__` variables for later launches; wait for earlier ones."""
     driver = _driver()
     with _current(loaded.device):
         torch.cuda.synchronize(loaded.device)
@@ -273,20 +278,25 @@ def _set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
         torch.cuda.synchronize(loaded.device)
 
 
-# ---------------------------------------------------------------------------------------------------- prepared launches
+# ----------------------------------------------------------------------------------------------------
+# prepared launches
 
 
 class Prepared:
     """A launch whose parameters stand ready in the driver's form.
 
-    `start()` launches on torch's current stream of that GPU, without waiting, any number of times. Nothing here changes
-    after it is made, so threads may share it. It holds addresses, not tensors: it is good as long as the tensors live.
+    `start()` launches on torch's current stream of that GPU, without waiting, any number of times. Nothing
+    here changes after it is made, so threads may share it. It holds addresses, not tensors: it is good as
+    long as the tensors live.
     """
 
     __slots__ = ("_addresses", "_device", "_kept", "_launch", "start")
 
     def __init__(self, launch: Callable[..., tuple], device: int, addresses: array[int], kept: object):
-        """launch(stream, parameters, 0) starts the kernel. `addresses` point at its parameters; `kept` owns their memory."""
+        """launch(stream, parameters, 0) starts the kernel.
+
+        `addresses` point at its parameters; `kept` owns their memory.
+        """
         self._launch, self._device, self._addresses, self._kept = launch, device, addresses, kept
         self.start = _starter(launch, device, addresses, kept)
 

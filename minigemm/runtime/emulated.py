@@ -18,7 +18,8 @@ from ..compiler import jit
 __all__ = ["check_device", "launch", "load", "observe", "prepare", "tensor_map"]
 
 PACKAGE = __name__.partition(".")[0]
-#: No launch is kept ready here: the emulator takes far longer than a description, and each call checks its data.
+#: No launch is kept ready here: the emulator takes far longer than a description, and each call checks its
+#: data.
 prepare = None
 
 
@@ -51,16 +52,17 @@ def observe(
         seen[0]                     # draws itself in Jupyter; seen[0].hazards, seen[0].counters
 
     Args:
-        schedule: when asynchronous work completes: "late" (only when no thread can go on), "early" (at once), or an
-            integer seed for a random order.
+        schedule: when asynchronous work completes: "late" (only when no thread can go on), "early" (at once),
+            or an integer seed for a random order.
         hazards: whether to look for races and misuse. False is about twice as fast.
         requests: warp requests of each memory access to keep with their addresses, for pictures.
-        timeline: True, or an `emulator.Rates`, to run the first CTA by a cycle model and keep who was busy and who
-            waited (`report.timeline`).
-        fast: True for products of the tensor core with plain FP32 sums, where the hardware's bits do not matter.
+        timeline: True, or an `emulator.Rates`, to run the first CTA by a cycle model and keep who was busy
+            and who waited (`report.timeline`).
+        fast: True for products of the tensor core with plain FP32 sums, where the hardware's bits do not
+            matter.
 
-    Outside the `with` a hazard warns once for each place (HazardWarning). A fault or deadlock raises inside and outside;
-    inside, the report up to there is collected too.
+    Outside the `with` a hazard warns once for each place (HazardWarning). A fault or deadlock raises inside
+    and outside; inside, the report up to there is collected too.
     """
     if schedule not in ("late", "early") and (not isinstance(schedule, int) or isinstance(schedule, bool)):
         raise ValueError(f'schedule: expected "late", "early" or an integer seed, got {schedule!r}')
@@ -87,7 +89,7 @@ def check_device(device: torch.device) -> None:
 
 
 def load(kernel: jit.Kernel, shared: int, device: torch.device) -> jit.Kernel:
-    """Return the kernel itself: the emulator runs its PTX, translates it at the first launch and keeps the result."""
+    """Return the kernel itself: the emulator translates its PTX at the first launch and keeps the result."""
     return kernel
 
 

@@ -1,6 +1,7 @@
-"""Whether a result is right: its error against the float64 product, the error that is allowed, and the tensor core's own sums.
+"""Whether a result is right: its error against the float64 product, and the error that is allowed.
 
-The bound knows how a stage sums: in FP32, in the tensor core's short accumulator, or promoted to FP32 every 128 along k.
+The bound knows how a stage sums: in FP32, in the tensor core's short accumulator, or promoted to FP32 every
+128 along k.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def relative_error(d: torch.Tensor, reference: torch.Tensor) -> float:
 def tolerance(stage: Stage, a: Quantized, b: Quantized, reference: torch.Tensor) -> float:
     """Return the relative error below which a stage's result is right.
 
-    3e-3, or what BF16's rounding alone costs where a few elements decide (up to 2**-8). Where the tensor core sums all
-    of k: 2e-3 plus the error that its rule has for these inputs, on a sample of rows and columns. An error before the
+    3e-3, or what BF16's rounding alone costs where a few elements decide (up to 2**-8). Where the tensor core
+    sums all of k: 2e-3 plus the error that its rule has for these inputs, on a sample of rows and columns. An
+        error before the
     rounding can add up to twice itself behind it.
     """
     rounding = 1.01 * relative_error(reference.bfloat16(), reference)

@@ -1,4 +1,4 @@
-"""`python -m minigemm test-gpu`: the stage tests on a Hopper GPU, compute-sanitizer over every stage, and recordings."""
+"""`python -m minigemm test-gpu`: stage tests on a Hopper GPU, compute-sanitizer over them, and recordings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def run(
 
 
 def run_sanitizer() -> int:
-    """Run compute-sanitizer's tools over each stage at ragged shapes, side by side. Return how many runs failed."""
+    """Run compute-sanitizer's tools over each stage at ragged shapes, side by side.
+
+    Return how many runs failed.
+    """
     program = shutil.which("compute-sanitizer")
     if program is None:
         print("compute-sanitizer: not run (not installed)")
@@ -97,7 +100,10 @@ def run_sanitizer() -> int:
 
 
 def exercise(name: str) -> dict[str, Any]:
-    """Run one stage at ragged shapes and check its results. The sanitizer runs this, in a process of its own."""
+    """Run one stage at ragged shapes and check its results.
+
+    The sanitizer runs this, in a process of its own.
+    """
     device = best_device()
     worst = 0.0
     stage = stage_named(name).stage
@@ -105,8 +111,8 @@ def exercise(name: str) -> dict[str, Any]:
         product = Product(*sizes)
         a = quantize.quantize(quantize.activations(product.m, product.k), stage.granularities[0])
         b = quantize.quantize(quantize.weights(product.n, product.k), stage.granularities[1])
-        # initcheck does not see what TMA writes (tests/emulator/kernels/tma_store.cu shows it in 20 lines): d starts
-        # as NaN, from the host
+        # initcheck does not see what TMA writes (tests/emulator/kernels/tma_store.cu shows it in 20 lines): d
+        # starts as NaN, from the host
         d = torch.full((product.m, product.n), float("nan"), dtype=torch.bfloat16).to(device)
         config = stage.default_config(product)
         launch = stage.launch(a.to(device), b.to(device), d, product, config)

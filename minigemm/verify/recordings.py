@@ -1,7 +1,9 @@
-"""Outputs of the stages as a Hopper GPU gave them: made by `python -m minigemm test-gpu --record FILE`, checked on every CPU.
+"""Outputs of the stages as a Hopper GPU gave them, checked on every CPU.
 
-Inputs come from an integer generator (splitmix64), the same on every machine, so that a recording holds output bits
-alone. `tensor_core` has recordings of its own, of the same numbers and in the same kind of file.
+`python -m minigemm test-gpu --record FILE` makes them.
+
+Inputs come from an integer generator (splitmix64), the same on every machine, so that a recording holds
+output bits alone. `tensor_core` has recordings of its own, of the same numbers and in the same kind of file.
 """
 
 from __future__ import annotations
@@ -137,8 +139,8 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
 def cases() -> Iterator[Case]:
     """Every case: all shapes with all configs of each stage, the regimes taking turns.
 
-    The library's stage has each config with one layout of groups too, and each shape with all of them. A stage that has
-    no configs above is not recorded yet.
+    The library's stage has each config with one layout of groups too, and each shape with all of them. A
+    stage that has no configs above is not recorded yet.
     """
     for module in stages():
         name = module.stage.name
@@ -162,7 +164,10 @@ def seed_of(text: str) -> int:
 
 
 def splitmix64(seed: int, count: int) -> np.ndarray:
-    """Return `count` uint64. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014)."""
+    """Return `count` uint64.
+
+    Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
+    """
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -171,7 +176,7 @@ def splitmix64(seed: int, count: int) -> np.ndarray:
 
 
 def codes(seed: int, shape: tuple[int, ...], regime: str, e5m2: bool = False) -> np.ndarray:
-    """Return the bit patterns, uint8, of e4m3 or e5m2 numbers of one regime; finite but for "nan" and "raw"."""
+    """Return uint8 bit patterns of e4m3 or e5m2 numbers of one regime; finite but for "nan" and "raw"."""
     bits = splitmix64(seed, math.prod(shape))
     sign = (bits >> np.uint64(8) & np.uint64(1)).astype(np.uint8) << 7
     low: np.ndarray = (bits & np.uint64(0x7F)).astype(np.uint8)
@@ -224,7 +229,7 @@ def _scales(seed: int, rows: int, k: int, granularity: str) -> torch.Tensor:
 
 
 def output(case: Case, device: torch.device | str) -> np.ndarray:
-    """Compute the case's d on a device, through the call that users make; return its bits, uint16 or uint32."""
+    """Compute the case's d by the call that users make. Return its bits, uint16 or uint32."""
     module = stage_named(case.stage)
     config = module.Config(**dict(case.config))
     fp32 = bool(dict(case.config).get("out_fp32"))
@@ -268,8 +273,9 @@ def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device |
         with _alignment(case.product.alignment):
             return api.m_grouped_fp8_gemm_nt_contiguous((a[0], sfa[0]), (b, sfb), d, ids, config=config)
 
-    # Some of these ends lie before their group's start. The call refuses them for CPU tensors, and on a GPU hands them to
-    # the kernel, which takes such a group for an empty one. So this goes where the call goes after its checks.
+    # Some of these ends lie before their group's start. The call refuses them for CPU tensors, and on a GPU
+    # hands them to the kernel, which takes such a group for an empty one. So this goes where the call goes
+    # after its checks.
     ends = (drawn[0] % (m + 1) * numbers // groups).int().to(device)
     product = case.product._replace(out_fp32=dtype == torch.float32)
     prepared.execute(product, (a[0], sfa[0], b, sfb, d, ends), choose.suited(product, config))
@@ -287,7 +293,8 @@ def _alignment(rows: int) -> Iterator[None]:
         api.set_mk_alignment_for_contiguous_layout(before)
 
 
-# ---------------------------------------------------------------------------------------------------- the file
+# ---------------------------------------------------------------------------------------------------- the
+# file
 
 
 def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
@@ -302,7 +309,7 @@ def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
 
 
 def keep(path: Path, run: dict[str, Any], sources: Iterable[Path], bits: dict[str, np.ndarray]) -> None:
-    """Write one compressed file: the run, its date, the hash of the CUDA sources, and the bits by case name."""
+    """Write one compressed file: the run, its date, a hash of the CUDA sources, the bits by case name."""
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())

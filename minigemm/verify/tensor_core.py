@@ -1,8 +1,8 @@
-"""Probes of the tensor core: chains of one WGMMA each, which show its arithmetic, its descriptors and its fragments.
+"""Probes of the tensor core: chains of WGMMAs that show its arithmetic, descriptors and fragments.
 
-The same kernel (wgmma.cu) runs on a Hopper GPU, where `python -m minigemm test-gpu --record-tensor-core FILE` keeps its
-results, and on the emulator, which must give the same bits. Inputs come from the generator of `recordings`, so that a
-recording holds outputs alone.
+The same kernel (wgmma.cu) runs on a Hopper GPU, where `python -m minigemm test-gpu --record-tensor-core FILE`
+keeps its results, and on the emulator, which must give the same bits. Inputs come from the generator of
+`recordings`, so that a recording holds outputs alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALIGN = 1024
 
 @dataclass(frozen=True)
 class Config(types.Config):
-    """The instruction: n, where A comes from, the operands' types (0: e4m3, 1: e5m2), and whether they are negated."""
+    """The instruction: n, where A comes from, the operands' types (0: e4m3, 1: e5m2) and signs."""
 
     n: int = 64
     a_in_registers: bool = False
@@ -95,7 +95,10 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every regime at two widths; wide tiles of raw bytes; e5m2 and mixed types; negated operands; A from registers; every layout."""
+    """Every regime at two widths, every layout, and variants.
+
+    These are wide tiles of raw bytes, e5m2 and mixed types, negated operands, and A from registers.
+    """
     for regime in REGIMES:
         for n, k, chains in ((8, 32, 4), (16, 128, 4)):
             yield Case(Config(n), k, regime, chains=chains)
@@ -132,11 +135,13 @@ def placed(layout: str, rows: int, steps: int, start: int) -> tuple[np.ndarray, 
     """Place an operand in shared memory from the byte `start` on.
 
     Returns:
-        The place of each chunk of 16 bytes (steps, rows, 2), the operand's descriptors (steps,), and where it ends.
+        The place of each chunk of 16 bytes (steps, rows, 2), the operand's descriptors (steps,), and where it
+        ends.
     """
     step, row, chunk = np.ogrid[:steps, :rows, :2]
     if layout.startswith("interleaved"):
-        # core matrices, 8 rows of 16 bytes: the two of a step side by side, or all of the first column before the second
+        # core matrices, 8 rows of 16 bytes: the two of a step side by side, or all of the first column before
+        # the second
         leading, stride = (128, 256) if layout == "interleaved" else (rows * 16, 128)
         begin = start + step * rows * 32
         places = begin + row // 8 * stride + row % 8 * 16 + chunk * leading
@@ -163,7 +168,8 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
     device = torch.device(device)
     steps, n = case.k // 32, case.config.n
 
-    # a and b lie behind each other in shared memory; the kernel gets their chunks by steps, and where each goes.
+    # a and b lie behind each other in shared memory; the kernel gets their chunks by steps, and where each
+    # goes.
     a_places, a_fields, end = placed(case.layout, 64, steps, 0)
     b_places, b_fields, end = placed(case.layout, n, steps, -(-end // ALIGN) * ALIGN)
     by_steps = [x.reshape(case.chains, -1, steps, 32).transpose(0, 2, 1, 3) for x in (a, b)]

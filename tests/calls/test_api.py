@@ -1,4 +1,4 @@
-"""The library's calls on CPU tensors: the kernel runs on the emulator, so what is tested here is what a GPU runs."""
+"""The library's calls on CPU tensors: the emulator runs the kernel that a GPU runs."""
 
 from __future__ import annotations
 
@@ -225,7 +225,8 @@ def test_threads():
     assert len(got) == 4 and all(torch.equal(d, expected) for d in got.values())
 
 
-# ---------------------------------------------------------------------------------------------------- contiguous
+# ----------------------------------------------------------------------------------------------------
+# contiguous
 
 
 def test_contiguous_with_ids():
@@ -316,7 +317,7 @@ def test_masked(counts, dtype):
 
 
 def test_masked_scales_in_any_order(executed):
-    """M-major with a pitch of rows, as some callers have them, works where TMA takes it and is laid out where it does not."""
+    """M-major with a pitch of rows works where TMA takes it, and is laid out where it does not."""
     weights = stacked(experts(2, 16, 256))
     for rows in (8, 6):
         each = [quantize.quantize(quantize.activations(rows, 256, seed=group), "1x128") for group in range(2)]
@@ -370,7 +371,8 @@ def test_groups_of_nothing(executed):
     assert d.shape == (0, 8) and not executed
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------------------
+# settings
 
 
 def test_num_sms(executed):

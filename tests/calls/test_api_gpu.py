@@ -1,4 +1,7 @@
-"""The library's calls on a Hopper GPU: against the emulator's bits and the float64 product, from any thread, stream and graph, and their host time."""
+"""The library's calls on a Hopper GPU, from any thread, stream and graph, and their host time.
+
+They are compared with the emulator's bits and with the float64 product.
+"""
 
 from __future__ import annotations
 
@@ -246,9 +249,15 @@ def test_bits_of_a_row_do_not_depend_on_m():
 
 
 def test_host_time():
-    """Printed, and bounded loosely: machines differ. Ten thousand calls, with the same tensors and with eight sets in turn."""
+    """Printed, and bounded loosely: machines differ.
+
+    Ten thousand calls, with the same tensors and with eight sets in turn.
+    """
     device = torch.device("cuda", torch.cuda.current_device())
     found = host_time(device, fresh=False)
-    print(f"host time, us a call: the same tensors {found['same_us']:.2f}, eight sets in turn {found['rotating_us']:.2f}, a new m {found['new_m_us']:.1f}"
-          f" on {torch.cuda.get_device_name(device)}")  # fmt: skip
-    assert found["same_us"] < 20 and found["rotating_us"] < 20 and found["new_m_us"] < 1000
+    same, rotating, new_m = found["same_us"], found["rotating_us"], found["new_m_us"]
+    print(
+        f"host time, us a call: the same tensors {same:.2f}, eight sets in turn {rotating:.2f}, "
+        f"a new m {new_m:.1f} on {torch.cuda.get_device_name(device)}"
+    )
+    assert same < 20 and rotating < 20 and new_m < 1000

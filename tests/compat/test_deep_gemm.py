@@ -1,4 +1,4 @@
-"""Code that was written for DeepGEMM, either generation, unmodified: only `deep_gemm` is imported here, and it is minigemm's."""
+"""Code written for DeepGEMM, either generation, unmodified: the `deep_gemm` imported here is minigemm's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def product(x, w):
     return x.float() @ w.float().T
 
 
-# ---------------------------------------------------------------------------------------------------- the first generation
+# ---------------------------------------------------------------------------------------------------- the
+# first generation
 
 
 def test_dense_of_the_first_generation():
@@ -113,7 +114,8 @@ def test_small_names_of_the_first_generation():
             bench_kineto(lambda: None, "fp8_gemm", suppress_kineto_output=True)
 
 
-# ---------------------------------------------------------------------------------------------------- the second
+# ---------------------------------------------------------------------------------------------------- the
+# second
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -257,7 +259,8 @@ def test_masked_experts(name):
             )
 
 
-# ---------------------------------------------------------------------------------------------------- the rest
+# ---------------------------------------------------------------------------------------------------- the
+# rest
 
 
 def test_casts():
@@ -352,9 +355,10 @@ def test_what_is_not_here(deep_gemm):
 
 SIGNATURES = {
     "fp8_gemm_nt": "a b d c recipe recipe_a recipe_b compiled_dims disable_ue8m0_cast",
-    "m_grouped_fp8_gemm_nt_contiguous": "a b d grouped_layout recipe recipe_a recipe_b compiled_dims disable_ue8m0_cast use_psum_layout "
-    "ensure_zero_padding expected_m_for_psum_layout",
-    "m_grouped_fp8_gemm_nt_masked": "a b d masked_m expected_m recipe recipe_a recipe_b compiled_dims disable_ue8m0_cast",
+    "m_grouped_fp8_gemm_nt_contiguous": "a b d grouped_layout recipe recipe_a recipe_b "
+    "compiled_dims disable_ue8m0_cast use_psum_layout ensure_zero_padding expected_m_for_psum_layout",
+    "m_grouped_fp8_gemm_nt_masked": "a b d masked_m expected_m recipe recipe_a recipe_b "
+    "compiled_dims disable_ue8m0_cast",
     "gemm_fp8_fp8_bf16_nt": "lhs rhs out",
     "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous": "lhs rhs out m_indices",
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked": "lhs rhs out masked_m expected_m",

@@ -1,4 +1,4 @@
-"""s10_grouped over its layouts: each group's rows have the bits that s07 gives for them alone; nothing else is written."""
+"""s10_grouped over its layouts: a group's rows have the bits that s07 gives them; nothing else is written."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ CONTIGUOUS, PREFIX_SUMS, MASKED = Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 Config = s10_grouped.Config
 CONFIGS = [
-    Config(64, 32, 3, 1, ctas=2), Config(128, 48, 2, 2, ctas=1), Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True), Config(192, 16, 3, 3, ctas=3),
+    Config(64, 32, 3, 1, ctas=2),
+    Config(128, 48, 2, 2, ctas=1),
+    Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True),
+    Config(192, 16, 3, 3, ctas=3),
     Config(64, 112, 3, 1),
-]  # fmt: skip
+]
 OTHERS = [Config(128, 128, 5), Config(64, 128, 6, 1)]
 
 

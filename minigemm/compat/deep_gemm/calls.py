@@ -1,4 +1,7 @@
-"""The products, under the names and with the arguments of both generations. All write to `d` (or `out`) and return nothing."""
+"""The products, under the names and with the arguments of both generations.
+
+All write to `d` (or `out`) and return nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,22 @@ from minigemm.checks import check_flag
 from minigemm.layout import ceil_div
 
 __all__ = [
-    "cell_div", "fp8_fp4_gemm_nt", "fp8_gemm_nt", "fp8_m_grouped_gemm_nt_masked", "gemm_fp8_fp8_bf16_nt", "get_m_alignment_for_contiguous_layout",
-    "get_pdl", "k_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_fp4_gemm_nt_contiguous", "m_grouped_fp8_fp4_gemm_nt_masked",
-    "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
-    "m_grouped_gemm_fp8_fp8_bf16_nt_masked", "set_pdl",
-]  # fmt: skip
+    "cell_div",
+    "fp8_fp4_gemm_nt",
+    "fp8_gemm_nt",
+    "fp8_m_grouped_gemm_nt_masked",
+    "gemm_fp8_fp8_bf16_nt",
+    "get_m_alignment_for_contiguous_layout",
+    "get_pdl",
+    "k_grouped_fp8_gemm_nt_contiguous",
+    "m_grouped_fp8_fp4_gemm_nt_contiguous",
+    "m_grouped_fp8_fp4_gemm_nt_masked",
+    "m_grouped_fp8_gemm_nt_contiguous",
+    "m_grouped_fp8_gemm_nt_masked",
+    "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous",
+    "m_grouped_gemm_fp8_fp8_bf16_nt_masked",
+    "set_pdl",
+]
 
 P = ParamSpec("P")
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -78,8 +92,12 @@ def fp8_gemm_nt(
     compiled_dims: str = "nk",
     disable_ue8m0_cast: bool = False,
 ) -> None:
-    """`d = a @ b.T`, or `c + a @ b.T`. a (m, k) with (m, ceil(k / 128)) scales in any order, b (n, k) with (ceil(n / 128), ceil(k / 128)) scales; d BF16 or
-    FP32, c of its dtype. `compiled_dims` and `disable_ue8m0_cast` have nothing to decide: m is never compiled in, and no scale is cast."""
+    """Compute `d = a @ b.T`, or `c + a @ b.T`.
+
+    a (m, k) with (m, ceil(k / 128)) scales in any order, b (n, k) with (ceil(n / 128), ceil(k / 128)) scales;
+    d BF16 or FP32, c of its dtype. `compiled_dims` and `disable_ue8m0_cast` have nothing to decide: m is
+    never compiled in, and no scale is cast.
+    """
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
     _check_given(d=d)
     api.fp8_gemm_nt(a, b, d, c)
@@ -100,7 +118,10 @@ def m_grouped_fp8_gemm_nt_contiguous(
     ensure_zero_padding: bool = True,
     expected_m_for_psum_layout: int | None = None,
 ) -> None:
-    """Each row of a times the weights of its group. `grouped_layout`: a group for each row, or with `use_psum_layout` where each group ends."""
+    """Each row of a times the weights of its group.
+
+    `grouped_layout`: a group for each row, or with `use_psum_layout` where each group ends.
+    """
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
     _check_given(d=d, grouped_layout=grouped_layout)
     api.m_grouped_fp8_gemm_nt_contiguous(
@@ -182,12 +203,16 @@ def k_grouped_fp8_gemm_nt_contiguous(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the first generation
+# ---------------------------------------------------------------------------------------------------- the
+# first generation
 
 
 @_value_errors
 def gemm_fp8_fp8_bf16_nt(lhs: Pair, rhs: Pair, out: torch.Tensor) -> None:
-    """`out = lhs @ rhs.T` in BF16: lhs (m, k) with 1x128 scales in any order, rhs (n, k) with 128x128 scales."""
+    """Compute `out = lhs @ rhs.T` in BF16.
+
+    lhs (m, k) with 1x128 scales in any order, rhs (n, k) with 128x128 scales.
+    """
     _check_bf16(out)
     api.fp8_gemm_nt(lhs, rhs, out)
 
@@ -228,7 +253,8 @@ def cell_div(x: int, y: int) -> int:
     return ceil_div(x, y)
 
 
-# ---------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------------------
+# settings
 
 
 def set_pdl(enable: bool) -> None:

@@ -33,7 +33,10 @@ def count_bytes(*tensors: Any) -> int:
 
 
 def get_arch_major() -> int:
-    """The major compute capability of the current GPU; 9, Hopper's, which the emulator stands for, where there is none."""
+    """Return the major compute capability of the current GPU.
+
+    Where there is none it is 9, Hopper's, which the emulator stands for.
+    """
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
 
 
@@ -46,7 +49,7 @@ def bench_kineto(
     flush_l2: bool = True,
     with_multiple_kernels: bool = False,
 ) -> float | tuple[float, ...]:
-    """Mean seconds a call of `fn` of the kernels whose names contain `kernel_names`, by torch's profiler on a GPU.
+    """Return the mean seconds that kernels take in a call of `fn`, by torch's profiler on a GPU.
 
     Args:
         fn: what to time, called once more than num_tests times.
@@ -54,14 +57,16 @@ def bench_kineto(
         suppress_kineto_output: silence what the profiler prints to stderr.
         trace_path: where to store a Chrome trace.
         flush_l2: overwrite the L2 cache before each call.
-        with_multiple_kernels: add the times of all kernels that a name finds; otherwise each may find one kernel only.
+        with_multiple_kernels: add the times of all kernels that a name finds; otherwise each may find one
+            kernel only.
 
     Raises:
         RuntimeError: there is no CUDA device. ValueError: a name finds no kernel, or several.
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "bench_kineto times kernels on a CUDA device, and there is none; minigemm.observe() counts what a call on CPU tensors does"
+            "bench_kineto times kernels on a CUDA device, and there is none; "
+            "minigemm.observe() counts what a call on CPU tensors does"
         )
 
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
@@ -83,7 +88,8 @@ def bench_kineto(
         if not found or (len(found) > 1 and not with_multiple_kernels):
             came = ", ".join(event.key for event in (found or seen.key_averages()))
             raise ValueError(
-                f"kernel_names: expected {'at least ' if with_multiple_kernels else ''}one kernel with {name!r} in its name, got: {came}"
+                f"kernel_names: expected {'at least ' if with_multiple_kernels else ''}one kernel "
+                f"with {name!r} in its name, got: {came}"
             )
         times.append(sum(event.device_time_total for event in found) * 1e-6 / num_tests)
     return times[0] if isinstance(kernel_names, str) else tuple(times)

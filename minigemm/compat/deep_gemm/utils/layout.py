@@ -1,4 +1,7 @@
-"""How scales are laid out. A tensor that lies as it should is returned itself, never an alias and never a copy."""
+"""How scales are laid out.
+
+A tensor that lies as it should is returned itself, never an alias and never a copy.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,15 @@ from minigemm.checks import check_int
 from minigemm.layout import ceil_div, to_m_major
 
 __all__ = [
-    "get_col_major_tma_aligned_tensor", "get_mk_alignment_for_contiguous_layout", "get_mn_major_tma_aligned_packed_ue8m0_tensor",
-    "get_mn_major_tma_aligned_tensor", "get_theoretical_mk_alignment_for_contiguous_layout", "get_tma_aligned_size",
-    "set_mk_alignment_for_contiguous_layout", "transform_sf_into_required_layout",
-]  # fmt: skip
+    "get_col_major_tma_aligned_tensor",
+    "get_mk_alignment_for_contiguous_layout",
+    "get_mn_major_tma_aligned_packed_ue8m0_tensor",
+    "get_mn_major_tma_aligned_tensor",
+    "get_theoretical_mk_alignment_for_contiguous_layout",
+    "get_tma_aligned_size",
+    "set_mk_alignment_for_contiguous_layout",
+    "transform_sf_into_required_layout",
+]
 
 
 def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
@@ -52,10 +60,11 @@ def transform_sf_into_required_layout(
     """Scales as the products want them: 1x128 ones M-major, 128x128 ones as they are.
 
     Args:
-        sf: float32 (mn / granularity, k / 128), rounded up, with the groups in front where `num_groups` is given.
+        sf: float32 (mn / granularity, k / 128), rounded up, with the groups in front where `num_groups` is
+            given.
         mn, k: of the matrix that they are the scales of.
-        recipe: (rows of a block of a, rows of a block of b, columns of both), of which `is_sfa` says which counts; or (rows, columns) of this one.
-            By default (1, 128, 128).
+        recipe: (rows of a block of a, rows of a block of b, columns of both), of which `is_sfa` says which
+            counts; or (rows, columns) of this one. By default (1, 128, 128).
         disable_ue8m0_cast: nothing is cast here anyway.
     """
     if not isinstance(sf, torch.Tensor):
@@ -85,7 +94,8 @@ def get_theoretical_mk_alignment_for_contiguous_layout(
     """Rows to which groups are best padded: 64 where they have no more than that on average, else 128.
 
     Args:
-        expected_m: rows in all, or of a group where `num_groups` is not given. num_groups: among which they are spread.
+        expected_m: rows in all, or of a group where `num_groups` is not given. num_groups: among which they
+            are spread.
     """
     if expected_m is None:
         return 128

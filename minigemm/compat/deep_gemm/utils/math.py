@@ -18,7 +18,10 @@ def align(x: int, y: int) -> int:
 
 
 def _cast(x: torch.Tensor, rows: int, columns: int, use_ue8m0: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (m, n) in blocks of (rows, columns): e4m3 (m, n), float32 row-major scales (m / rows, n / columns), rounded up."""
+    """Cast x (m, n) in blocks of (rows, columns).
+
+    Returns e4m3 (m, n), and float32 row-major scales (m / rows, n / columns), rounded up.
+    """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     if x.dim() != 2:
@@ -45,19 +48,28 @@ def _cast(x: torch.Tensor, rows: int, columns: int, use_ue8m0: bool) -> tuple[to
 def per_token_cast_to_fp8(
     x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (m, k): a scale for each `gran_k` columns of a row, (m, ceil(k / gran_k)), row-major. use_ue8m0: powers of two."""
+    """Cast x (m, k) with a scale for each `gran_k` columns of a row.
+
+    The scales are (m, ceil(k / gran_k)), row-major. use_ue8m0: powers of two.
+    """
     return _cast(x, 1, gran_k, use_ue8m0)
 
 
 def per_channel_cast_to_fp8(
     x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (k, n): a scale for each `gran_k` rows of a column, (ceil(k / gran_k), n), row-major. use_ue8m0: powers of two."""
+    """Cast x (k, n) with a scale for each `gran_k` rows of a column.
+
+    The scales are (ceil(k / gran_k), n), row-major. use_ue8m0: powers of two.
+    """
     return _cast(x, gran_k, 1, use_ue8m0)
 
 
 def per_block_cast_to_fp8(
     x: torch.Tensor, use_ue8m0: bool = False, gran_k: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (n, k): a scale for each block of `gran_k` x `gran_k`, (ceil(n / gran_k), ceil(k / gran_k)). use_ue8m0: powers of two."""
+    """Cast x (n, k) with a scale for each block of `gran_k` x `gran_k`.
+
+    The scales are (ceil(n / gran_k), ceil(k / gran_k)), row-major. use_ue8m0: powers of two.
+    """
     return _cast(x, gran_k, gran_k, use_ue8m0)
