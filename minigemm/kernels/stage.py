@@ -34,14 +34,17 @@ class Stage(Generic[C]):
     """A stage of the course, callable: `stage.gemm(a, b)`.
 
     Attributes:
-        name: the stage's module and CUDA file, "s03_tma". title, idea: the two phrases by which tables name
-        it. config: its Config class. is_legal: whether a config can run a product. default_config: a legal
-        config for a product. launch: `launch(a, b, d, product, config)` describes one launch, for either
-        runtime. granularities: of the scales of a and of b. out_dtypes: what d can be. A stage that leaves
-        the choice has a Config field `out_fp32`. problem: the product that the tour runs unless it is told
-        another one. sums: where the stage sums. "fp32"; "tensor core", whose short accumulator makes the
-        error grow with k; "promoted", from
-            the tensor core to FP32 every 128 along k.
+        name: the stage's module and CUDA file, "s03_tma".
+        title, idea: the two phrases by which tables name it.
+        config: its Config class.
+        is_legal: whether a config can run a product.
+        default_config: a legal config for a product.
+        launch: `launch(a, b, d, product, config)` describes one launch, for either runtime.
+        granularities: of the scales of a and of b.
+        out_dtypes: what d can be. A stage that leaves the choice has a Config field `out_fp32`.
+        problem: the product that the tour runs unless it is told another one.
+        sums: where the stage sums. "fp32"; "tensor core", whose short accumulator makes the error grow with
+            k; "promoted", from the tensor core to FP32 every 128 along k.
         symbol: the kernel's `extern "C"` name, if it is not the stage's own.
     """
 
@@ -83,9 +86,11 @@ class Stage(Generic[C]):
                 to s06_warp_specialized, "1x128" from s07_promoted on. k is a multiple of 16. 1x128 scales
                 that are not M-major are laid out first.
             b: (n, k), likewise, with "tensor" or "128x128" scales: the weights. `d[i, j]` is row i of a times
-            row j of b. config: the stage's own Config; by default one that suits the product. source: the
-            path of your own version of the stage's `.cu`, which gets the same launch. out_dtype: d's,
-            bfloat16, or from s06_warp_specialized on float32. It decides the config's `out_fp32`.
+                row j of b.
+            config: the stage's own Config; by default one that suits the product.
+            source: the path of your own version of the stage's `.cu`, which gets the same launch.
+            out_dtype: d's, bfloat16, or from s06_warp_specialized on float32. It decides the config's
+                `out_fp32`.
 
         Returns:
             (m, n) of out_dtype on the tensors' device. An m or n of zero gives an empty result, a k of zero

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from minigemm import emulator, hopper
-from minigemm.emulator.machine import wgmma
-from minigemm.emulator.translate import lower
+from minigemm.emulator.machine import registers
+from minigemm.emulator.translate import builder
 
 NOTHING = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry nothing()\n{\n  ret;\n}\n"
 
 
 def test_the_emulator_has_the_same_numbers() -> None:
-    assert lower.FIXED["%nsmid"] == hopper.SMS
-    assert wgmma.REGISTER_FILE == hopper.SM_REGISTERS
+    assert builder.FIXED["%nsmid"] == hopper.SMS
+    assert registers.REGISTER_FILE == hopper.SM_REGISTERS
     assert emulator.Rates().products == hopper.PRODUCTS_PER_CYCLE
 
 

@@ -63,7 +63,7 @@ _OF_BLOCK = {
     "%cluster_nctarank": c.NCTARANK,
     "%is_explicit_cluster": c.EXPLICIT_CLUSTER,
 }
-_FIXED = {"%smid": 0, "%nsmid": 132, "%gridid": 1, "%nwarpid": 64, "WARP_SZ": 32}
+FIXED = {"%smid": 0, "%nsmid": 132, "%gridid": 1, "%nwarpid": 64, "WARP_SZ": 32}
 _LANE_MASKS = {f"%lanemask_{order}": order for order in ("eq", "lt", "le", "gt", "ge")}
 
 #: Weights of a branch whose condition nearly always holds, or nearly never.
@@ -223,8 +223,8 @@ class Builder:
             return self.cast(self.let(f"load i32, ptr {self.in_context(_OF_THREAD[name])}"), 32, bits)
         if name in _OF_BLOCK:
             return self.cast(self.field(_OF_BLOCK[name]), 64, bits)
-        if name in _FIXED:
-            return str(_FIXED[name])
+        if name in FIXED:
+            return str(FIXED[name])
         if name == "%total_smem_size":
             return self.cast(self.let(f"sub i64 %shared_end, {c.SHARED_FIRST}"), 64, bits)
         if name in _LANE_MASKS:
@@ -267,6 +267,6 @@ class Builder:
             return self.cast(self.let(f"load i64, ptr {place}"), 64, bits)
         if name in self.module.functions:
             raise Unsupported(f"the address of function {name} (indirect calls are not emulated)")
-        if name in _FIXED:
-            return str(_FIXED[name])
+        if name in FIXED:
+            return str(FIXED[name])
         raise Unsupported(f"unknown symbol {name}")
