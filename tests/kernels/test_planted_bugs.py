@@ -338,7 +338,7 @@ BUGS = {
     ),
     "s10: a cache policy of its own": (
         "s10_grouped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
-        "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "b_policy);",
+        "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "cp_async_bulk_tensor_load(",
     ),
     "s03: two arrivals expected": (
         "s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",),
