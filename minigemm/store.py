@@ -24,6 +24,7 @@ import platformdirs
 __all__ = ["fetch", "folder", "save"]
 
 _DIGEST = hashlib.sha256().digest_size
+SAVED = "text"  # the lock of files for people, which no entry has: `make` may save one under its entry's lock
 _PATIENCE = 60.0  # seconds to wait for another process that makes the same entry, before making it too
 _given_up: set[Path] = set()
 
@@ -63,7 +64,7 @@ def save(name: str, text: str) -> Path | None:
     if place is None:
         return None
     path = place / name
-    with _locked(path) as writable:
+    with _locked(place / SAVED) as writable:
         return path if writable and _write(path, text.encode()) else None
 
 
@@ -157,9 +158,10 @@ def _write(path: Path, blob: bytes) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of the entry at `path`; yields False, and nothing may be written, if it is not to be had.
+    """Hold the lock of the entry at `path`; yields False, and nothing may be written, if it cannot be taken.
 
-    The system lets go of a lock whose holder was killed. A few hundred locks serve all entries.
+    The system lets go of a lock whose holder was killed. A few hundred locks serve all entries: the first two
+    characters of a key, which are hexadecimal digits, name its lock.
     """
     import filelock  # 10 ms that a warm start does without
 

@@ -250,6 +250,17 @@ def test_saved_text_is_for_people(place: Path) -> None:
     assert path is not None and path.parent == place and path.read_text() == "__global__"
 
 
+def test_a_text_is_saved_while_an_entry_is_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both names begin alike, and so would their locks: the process would wait for itself."""
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+
+    def make() -> bytes:
+        assert store.save("failed.cu", "__global__") is not None
+        return b"made"
+
+    assert store.fetch("fa15", make) == (b"made", False)
+
+
 def test_the_users_cache_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MINIGEMM_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
