@@ -1,5 +1,6 @@
-// Chains of WGMMA on operands that lie in shared memory wherever the host says: what the tensor core's arithmetic, its
-// matrix descriptors and its register fragments are recorded with. A CTA, one warpgroup, computes one chain.
+// Chains of WGMMA on operands that lie in shared memory wherever the host says. They record the
+// tensor core's arithmetic, its matrix descriptors and its register fragments. A CTA, one
+// warpgroup, computes one chain.
 
 #include "ptx.cuh"
 
@@ -9,7 +10,9 @@ extern __shared__ __align__(1024) u8 shared_memory[];
 
 // `count` chunks to their places in shared memory.
 void load(const Chunk* from, const int* places, int count) {
-  for (int i = threadIdx.x; i < count; i += 128) *reinterpret_cast<Chunk*>(shared_memory + places[i]) = from[i];
+  for (int i = threadIdx.x; i < count; i += 128) {
+    *reinterpret_cast<Chunk*>(shared_memory + places[i]) = from[i];
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
@@ -17,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
     const Chunk* b,          // (chains, steps, N, 2)
     const int* a_places,     // (steps, 64, 2), bytes
     const int* b_places,     // (steps, N, 2), bytes
-    const u64* descriptors,  // (steps, 2): of a and b, with addresses from the beginning of the dynamic shared memory
+    const u64* descriptors,  // (steps, 2): of a, of b; addresses count from shared_memory
     const float* c,          // (chains, 64, N)
     float* d,                // (chains, 64, N)
     int steps, int scale_d) {
@@ -28,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
   load(a, a_places, steps * 64 * 2);
   load(b, b_places, steps * N * 2);
   fence_proxy_async();
-  __syncthreads();  // all threads arrive with their chunks written and fenced, and wait for the rest
+  __syncthreads();  // all threads arrive, their chunks written and fenced, and wait for the rest
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = 16 * warp + lane / 4, column = lane % 4 * 2;  // of the first accumulator
@@ -36,7 +39,9 @@ extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) acc[4 * j + i] = c[(row + 8 * (i / 2)) * N + 8 * j + column + i % 2];
+    for (int i = 0; i < 4; ++i) {
+      acc[4 * j + i] = c[(row + 8 * (i / 2)) * N + 8 * j + column + i % 2];
+    }
   }
   const u64 base = cvta_to_shared(shared_memory) >> 4;
   for (int step = 0; step < steps; ++step) {
@@ -50,13 +55,16 @@ extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
     }
     const bool accumulate = scale_d || step > 0;
     wgmma_fence();
-    wgmma_mma_async(acc, a_registers, base + descriptors[2 * step], base + descriptors[2 * step + 1], accumulate);
+    wgmma_mma_async(acc, a_registers, base + descriptors[2 * step], base + descriptors[2 * step + 1],
+                    accumulate);
     wgmma_commit_group();
     wgmma_wait_group<0>();
   }
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[(row + 8 * (i / 2)) * N + 8 * j + column + i % 2] = acc[4 * j + i];
+    for (int i = 0; i < 4; ++i) {
+      d[(row + 8 * (i / 2)) * N + 8 * j + column + i % 2] = acc[4 * j + i];
+    }
   }
 }

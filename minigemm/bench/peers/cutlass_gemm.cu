@@ -47,7 +47,7 @@ using Kernel =
     cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-// d (m, n) = a (m, k) @ b (n, k).T on `stream`. Returns 0, or the cutlass::Status that says why not.
+// d (m, n) = a (m, k) @ b (n, k).T on `stream`. Returns 0, or the cutlass::Status of a failure.
 extern "C" int block_scaled_gemm(const void* a, const void* sfa, const void* b, const void* sfb,
                                  void* d, int m, int n, int k, cudaStream_t stream) {
   auto problem = cute::make_shape(m, n, k, 1);
