@@ -59,7 +59,7 @@ class Cluster:
         """The rows of a CTA's threads."""
         return slice(rank * self.stride, rank * self.stride + self.threads)
 
-    # ------------------------------------------------------------------------------ names
+    # --- names
 
     def of(self, rank: int) -> str:
         """Words that add the CTA to a name; "" in a cluster of one."""

@@ -224,7 +224,7 @@ def _check_directives(function: Function, block: tuple[int, int, int]) -> None:
                 raise ValueError(f"block: {function.name} is compiled for {limit} threads, got {threads}")
 
 
-# -------------------------------------------------------------------------------------- translation
+# --- translation
 
 
 @functools.cache
@@ -298,7 +298,7 @@ def _entry(module: Module, kernel: str | None) -> str:
     return kernel
 
 
-# -------------------------------------------------------------------------------------- arguments
+# --- arguments
 
 
 def _parameters(function: Function, args: Sequence[Any], memory: Memory) -> np.ndarray:
@@ -437,7 +437,7 @@ def _module_variables(
     return np.array([wanted[name].ctypes.data for name in program.symbols] or [0], np.int64)
 
 
-# -------------------------------------------------------------------------------------- report
+# --- report
 
 
 def _report_registers(run: Kernel) -> None:

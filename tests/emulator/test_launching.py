@@ -24,7 +24,7 @@ def zeros(n: int = 4) -> torch.Tensor:
     return torch.zeros(n, dtype=torch.int32)
 
 
-# ---------------------------------------------------------------------- wild accesses
+# --- wild accesses
 
 WILD = {
     "load before null": ("o[0] = ((int*)0)[-1];", "[torch.zeros(4, dtype=torch.int32)]"),
@@ -57,7 +57,7 @@ def test_addresses_that_wrap_are_out_of_bounds():
     assert (done.returncode, done.stdout.splitlines()) == (0, list(WILD)), done.stderr[-500:]
 
 
-# ---------------------------------------------------------------------- arguments
+# --- arguments
 
 
 @pytest.mark.parametrize("kind, dtype", [("float", torch.float32), ("double", torch.float64)])
@@ -131,7 +131,7 @@ def test_a_cluster_of_one():
     assert o[0] == 1
 
 
-# ---------------------------------------------------------------------- NaN to integer
+# --- NaN to integer
 
 # PTX ISA, "cvt": NaN gives zero if the source is not .f64 and the destination is not .s64 or .u64.
 # Otherwise it gives 1 << (bits of the destination - 1).
@@ -159,7 +159,7 @@ def test_nan_to_integer(source, to, mode):
     assert o.item() & (1 << 64) - 1 == NAN[source, to]
 
 
-# ---------------------------------------------------------------------- faults of copies
+# --- faults of copies
 
 BULK = r"""
 #define LOAD "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"

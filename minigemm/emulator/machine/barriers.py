@@ -97,7 +97,7 @@ class Barriers(Unit):
             block.order.check_barrier_visible(ids, place, site.index)
         return barrier
 
-    # ------------------------------------------------------------------------------ instructions
+    # --- instructions
 
     def init(self, site: Site, ids: np.ndarray) -> None:
         """`mbarrier.init [mbar], count`."""
@@ -226,7 +226,7 @@ class Barriers(Unit):
             self.block.results[t, 0] = MBarrier.pending_count(int(self.block.arguments[t, 0]))
         self.block.go(ids)
 
-    # ------------------------------------------------------------------------------ phases
+    # --- phases
 
     def collect(self, barrier: Barrier, clocks: Clocks) -> None:
         """Add the clocks of an arrival to what the current phase will publish."""
@@ -291,7 +291,7 @@ class Barriers(Unit):
             take = block.order.note if "relaxed" in site.instruction.modifiers else block.order.acquire
             take(ids, block.order.fit(barrier.published))
 
-    # ------------------------------------------------------------------------------ what it is told
+    # --- what it is told
 
     def idle(self) -> bool:
         """Nothing else can go on. Returns whether waiters go on with the answer "not yet".
@@ -371,7 +371,7 @@ class Barriers(Unit):
                 fix = "let expect_tx name exactly the bytes of the copies of that phase"
                 block.hazard("mbarrier-bytes", site, barrier.place, 0, message, parties, fix)
 
-    # ------------------------------------------------------------------------------ what others ask
+    # --- what others ask
 
     def marks(self) -> tuple:
         """The state of all mbarriers, to compare with an earlier one."""

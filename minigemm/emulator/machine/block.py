@@ -120,7 +120,7 @@ class Block:
         )
         return i, j, k
 
-    # ------------------------------------------------------------------------------ threads
+    # --- threads
 
     def go(self, ids: np.ndarray) -> None:
         """Make threads ready."""
@@ -153,7 +153,7 @@ class Block:
         """The number of threads of a CTA that have not exited."""
         return int(self.alive[self.cluster.threads_of(rank)].sum())
 
-    # ------------------------------------------------------------------------------ time
+    # --- time
 
     def launch_async(self, complete: Callable[[], None], at: float = 0.0) -> None:
         """Start asynchronous work.
@@ -194,7 +194,7 @@ class Block:
         """Under a cycle model: the time at which the last of these threads came to where it is."""
         return self.model.at(warps_of(ids).tolist()) if self.model else 0.0
 
-    # ------------------------------------------------------------------------------ memory
+    # --- memory
 
     def place(self, address: int, site: Site, thread: int, own: bool = True) -> int:
         """The place of a shared address, which is a 32-bit register or a generic address.
@@ -250,7 +250,7 @@ class Block:
             )
         return self.shared[place : place + n]
 
-    # ------------------------------------------------------------------------------ what is reported
+    # --- what is reported
 
     @property
     def watched(self) -> bool:

@@ -89,7 +89,7 @@ class Copies(Unit):
             "st.async": self.store_remote,
         }
 
-    # ------------------------------------------------------------------------------ TMA
+    # --- TMA
 
     def copy_tensor(self, site: Site, ids: np.ndarray) -> None:
         """TMA copies.
@@ -198,7 +198,7 @@ class Copies(Unit):
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         self._store(Store(site, thread, place, span, nbytes, f"box at {tuple(coordinates)}", move))
 
-    # ------------------------------------------------------------------------------ without a tensor map
+    # --- without a tensor map
 
     def copy_bytes(self, site: Site, ids: np.ndarray) -> None:
         """Bulk copies without a tensor map.
@@ -315,7 +315,7 @@ class Copies(Unit):
             self._load(load, self._destinations(site, t, place, mbar, None))
         block.go(ids)
 
-    # ------------------------------------------------------------------------------ loads
+    # --- loads
 
     def _destinations(
         self, site: Site, thread: int, place: int, mbar: int, mask: int | None
@@ -404,7 +404,7 @@ class Copies(Unit):
         target, name = self.block.cluster.spot(place), self.barriers.short_name(mbar)
         return f"{load.what} -> shared {target}, {load.nbytes} bytes on mbarrier {name}"
 
-    # ------------------------------------------------------------------------------ stores
+    # --- stores
 
     def _store(self, store: Store) -> None:
         """Start a store."""

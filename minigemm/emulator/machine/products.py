@@ -139,7 +139,7 @@ class TensorCores(Unit):
                     self._retire(issued, mma, threads, site)
             self.block.go(threads)
 
-    # ------------------------------------------------------------------------------ one product
+    # --- one product
 
     def _of(self, ids: np.ndarray) -> Issued:
         number = int(ids[0]) // WARPGROUP

@@ -117,7 +117,7 @@ class Progress:
                 self._patience *= 2  # large buffers take long to look at
             self._memory, self._changed_at = mark, self.block.steps
 
-    # ------------------------------------------------------------------------------ messages
+    # --- messages
 
     def livelock(self) -> Deadlock:
         """The error for a block that is stuck: its threads spin."""

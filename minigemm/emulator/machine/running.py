@@ -105,7 +105,7 @@ class Resident:
             kernel.served = [_served_as(site, served) for site in kernel.program.sites]
         return [served[name] for name in kernel.served]
 
-    # ------------------------------------------------------------------------------ who is told of what
+    # --- who is told of what
 
     def _exited(self, ids: np.ndarray) -> None:
         """Threads have exited: nobody waits for them any longer."""
@@ -143,7 +143,7 @@ class Resident:
         if found:
             reported += [hazard for hazard in found.found.values() if hazard not in reported]
 
-    # ------------------------------------------------------------------------------ who runs when
+    # --- who runs when
 
     def run(self) -> bool:
         """Run until the cluster is done (True), or only spins (False)."""

@@ -94,7 +94,7 @@ class Warps(Unit):
             masks = self.block.arguments[ids, argument] & FULL
         self._serve(site, self._gather(site, ids, masks))
 
-    # ------------------------------------------------------------------------------ gathering
+    # --- gathering
 
     def _gather(self, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[Complete]:
         """Collect lanes until all members have come. Returns the complete warps; other lanes wait."""
@@ -145,7 +145,7 @@ class Warps(Unit):
         del self._gatherings[gathering.key]
         return np.sort(np.concatenate([self.block.take(ticket) for _, _, ticket in gathering.groups]))
 
-    # ------------------------------------------------------------------------------ serving
+    # --- serving
 
     def _serve(self, site: Site, complete: list[Complete]) -> None:
         """Serve the complete warps of one site, all at once."""

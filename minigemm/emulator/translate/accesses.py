@@ -46,7 +46,7 @@ class Accesses:
             "createpolicy": self.create_policy,
         }
 
-    # ------------------------------------------------------------------------------------------- loads and
+    # --- loads and
     # stores
 
     def load(self, i: int, ins: Instruction) -> None:
@@ -114,7 +114,7 @@ class Accesses:
             point = Instruction("order", (what, space), operands, line=ins.line, location=ins.location)
             self.yields.stop(i, point, 0, before=what == "release")
 
-    # ------------------------------------------------------------------------------------------- atomics
+    # --- atomics
 
     def reduction(self, i: int, ins: Instruction) -> None:
         """An atomic whose result nobody wants."""
@@ -172,7 +172,7 @@ class Accesses:
         OPERATIONS[name](b, operation)
         return b.read(scratch[2], n)
 
-    # ------------------------------------------------------------------------------------------- addresses
+    # --- addresses
 
     def convert_address(self, i: int, ins: Instruction) -> None:
         """Only the shared window moves; every other generic address is a host address already."""

@@ -84,7 +84,7 @@ class Builder:
         }
         self.symbols: dict[str, int] = {}  # variables that the code uses -> place in the table of addresses
 
-    # ------------------------------------------------------------------------------------------- lines and
+    # --- lines and
     # blocks
 
     def number(self) -> int:
@@ -146,7 +146,7 @@ class Builder:
     def unsupported(self, ins: Instruction, why: str) -> Unsupported:
         return Unsupported(f"{ins.name} (PTX line {ins.line}): {why} is not emulated", ins.location)
 
-    # ------------------------------------------------------------------------------------------- memory of
+    # --- memory of
     # the emulator
 
     def in_context(self, offset: int) -> str:
@@ -161,7 +161,7 @@ class Builder:
         """Return a field of the block record that does not change while the thread runs."""
         return self.let(f"load {kind}, ptr {self.in_record(index)}, !invariant.load !2")
 
-    # ------------------------------------------------------------------------------------------- registers
+    # --- registers
     # and operands
 
     def bits_of(self, register: str) -> int:

@@ -135,7 +135,7 @@ class _Lowering:
         elif not IGNORED.match(ins.name):
             raise Unsupported(f"unknown PTX instruction {ins.name} (PTX line {ins.line})", ins.location)
 
-    # ------------------------------------------------------------------------------------------- control flow
+    # --- control flow
 
     def branch(self, i: int, ins: Instruction) -> None:
         """A jump, back through a check of the budget where it closes a loop."""

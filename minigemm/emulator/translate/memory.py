@@ -75,7 +75,7 @@ class Memory:
             return self.in_buffer(request, where)
         return self.generic(request, where)
 
-    # ------------------------------------------------------------------------------------------- the state
+    # --- the state
     # spaces
 
     def generic(self, request: Request, where: str) -> str:
@@ -201,7 +201,7 @@ class Memory:
             self.check_order(request, at)
         return b.let(f"getelementptr i8, ptr %shared, i64 {at}")
 
-    # ------------------------------------------------------------------------------------------- checks
+    # --- checks
 
     def inside_shared(self, request: Request, where: str, address: str) -> None:
         """Check the bounds of one CTA's shared memory."""
@@ -229,7 +229,7 @@ class Memory:
         b.emit(f"store i64 {entry}, ptr {b.let(f'getelementptr i64, ptr %log, i64 {count}')}")
         b.emit(f"store i64 {b.let(f'add i64 {count}, 1')}, ptr %logged")
 
-    # ------------------------------------------------------------------------------------------- order on
+    # --- order on
     # shared memory
 
     def check_order(self, request: Request, where: str) -> None:

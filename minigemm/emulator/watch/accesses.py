@@ -69,7 +69,7 @@ class Accesses(VectorClocks):
         self.called: dict[int, str] = {}
         self.swizzles: dict[int, int] = {}
 
-    # ------------------------------------------------------------ TMA
+    # --- TMA
 
     def asynchronous_write(
         self, thread: int, address: int, nbytes: int, column: int, clock: int, site: int, swizzle: int = 0
@@ -111,7 +111,7 @@ class Accesses(VectorClocks):
             self._keep(at, findings.store_without_fence(at, me, store, self._who(cell)))
         self.shadow.read(words, self.reader_column(thread) if column is None else column, clock, site)
 
-    # ------------------------------------------------------------ WGMMA
+    # --- WGMMA
 
     def tensor_core_read(
         self,
@@ -168,7 +168,7 @@ class Accesses(VectorClocks):
         """Let these threads know that all products up to this clock have read their operands."""
         self.order[ids, self.tensor_core_column(warpgroup)] = clock
 
-    # ------------------------------------------------------------ cp.async
+    # --- cp.async
 
     def stamp(self, thread: int) -> int:
         """Return the cell of an ordinary write of all four bytes by this thread, now."""
@@ -188,7 +188,7 @@ class Accesses(VectorClocks):
         """Complete a cp.async: an ordinary write, where no other has taken its place."""
         self.cells[words][self.cells[words] == cell] = np.uint64(now)
 
-    # ------------------------------------------------------------ whole warps
+    # --- whole warps
 
     def warp_write(self, rows: np.ndarray, nbytes: int, warps: np.ndarray, site: int) -> None:
         """Check a warp-wide store (stmatrix). One lane stands for its warp.
@@ -213,7 +213,7 @@ class Accesses(VectorClocks):
                 self._after_write("reads", site, word * 4, 32 * w, cell, other)
             self.shadow.read(words, w, int(self.clock[w]), site, lane=SEVERAL_LANES)
 
-    # ------------------------------------------------------------ what is checked
+    # --- what is checked
 
     def _check_written(self, words: np.ndarray | slice, cells: np.ndarray, site: int, thread: int) -> bool:
         """Remember a read of a word that nobody has written; returns whether it is one."""
@@ -275,7 +275,7 @@ class Accesses(VectorClocks):
         word = _word(words, _first(unfenced))
         return word, int(self.cells[word]), int(self.sites[word, 0])
 
-    # ------------------------------------------------------------ which finding it is
+    # --- which finding it is
 
     def _after_write(self, verb: str, site: int, address: int, thread: int, cell: int, other: int) -> None:
         """Keep the finding of an access ("reads", ...) that is not ordered after the write in `cell`."""
@@ -358,7 +358,7 @@ class Accesses(VectorClocks):
     def _keep(self, at: Scene, hazard: Hazard) -> None:
         self.findings.keep(at, hazard)
 
-    # ------------------------------------------------------------ who, in words
+    # --- who, in words
 
     def _who(self, cell: int) -> str:
         """Return who wrote a cell."""

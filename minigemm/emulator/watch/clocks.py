@@ -168,7 +168,7 @@ class VectorClocks:
         """Return clock | column << 32 | lane << 40 of each thread."""
         return self.clock[self.warp_of] + self._column_and_lane
 
-    # ------------------------------------------------------------ barriers
+    # --- barriers
 
     def tick(self, warps: np.ndarray) -> None:
         """Begin a new interval of these warps. Nothing that they released before covers it."""
@@ -222,7 +222,7 @@ class VectorClocks:
         known = self.order[self.cluster.threads_of(rank)].max(0)
         return known if passed is None else np.maximum(known, self.fit_row(passed))
 
-    # ------------------------------------------------------------ fences and flags
+    # --- fences and flags
 
     def proxy_fence(self, ids: np.ndarray) -> None:
         """Let these threads hand all that they know to asynchronous hardware."""
@@ -294,7 +294,7 @@ class VectorClocks:
             self.pending.add(self.covered.of_all(every))
             self._take_pending(every)
 
-    # ------------------------------------------------------------ clocks kept elsewhere
+    # --- clocks kept elsewhere
 
     def nothing(self) -> Clocks:
         """Return a row that knows nothing."""
@@ -312,7 +312,7 @@ class VectorClocks:
     def fit_row(self, row: np.ndarray) -> np.ndarray:
         return np.pad(row, (0, self.capacity - len(row)))
 
-    # ------------------------------------------------------------ columns
+    # --- columns
 
     def barrier_column(self, address: int) -> int:
         """Return the column of an mbarrier's loads. Mbarriers that find no free column share the last one."""

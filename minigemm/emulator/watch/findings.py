@@ -97,7 +97,7 @@ class Findings:
         return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
 
 
-# ------------------------------------------------------------ between threads
+# --- between threads
 
 
 def race(at: Scene, me: str, verb: str, them: str, theirs: str, fix: str, between: str = "") -> Hazard:
@@ -139,7 +139,7 @@ def mbarrier_init(at: Scene, me: str, them: str, where: str, apart: bool) -> Haz
     return at.hazard("mbarrier-init", message, (them, me), INIT_IN_CLUSTERS if apart else INIT)
 
 
-# ------------------------------------------------------------ asynchronous writes
+# --- asynchronous writes
 
 
 def copy_not_complete(at: Scene, me: str, verb: str, owner: str) -> Hazard:
@@ -228,7 +228,7 @@ def slot_of_another_cta(rank: int) -> str:
     )
 
 
-# ------------------------------------------------------------ asynchronous reads
+# --- asynchronous reads
 
 
 def store_too_early(at: Scene, me: str, store: str, them: str) -> Hazard:
@@ -257,7 +257,7 @@ def store_overwritten(at: Scene, me: str, store: str) -> Hazard:
     return at.hazard("tma-store-overwritten", message, (store, me), fix)
 
 
-# ------------------------------------------------------------ WGMMA
+# --- WGMMA
 
 
 def operand_race(at: Scene, wgmma: str, operand: str, them: str) -> Hazard:
@@ -297,7 +297,7 @@ def swizzle_mismatch(at: Scene, wgmma: str, operand: str, named: int, written: i
     return at.hazard("swizzle-mismatch", message, (wgmma, "TMA load"), fix)
 
 
-# ------------------------------------------------------------ clusters
+# --- clusters
 
 
 def exits_too_early(at: Scene, rank: int, who: str, verb: str) -> Hazard:

@@ -59,7 +59,7 @@ class Order(Accesses):
         self.seen: set[tuple[int, int, int]] = set()
         self.placed: dict[int, tuple[int, int, int]] = {}
 
-    # ------------------------------------------------------------ findings
+    # --- findings
 
     def add(
         self,
@@ -140,7 +140,7 @@ class Order(Accesses):
             column, clock = column_of(cell), cell & NEVER
         return column != thread >> 5 and int(self.order[thread, column]) >= clock
 
-    # ------------------------------------------------------------ the CTAs of a cluster
+    # --- the CTAs of a cluster
 
     def touched_after_exit(self, site: int, address: int, thread: int, what: str) -> None:
         """A thread, or what it started, goes to the shared memory of a CTA that has exited."""
@@ -188,7 +188,7 @@ class Order(Accesses):
         at = self.findings.scene(site, word * 4)
         self._keep(at, findings.exits_too_early(at, rank, self._reader(column), verb))
 
-    # ------------------------------------------------------------ mbarrier objects
+    # --- mbarrier objects
 
     def place_barrier(self, thread: int, address: int, site: int) -> None:
         """Mark the words of an mbarrier. No thread reaches its clock: every ordinary access looks twice."""

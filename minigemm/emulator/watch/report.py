@@ -257,7 +257,7 @@ class Report:
         return f"<style>{_STYLE}</style><div class=minigemm-report>{body}</div>"
 
 
-# ------------------------------------------------------------ words
+# --- words
 
 
 def place_in_words(location: Location | None, ptx_line: int) -> str:
@@ -323,7 +323,7 @@ def _costliest(lines: Iterable[LineCount]) -> list[LineCount]:
     return sorted(lines, key=lambda line: -max(line.sectors, line.wavefronts))
 
 
-# ------------------------------------------------------------ HTML
+# --- HTML
 
 # Colours are the page's own, thinned, so that both light and dark themes work. Only the marks have colours,
 # of middle lightness.
