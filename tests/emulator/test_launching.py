@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minigemm import emulator
+from minigemm.emulator.translate import cached
 from tests.emulator.nvrtc import ptx
 
 ONE = 'extern "C" __global__ void k(int* o) { %s }'
@@ -129,6 +130,24 @@ def test_a_cluster_of_one():
     o = zeros()
     launch('extern "C" __global__ void __cluster_dims__(1, 1, 1) k(int* o) { o[0] = 1; }', o)
     assert o[0] == 1
+
+
+# --- where a translation comes from
+
+
+def test_a_second_launch_takes_the_translation_from_memory():
+    source = ptx(ONE % "o[0] += 7;")
+    first, second, third = (emulator.launch(source, 1, 1, [zeros()]) for _ in range(3))
+    assert first.origin in ("compiled", "disk") and first.translate_seconds > 0
+    assert [(report.origin, report.translate_seconds) for report in (second, third)] == [("memory", 0.0)] * 2
+
+
+def test_memory_keeps_the_youngest_translations(monkeypatch):
+    monkeypatch.setattr(cached, "KEPT", 2)
+    monkeypatch.setattr(cached, "_held", {})
+    sources = [ptx(ONE % f"o[0] += {n};") for n in range(3)]
+    origins = [emulator.launch(sources[n], 1, 1, [zeros()]).origin for n in (0, 1, 0, 2, 0, 1)]
+    assert [origin == "memory" for origin in origins] == [False, False, True, False, True, False]
 
 
 # --- NaN to integer

@@ -9,8 +9,7 @@ import pytest
 
 from minigemm.emulator.errors import EmulatorError, Unsupported
 from minigemm.emulator.ptx.inlining import inline_calls
-from minigemm.emulator.ptx.parse import parse
-from minigemm.emulator.ptx.program import (
+from minigemm.emulator.ptx.module import (
     Address,
     Function,
     Immediate,
@@ -25,6 +24,7 @@ from minigemm.emulator.ptx.program import (
     Symbol,
     Vector,
 )
+from minigemm.emulator.ptx.parse import parse
 from tests.emulator.nvrtc import ptx
 
 HEAD = ".version 8.4\n.target sm_90a\n.address_size 64\n"

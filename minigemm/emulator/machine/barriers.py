@@ -142,7 +142,7 @@ class Barriers(Unit):
         does = "arrives at" if "arrive" in site.instruction.name else "changes"
         for place in distinct(places):
             group = ids[places == place]
-            if self.gone(place, site, group, f"{does} the mbarrier at"):
+            if self.report_if_gone(place, site, group, f"{does} the mbarrier at"):
                 continue
             barrier = self.at(place, site, group)
             self._arrive(barrier, site, group)
@@ -362,7 +362,7 @@ class Barriers(Unit):
                 )
                 parties = (name, "TMA load")
                 block.hazard("tma-load-not-awaited", site, barrier.place, thread, message, parties, UNUSED)
-            sites = block.kernel.program.sites
+            sites = block.launch.program.sites
             if problem and sites:
                 site = next((site for site in sites if _announces_bytes(site)), sites[0])
                 spot = block.cluster.spot(barrier.place)
@@ -379,8 +379,11 @@ class Barriers(Unit):
             sorted((place, b.state.phase, b.state.pending, b.state.tx) for place, b in self.at_place.items())
         )
 
-    def gone(self, place: int, site: Site, ids: np.ndarray, what: str) -> bool:
-        """Whether a place is in a CTA that has exited. If so, report the access; nothing else happens."""
+    def report_if_gone(self, place: int, site: Site, ids: np.ndarray, what: str) -> bool:
+        """Report an access to a place in a CTA that has exited.
+
+        Returns whether it is one; then nothing else happens.
+        """
         block = self.block
         if not block.gone or block.cluster.rank_at(place) not in block.gone:
             return False

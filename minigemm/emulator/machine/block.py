@@ -24,12 +24,12 @@ import numpy as np
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
 from ..errors import Fault
-from ..ptx.program import Instruction
+from ..ptx.module import Instruction
 from ..translate.lower import Site
 from ..watch.order import warps_of
 from ..watch.report import Event
 from ..watch.timeline import Model
-from .kernel import Kernel
+from .launch import LaunchState
 from .pool import Pool
 
 EVENTS = 4096  # that a report keeps
@@ -63,15 +63,15 @@ class Block:
     and places in shared memory are those of clusters.py. `ids` are always thread numbers, ascending.
     """
 
-    def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
-        self.kernel, self.index, self.linear, self.pool = kernel, index, linear, pool
+    def __init__(self, launch: LaunchState, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
+        self.launch, self.index, self.linear, self.pool = launch, index, linear, pool
         cluster = self.cluster = pool.cluster
         self.contexts, self.shared, self.order = pool.contexts, pool.shared, pool.order
         self._reset_contexts()
 
         # The block records, one for each CTA.
         self.ctas = [self._cta(rank) for rank in range(cluster.ranks)]  # their indices in the grid
-        gx, gy, _ = kernel.grid
+        gx, gy, _ = launch.grid
         self.numbers = [x + gx * (y + gy * z) for x, y, z in self.ctas]  # and their linear ones
         self.fields = pool.fields.copy()
         self.fields[:, c.CLUSTERID : c.CLUSTERID + 3] = index
@@ -88,19 +88,19 @@ class Block:
         self.polls = 0  # threads that asked for something in this round and were told "not yet"
 
         # Asynchronous work, and the time that a cycle model gives it.
-        seed = kernel.schedule
+        seed = launch.schedule
         self.random = random.Random(seed * 1000003 + linear) if isinstance(seed, int) else None
         self.flight: deque[Callable[[], None]] = deque()
         self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: a heap, by time
         self.clock_reads = 0  # under a model, whose clock says more than how often it was read
         self.model: Model | None = None
-        if kernel.rates and linear == 0:
-            self.model = Model(-(-cluster.threads // 32), kernel.rates, cluster.ranks, cluster.warps)
-            kernel.timeline = self.model.timeline
+        if launch.rates and linear == 0:
+            self.model = Model(-(-cluster.threads // 32), launch.rates, cluster.ranks, cluster.warps)
+            launch.timeline = self.model.timeline
 
     def _reset_contexts(self) -> None:
         """Let every thread begin at the first instruction, with nothing known of others."""
-        program, contexts = self.kernel.program, self.contexts
+        program, contexts = self.launch.program, self.contexts
         self.c32, self.c64 = contexts.view(np.int32), contexts.view(np.int64)
         self.arguments = self.c64[:, c.ARGUMENTS // 8 : c.RESULTS // 8]
         self.results = self.c64[:, c.RESULTS // 8 : c.TOUCHED // 8]
@@ -113,10 +113,10 @@ class Block:
             self.c64[:, c.SYNC_SEEN // 8] = self.c64[:, c.SYNC_WROTE // 8] = 0
 
     def _cta(self, rank: int) -> tuple[int, int, int]:
-        x, y, _ = self.kernel.cluster
+        x, y, _ = self.launch.cluster
         inside = rank % x, rank // x % y, rank // (x * y)
         i, j, k = (
-            index * n + at for index, n, at in zip(self.index, self.kernel.cluster, inside, strict=True)
+            index * n + at for index, n, at in zip(self.index, self.launch.cluster, inside, strict=True)
         )
         return i, j, k
 
@@ -163,7 +163,7 @@ class Block:
         """
         if self.model:
             heapq.heappush(self.landing, (at, len(self.landing) + self.steps * 4096, complete))
-        elif self.kernel.schedule == "early":
+        elif self.launch.schedule == "early":
             complete()
         else:
             self.flight.append(complete)
@@ -255,13 +255,13 @@ class Block:
     @property
     def watched(self) -> bool:
         """Whether events are still kept: those of the first cluster are, up to EVENTS."""
-        return self.linear == 0 and len(self.kernel.events) < EVENTS
+        return self.linear == 0 and len(self.launch.events) < EVENTS
 
     def event(self, kind: str, agent: str, detail: str, site: Site | None = None) -> None:
         """Add an event to the report, if this block is watched."""
         if self.watched:
             location = site.instruction.location if site else None
-            self.kernel.events.append(Event(self.steps, kind, agent, detail, location))
+            self.launch.events.append(Event(self.steps, kind, agent, detail, location))
 
     def hazard(
         self, kind: str, site: Site, place: int, thread: int, message: str, parties: tuple[str, ...], fix: str

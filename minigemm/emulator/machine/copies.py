@@ -133,7 +133,7 @@ class Copies(Unit):
         if address % 64:
             raise block.fault(f"the tensor map at {address:#x} is not 64-byte aligned", site, one)
         with block.blamed(site, thread):
-            descriptor = tma.decode(block.kernel.memory.bytes(address, 128).tobytes())
+            descriptor = tma.decode(block.launch.memory.bytes(address, 128).tobytes())
         if len(descriptor.dims) != rank:
             message = f"a {rank}-dimensional copy with a tensor map of {len(descriptor.dims)} dimensions"
             raise block.fault(message, site, one)
@@ -173,10 +173,10 @@ class Copies(Unit):
 
         def move(place: int) -> None:
             with block.blamed(site, thread):
-                box = tma.gather(descriptor, coordinates, block.kernel.memory)
+                box = tma.gather(descriptor, coordinates, block.launch.memory)
                 block.shared[descriptor.offsets(place)] = box
 
-        block.kernel.add_traffic("tma_load_bytes", descriptor.box_bytes)
+        block.launch.add_traffic("tma_load_bytes", descriptor.box_bytes)
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         what = f"box at {tuple(coordinates)}"
         self._load(Load(site, thread, span, nbytes, what, move, descriptor.swizzle), destinations)
@@ -191,9 +191,9 @@ class Copies(Unit):
             data = block.shared[descriptor.offsets(place)]
             with block.blamed(site, thread):
                 if operation:
-                    tma.reduce(descriptor, coordinates, data, block.kernel.memory, operation)
+                    tma.reduce(descriptor, coordinates, data, block.launch.memory, operation)
                 else:
-                    tma.scatter(descriptor, coordinates, data, block.kernel.memory)
+                    tma.scatter(descriptor, coordinates, data, block.launch.memory)
 
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         self._store(Store(site, thread, place, span, nbytes, f"box at {tuple(coordinates)}", move))
@@ -232,16 +232,16 @@ class Copies(Unit):
 
         def move(to: int) -> None:
             with block.blamed(site, thread):
-                block.shared[to : to + size] = tma.bulk_load(source, to, size, block.kernel.memory)
+                block.shared[to : to + size] = tma.bulk_load(source, to, size, block.launch.memory)
 
-        block.kernel.add_traffic("tma_load_bytes", size)
+        block.launch.add_traffic("tma_load_bytes", size)
         destinations = self._destinations(site, thread, place, mbar, mask)
         self._load(Load(site, thread, size, size, f"{size} bytes", move), destinations)
 
     def _store_bytes(self, site: Site, thread: int, target: int, source: int, size: int) -> None:
         """Start a copy, or a reduction, from shared to global memory."""
         block = self.block
-        memory, operation, kind = block.kernel.memory, _reduction(site), site.instruction.modifiers[-1]
+        memory, operation, kind = block.launch.memory, _reduction(site), site.instruction.modifiers[-1]
         place = block.place(source, site, thread)
         data = block.shared_bytes(place, size, site, "bulk copy")
 
@@ -360,15 +360,15 @@ class Copies(Unit):
         """Start a load to each of these (place, mbarrier)."""
         block, site, thread = self.block, load.site, load.thread
         one = np.array([thread])
-        block.kernel.add_traffic("tma_transactions", 1)
-        block.kernel.add_traffic("tma_delivered_bytes", load.nbytes * len(destinations))
+        block.launch.add_traffic("tma_transactions", 1)
+        block.launch.add_traffic("tma_delivered_bytes", load.nbytes * len(destinations))
         at = 0.0
         if block.model:
             what = f"load {load.nbytes} bytes to {block.cluster.spot(destinations[0][0])}"
             at = block.model.copy(thread >> 5, load.nbytes, what, str(site.instruction.location))
 
         for place, mbar in destinations:
-            if self.barriers.gone(place, site, one, "starts a copy to"):
+            if self.barriers.report_if_gone(place, site, one, "starts a copy to"):
                 continue
             barrier = self.barriers.at(mbar, site, one)
             number = barrier.issued
@@ -414,8 +414,8 @@ class Copies(Unit):
         bulk.clock += STEP
         if block.order:
             block.order.asynchronous_read(thread, store.place, store.span, bulk.clock, site.index)
-        block.kernel.add_traffic("tma_store_bytes", store.nbytes)
-        block.kernel.add_traffic("tma_transactions", 1)
+        block.launch.add_traffic("tma_store_bytes", store.nbytes)
+        block.launch.add_traffic("tma_transactions", 1)
 
         spot = block.cluster.spot(store.place)
         detail = f"shared {spot} -> {store.target}, {store.nbytes} bytes"
@@ -424,9 +424,9 @@ class Copies(Unit):
             what = f"store {store.nbytes} bytes from {spot}"
             bulk.read = block.model.copy(thread >> 5, store.nbytes, what, str(site.instruction.location))
 
-        if block.kernel.schedule == "early":
+        if block.launch.schedule == "early":
             store.move()
-        bulk.open.append(_nothing if block.kernel.schedule == "early" else store.move)
+        bulk.open.append(_nothing if block.launch.schedule == "early" else store.move)
 
     def _groups(self, thread: int) -> BulkGroups:
         return self.bulk.setdefault(thread, BulkGroups())

@@ -164,7 +164,7 @@ class TensorCores(Unit):
                     ids, operand.words, issued.number, issued.clock, site.index, operand.name, operand.swizzle
                 )
         self.registers.check_pressure(site, ids)
-        block.kernel.add_traffic("wgmma", 1)
+        block.launch.add_traffic("wgmma", 1)
 
         done = 0.0
         if block.model:
@@ -177,7 +177,7 @@ class TensorCores(Unit):
             name = block.cluster.warpgroup(issued.number)
             block.event("wgmma issued", name, f"m64n{shape.n}k32", site)
 
-        if block.kernel.schedule == "early":
+        if block.launch.schedule == "early":
             issued.compute(mma)
             block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
         else:
@@ -206,7 +206,7 @@ class TensorCores(Unit):
             self._check_uniform(site, ids, arguments[:, 0], "the descriptor of A")
             in_memory.append(self._operand(site, ids, int(arguments[0, 0]), ROWS, "A"))
         in_memory.append(self._operand(site, ids, descriptor_b, shape.n, "B"))
-        accumulate = tensor_core.accumulate_fast if block.kernel.fast else tensor_core.accumulate
+        accumulate = tensor_core.accumulate_fast if block.launch.fast else tensor_core.accumulate
 
         def compute(sums: np.ndarray) -> None:
             left = self._fetch(in_memory[0]) if registers is None else a_from_registers(registers)
@@ -258,7 +258,7 @@ class TensorCores(Unit):
         accumulator.pending -= 1
         if not accumulator.pending:
             del issued.accumulators[columns]
-            if block.kernel.schedule != "early":
+            if block.launch.schedule != "early":
                 block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
         block.until(ids, mma.done, "WGMMA", site)
         if block.order:

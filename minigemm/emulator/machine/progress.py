@@ -83,8 +83,8 @@ class Progress:
     def _check_limits(self, ids: np.ndarray) -> None:
         """Raise EmulatorError at the instruction limit, or where the race detector cannot count further."""
         block = self.block
-        limit = block.kernel.instruction_limit
-        spent = float(block.kernel.counts.sum()) + ROUND_COST * max(0, block.steps - MANY_ROUNDS)
+        limit = block.launch.instruction_limit
+        spent = float(block.launch.counts.sum()) + ROUND_COST * max(0, block.steps - MANY_ROUNDS)
         if spent > limit:
             raise EmulatorError(
                 f"no end after {limit:.0e} basic blocks: an endless loop? Thread {int(ids[0])} is at "
@@ -108,7 +108,7 @@ class Progress:
     def _look_at_memory(self) -> None:
         """Compare memory with the last look: if it is the same, nothing can change any more."""
         mark = zlib.crc32(self.block.shared.data)
-        for base, size, writable, _ in self.block.kernel.memory.ranges:
+        for base, size, writable, _ in self.block.launch.memory.ranges:
             if writable:
                 mark = zlib.crc32((ctypes.c_uint8 * size).from_address(base), mark)
         self.stuck = mark == self._memory
@@ -146,7 +146,7 @@ class Progress:
 
     def _loop(self, ids: np.ndarray) -> str:
         """The line at which the first of these threads gave way."""
-        c32, program = self.block.c32, self.block.kernel.program
+        c32, program = self.block.c32, self.block.launch.program
         code, number = int(c32[ids[0], c.CODE // 4]), int(c32[ids[0], c.PC // 4])
         if code > 0:
             return line_of(program.sites[code - 1].instruction)

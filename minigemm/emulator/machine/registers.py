@@ -22,7 +22,7 @@ MORE = "raise the count of setmaxnreg.inc in the consumers, or take a smaller ti
 
 
 @dataclass
-class Waiter:
+class RegisterWaiter:
     """A warpgroup that waits until the pool has enough registers."""
 
     ids: np.ndarray
@@ -31,12 +31,12 @@ class Waiter:
 
 
 @dataclass
-class Pool:
+class RegisterFile:
     """The registers of a CTA: how many each warp may use, and how many are free."""
 
     limits: np.ndarray  # a thread, for each warp
     free: int = 0
-    waiters: list[Waiter] = field(default_factory=list)
+    waiters: list[RegisterWaiter] = field(default_factory=list)
 
 
 class Registers(Unit):
@@ -45,7 +45,7 @@ class Registers(Unit):
     def __init__(self, block: Block, warpgroups: Warpgroups) -> None:
         super().__init__(block)
         self.warpgroups = warpgroups
-        self._pools: dict[int, Pool] = {}  # by rank
+        self._pools: dict[int, RegisterFile] = {}  # by rank
 
     def serves(self) -> dict[str, Handler]:
         return {"setmaxnreg": self.set_limit}
@@ -72,7 +72,7 @@ class Registers(Unit):
                 continue
             if raises:
                 ticket = block.wait(group, site, partial(self._why, pool, count, len(group)))
-                pool.waiters.append(Waiter(group, ticket, count))
+                pool.waiters.append(RegisterWaiter(group, ticket, count))
             else:
                 pool.free += (have - count) * len(group)
                 pool.limits[warps] = count
@@ -90,7 +90,7 @@ class Registers(Unit):
             )
             self.block.hazard("setmaxnreg", site, 0, int(ids[0]), message, (name,), MORE)
 
-    def _pool(self, ids: np.ndarray) -> Pool:
+    def _pool(self, ids: np.ndarray) -> RegisterFile:
         """The register pool of the threads' CTA.
 
         At launch it is the SM's file divided by `.minnctapersm`, split evenly over the warps.
@@ -99,17 +99,17 @@ class Registers(Unit):
         rank = cluster.rank_of(int(ids[0]))
         if rank not in self._pools:
             warps = -(-cluster.threads // 32)
-            (ctas,) = self.block.kernel.program.function.directives.get("minnctapersm", (1,))
+            (ctas,) = self.block.launch.program.function.directives.get("minnctapersm", (1,))
             threads = -(-warps // 4) * WARPGROUP * max(ctas, 1)  # whole warpgroups have registers
             share = min(255, REGISTER_FILE // threads) // STEP * STEP
-            self._pools[rank] = Pool(np.full(warps, share))
+            self._pools[rank] = RegisterFile(np.full(warps, share))
         return self._pools[rank]
 
     def _warps(self, ids: np.ndarray) -> np.ndarray:
         """The numbers of the threads' warps in their CTA."""
         return warps_of(ids) % self.block.cluster.warps
 
-    def _hand_out(self, pool: Pool) -> None:
+    def _hand_out(self, pool: RegisterFile) -> None:
         """Give registers to those who wait for them, as far as the pool goes."""
         waiters, pool.waiters = pool.waiters, []
         for waiter in waiters:
@@ -122,7 +122,7 @@ class Registers(Unit):
             else:
                 pool.waiters.append(waiter)
 
-    def _why(self, pool: Pool, count: int, threads: int) -> str:
+    def _why(self, pool: RegisterFile, count: int, threads: int) -> str:
         return (
             f"setmaxnreg.inc to {count} registers for {threads} threads: the CTA's pool has {pool.free} left. Let "
             "the producers give back more (setmaxnreg.dec), or ask for less: all warps together can have "

@@ -30,7 +30,7 @@ from .cp_async import CpAsync
 from .faults import native_fault, never_written
 from .fences import Fences
 from .host_calls import HostCalls
-from .kernel import Kernel
+from .launch import LaunchState
 from .pool import Pool
 from .products import TensorCores
 from .progress import Progress
@@ -42,12 +42,12 @@ from .warps import Warps
 EAGER = 0.25  # under a seed: the share of rounds before which something in flight completes
 
 
-def run(kernel: Kernel) -> None:
+def run(launch: LaunchState) -> None:
     """Run every CTA of the grid.
 
     Clusters run one after another, except that one which only spins lets the next start beside it.
     """
-    gx, gy, gz = kernel.clusters
+    gx, gy, gz = launch.clusters
     free: list[Pool] = []
     residents: deque[Resident] = deque()
     pending = deque(range(gx * gy * gz))
@@ -56,7 +56,7 @@ def run(kernel: Kernel) -> None:
         if pending and all(resident.progress.idle_rounds for resident in residents):
             n = pending.popleft()
             index = n % gx, n // gx % gy, n // (gx * gy)
-            resident = Resident(kernel, index, n, free.pop() if free else Pool(kernel))
+            resident = Resident(launch, index, n, free.pop() if free else Pool(launch))
         else:
             resident = residents.popleft()
 
@@ -72,8 +72,8 @@ def run(kernel: Kernel) -> None:
 class Resident:
     """A cluster of CTAs that runs: its block, the units that serve it, and its progress."""
 
-    def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
-        block = self.block = Block(kernel, index, linear, pool)
+    def __init__(self, launch: LaunchState, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
+        block = self.block = Block(launch, index, linear, pool)
 
         # The units, and what each needs of the others.
         self.thread_barriers = ThreadBarriers(block)
@@ -99,11 +99,11 @@ class Resident:
 
     def _handlers(self, *units: Unit) -> list[Handler]:
         """The handler of each site of the kernel."""
-        kernel = self.block.kernel
+        launch = self.block.launch
         served = {name: handler for unit in units for name, handler in unit.serves().items()}
-        if not kernel.served:
-            kernel.served = [_served_as(site, served) for site in kernel.program.sites]
-        return [served[name] for name in kernel.served]
+        if not launch.served:
+            launch.served = [_served_as(site, served) for site in launch.program.sites]
+        return [served[name] for name in launch.served]
 
     # --- who is told of what
 
@@ -139,7 +139,7 @@ class Resident:
 
     def report_hazards(self) -> None:
         """Add the hazards of this block to those of the launch."""
-        found, reported = self.block.order, self.block.kernel.hazard_list
+        found, reported = self.block.order, self.block.launch.hazard_list
         if found:
             reported += [hazard for hazard in found.found.values() if hazard not in reported]
 
@@ -221,7 +221,7 @@ class Resident:
             groups = [(code, ids[codes == code]) for code in distinct(codes)]
         for code, group in groups:
             if code > 0:
-                self.handlers[code - 1](block.kernel.program.sites[code - 1], group)
+                self.handlers[code - 1](block.launch.program.sites[code - 1], group)
             elif code == c.DONE:
                 self._exited(group)
             else:  # BUDGET: a loop gives way
@@ -253,8 +253,8 @@ class Resident:
 
     def _execute_timed(self, ids: np.ndarray, model: Model) -> np.ndarray:
         """Under a cycle model: run the threads of one warp, and advance its clock by what they executed."""
-        block, kernel = self.block, self.block.kernel
-        warp, before = int(ids[0]) >> 5, kernel.counts @ kernel.lengths
+        block, launch = self.block, self.block.launch
+        warp, before = int(ids[0]) >> 5, launch.counts @ launch.lengths
 
         # %clock is the warp's own; a clock that is read goes on by one.
         now = int(model.now[warp])
@@ -263,16 +263,16 @@ class Resident:
         block.clock_reads += int(block.fields[:, c.CLOCK].max()) - now
 
         code = int(codes[0])
-        line = line_of(kernel.program.sites[code - 1].instruction) if code > 0 else ""
-        model.executed(warp, float(kernel.counts @ kernel.lengths - before) / len(ids), line)
+        line = line_of(launch.program.sites[code - 1].instruction) if code > 0 else ""
+        model.executed(warp, float(launch.counts @ launch.lengths - before) / len(ids), line)
         return codes
 
     def _execute_cta(self, rank: int, ids: np.ndarray) -> None:
         """Run threads of one CTA until they stop, and take what native code recorded meanwhile."""
         block = self.block
-        kernel, pool, order, record = block.kernel, block.pool, block.order, block.fields[rank]
+        launch, pool, order, record = block.launch, block.pool, block.order, block.fields[rank]
         address = self._records + rank * 8 * c.BLOCK_FIELDS
-        kernel.native.step(self._contexts, self._stride, len(ids), ids.ctypes.data, address)  # type: ignore[operator]
+        launch.native.step(self._contexts, self._stride, len(ids), ids.ctypes.data, address)  # type: ignore[operator]
 
         # Hazards and flags.
         if order and record[c.RECORD_COUNT]:
@@ -285,10 +285,10 @@ class Resident:
                     order.lose_flags()
 
         # Memory requests.
-        if kernel.profile is not None:
+        if launch.profile is not None:
             first = block.cluster.stride * rank
             logged = block.c64[first:, c.LOGGED // 8]
-            kernel.profile.take(pool.log[first:], logged, ids - first if rank else ids, block.numbers[rank])
+            launch.profile.take(pool.log[first:], logged, ids - first if rank else ids, block.numbers[rank])
 
 
 def _served_as(site: Site, served: dict[str, Handler]) -> str:

@@ -123,7 +123,7 @@ class ThreadBarriers(Unit):
         if "red" in site.instruction.modifiers:
             self._reduce(site, every)
 
-        block.kernel.add_traffic("barriers", 1)
+        block.launch.add_traffic("barriers", 1)
         detail = f"{name}: {len(every)} threads met"
         block.event("barrier", f"cta{block.cluster.of(barrier.rank)}", detail, site)
         for _, _, ticket in arrivals:
@@ -233,7 +233,7 @@ class ClusterBarrier(Unit):
         self._published, self._collected = self._collected, None
         self._over, self._came = self._came, None
         site, every = groups[-1][1], np.concatenate([ids for ids, _ in groups])
-        block.kernel.add_traffic("barriers", 1)
+        block.launch.add_traffic("barriers", 1)
         block.event("barrier", "cluster", f"cluster barrier: {len(every)} threads met", site)
 
         waiters, self.waiters = self.waiters, []

@@ -219,7 +219,7 @@ class Warps(Unit):
         places = self._row_places(site, warps, arguments[..., 0], count)
         if block.order:
             block.order.warp_read(places[:, : 8 * count], ROW, warps, site.index)
-        block.kernel.add_traffic("shared_load_bytes", len(places) * 8 * count * ROW)
+        block.launch.add_traffic("shared_load_bytes", len(places) * 8 * count * ROW)
         transposed = "trans" in site.instruction.modifiers
         values = collectives.load_matrix(block.shared, places, count, transposed)
         return [values[..., k].astype(np.int64) for k in range(count)]
@@ -233,7 +233,7 @@ class Warps(Unit):
         places = self._row_places(site, warps, arguments[..., 0], count)
         if block.order:
             block.order.warp_write(places[:, : 8 * count], ROW, warps, site.index)
-        block.kernel.add_traffic("shared_store_bytes", len(places) * 8 * count * ROW)
+        block.launch.add_traffic("shared_store_bytes", len(places) * 8 * count * ROW)
         collectives.store_matrix(block.shared, places, registers, "trans" in site.instruction.modifiers)
         return []
 

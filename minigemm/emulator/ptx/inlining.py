@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import EmulatorError, Location, Unsupported
-from .program import (
+from .module import (
     Address,
     Function,
     Instruction,

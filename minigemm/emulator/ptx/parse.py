@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import EmulatorError, Location
 from .constants import evaluate, floating
-from .program import (
+from .module import (
     Address,
     Function,
     Immediate,
@@ -305,8 +305,7 @@ class _Body:
             raise ValueError(f"the guard '{text}' is no register")
         return operand
 
-    # Operands -----------------------------------------------------------------------------------------------
-    # ----------
+    # --- operands
 
     def operands(self, text: str) -> tuple[Operand, ...]:
         """Return the operands of a list."""
@@ -394,8 +393,7 @@ class _Body:
             return Part(self.guard(stem), selector)
         raise ValueError(f"'{text}' is not declared")
 
-    # Control ------------------------------------------------------------------------------------------------
-    # ----------
+    # --- control flow
 
     def call(self, text: str) -> tuple[Operand, ...]:
         """Return the operands of a call, as :class:`Instruction` describes them."""
@@ -434,8 +432,7 @@ class _Body:
                 targets.update((label, labels[label]) for label in found)
         self.function.labels = targets
 
-    # Declarations
-    # -----------------------------------------------------------------------------------------------------
+    # --- declarations
 
     def directive(self, word: str, text: str, label: str, start: int) -> None:
         """Take in a directive among the instructions; `label` is the last label before it."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
-from ..ptx.program import Address, Instruction, Operand, Register, Sink, Vector
+from ..ptx.module import Address, Instruction, Operand, Register, Sink, Vector
 from .arithmetic import OPERATIONS, type_of
 from .builder import BITS, Builder
 from .memory import SHARED_ADDRESS, Memory, Request

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..ptx.program import Immediate, Instruction, Operand, Pair, Vector
+from ..ptx.module import Immediate, Instruction, Operand, Pair, Vector
 from .builder import BITS, Builder
 
 FLOATS = {"f32": "float", "f64": "double"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .. import context as c
 from ..errors import Unsupported
-from ..ptx.program import (
+from ..ptx.module import (
     Address,
     Function,
     Immediate,
@@ -26,7 +26,7 @@ from ..ptx.program import (
     Symbol,
     Variable,
 )
-from .translated import Program
+from .program import Program
 
 __all__ = ["BITS", "EXPECTED", "UNEXPECTED", "Builder"]
 

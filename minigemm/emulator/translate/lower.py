@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from .. import context as c
 from ..errors import Unsupported
-from ..ptx.program import Function, Instruction, Module
+from ..ptx.module import Function, Instruction, Module
 from .accesses import CACHE_POLICY, Accesses
 from .accumulators import find_misuse
 from .arithmetic import OPERATIONS
@@ -34,8 +34,8 @@ from .assemble import module_text
 from .builder import Builder
 from .liveness import Liveness, block_starts, successors
 from .memory import Memory
+from .program import Program, lay_out
 from .sites import IGNORED, Access, Site, Strength, results_of_stop
-from .translated import Program, lay_out
 from .yields import Yields
 
 __all__ = ["CACHE_POLICY", "Access", "Program", "Site", "translate"]  # all that the other rooms need

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
-from ..ptx.program import Address, Instruction, Symbol
+from ..ptx.module import Address, Instruction, Symbol
 from . import shadow
 from .builder import EXPECTED, Builder
 from .sites import Access, Strength, space_of

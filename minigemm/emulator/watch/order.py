@@ -9,7 +9,7 @@ How it works:
    cell.
 3. Native code checks the accesses of threads inline (translate/shadow.py), and leaves a record where it is
    not sure. `Order.drain` looks at these records. Ranges that TMA, WGMMA or a whole warp touches are
-   checked in accesses.py.
+   checked in checks.py.
 4. Each kind of finding has its sentences in findings.py.
 
 `Order` is the face of all four to the machine, which tells it of every event.
@@ -26,8 +26,8 @@ import numpy as np
 
 from .. import context as c
 from . import findings
-from .accesses import NEVER, VERBS, Accesses
 from .cells import column_of, write_cell, writers
+from .checks import NEVER, VERBS, AccessChecks
 from .clocks import STEP, Clocks, warps_of
 from .findings import STAY
 from .report import Hazard
@@ -39,7 +39,7 @@ GLOBAL_FLAG = -4  # the address in the record of a flag in global memory
 CELL_MASK = 2**64 - 1  # records are signed
 
 
-class Order(Accesses):
+class Order(AccessChecks):
     """The order of accesses in one CTA, or in the CTAs of a cluster side by side (clusters.py).
 
     Attributes:
@@ -216,6 +216,9 @@ class Order(Accesses):
             self.seen.add(key)
             return
         thread = int(ids[np.argmax(bad)])
-        at, where = self.findings.scene(site, address), self.findings.at(int(self.sites[address >> 2, 0]))
+        at, where = (
+            self.findings.scene(site, address),
+            self.findings.line_of(int(self.sites[address >> 2, 0])),
+        )
         me, them, apart = self.cluster.thread(thread), self.cluster.warp(column), self._apart(column, thread)
         self._keep(at, findings.mbarrier_init(at, me, them, where, apart))

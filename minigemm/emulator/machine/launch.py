@@ -1,4 +1,4 @@
-"""One launch as all of its CTAs share it: the kernel, its memory, and what the report will say."""
+"""The state of one launch that all of its CTAs share: the kernel, its memory, and what the report will say."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass
-class Kernel:
+class LaunchState:
     """A kernel with its launch configuration, arguments and options; and the results that its CTAs add to."""
 
     program: Program
@@ -97,8 +97,8 @@ class Kernel:
         x, y, z = (n // m for n, m in zip(self.grid, self.cluster, strict=True))
         return x, y, z
 
-    def place(self, index: int) -> tuple[Location | None, int]:
-        """The source location and the PTX line of the instruction with this index."""
+    def source_of(self, index: int) -> tuple[Location | None, int]:
+        """Return the source location and the PTX line of the instruction with this index."""
         code = self.program.function.code
         if index >= len(code):
             return None, 0

@@ -20,7 +20,7 @@ from .clocks import STEP, VectorClocks
 from .findings import Findings, Scene
 from .report import Hazard
 
-__all__ = ["Accesses"]
+__all__ = ["AccessChecks"]
 
 NEVER = 0xFFFFFFFF  # a clock that no thread reaches
 VERBS = {
@@ -47,17 +47,17 @@ def _word(words: np.ndarray | slice, k: int) -> int:
     return words.start + k if isinstance(words, slice) else int(words[k])
 
 
-class Accesses(VectorClocks):
+class AccessChecks(VectorClocks):
     """Vector clocks, and the accesses of one CTA, or of the CTAs of a cluster, checked against them.
 
     Addresses are places in the cluster's shared memory, in bytes; a site is the index of an instruction.
     """
 
     def __init__(
-        self, cluster: Cluster, asynchronous: bool, place: Callable[[int], tuple[Location | None, int]]
+        self, cluster: Cluster, asynchronous: bool, source_of: Callable[[int], tuple[Location | None, int]]
     ) -> None:
-        """`place(site)` gives the source location and PTX line of an instruction index."""
-        self.findings = Findings(cluster, place)
+        """`source_of(site)` gives the source location and PTX line of an instruction index."""
+        self.findings = Findings(cluster, source_of)
         super().__init__(cluster, asynchronous)
         # Where native code finds the shadow.
         self.cells, self.sites, self.reads = self.shadow.cells, self.shadow.sites, self.shadow.reads
@@ -87,7 +87,7 @@ class Accesses(VectorClocks):
         elif reads.any():
             offset, reader = divmod(_first(reads), self.read_columns)
             word = words.start + offset
-            early = self.findings.unwritten.get(self.findings.at(int(self.sites[word, 1])))
+            early = self.findings.unwritten.get(self.findings.line_of(int(self.sites[word, 1])))
             if early is not None:
                 # Nobody had written what that read saw: it should have waited for this load.
                 self._load_not_complete(early[0], word * 4, early[2], "reads", column, site)
