@@ -74,7 +74,8 @@ def launch(
         fast: compute products of the tensor core with plain FP32 sums instead of the hardware's bits.
         timeline: run CTA 0 by a cycle model and keep who was busy and who waited, in ``report.timeline``.
             True takes the emulator's own rates. The model decides when that CTA's work completes;
-            ``schedule`` decides it for the other CTAs. The kernel's ``%clock`` then gives the cycles of the warp that reads it.
+            ``schedule`` decides it for the other CTAs. The kernel's ``%clock`` then gives the cycles of
+            the warp that reads it.
         variables: values of ``__device__`` and ``__constant__`` variables at the start of the kernel, by
             name. Each value is given like one of ``args``, for a parameter of the variable's size. Other
             variables hold their initial values at each launch.
@@ -106,6 +107,7 @@ def launch(
     memory.add(parameters.ctypes.data, parameters.nbytes, False, "the kernel's parameters")
     symbols = _module_variables(translated.module, program, memory, variables or {})
 
+    # The state that all CTAs share.
     collector = None
     if profile:
         collector = profiling.Profile(program.accesses, len(program.function.code), keep=keep_requests)

@@ -5,9 +5,9 @@ rows of a byte matrix of contexts. Each of them is in one of three places: in `r
 (`waiting`, under a ticket), or gone (`alive` is False). Asynchronous work stands in `flight` until it
 completes.
 
-A `Unit` serves the instructions at which threads stop. It has a block, the state that these instructions
-need, and nothing else: a unit never sees the loop that runs the threads (running.py), which is where all
-units are listed.
+A `Unit` serves the instructions at which threads stop. A unit has a block, the state that these instructions
+need, and the units that it works with. It never sees the loop that runs the threads: running.py, which lists
+all units.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ def line_of(instruction: Instruction) -> str:
 
 
 def distinct(values: np.ndarray) -> list[int]:
-    """The distinct values of a small array of integers, ascending. Quicker than `np.unique`."""
+    """Return the distinct values of a small array of integers, ascending. Quicker than `np.unique`."""
     return sorted(set(values.tolist()))
+
+
+def signed(bits: int) -> int:
+    """Return a 32-bit register as a signed number."""
+    return (bits & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Waiting:
 
 
 class Block:
-    """The CTAs of one cluster while they run.
+    """All CTAs of one cluster while they run, not a CUDA thread block; mostly the cluster is one CTA.
 
     `index` is the index of the cluster in the grid of clusters, `linear` its number there. Numbers of threads
     and places in shared memory are those of clusters.py. `ids` are always thread numbers, ascending.
@@ -92,7 +97,7 @@ class Block:
         self.random = random.Random(seed * 1000003 + linear) if isinstance(seed, int) else None
         self.flight: deque[Callable[[], None]] = deque()
         self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: a heap, by time
-        self.clock_reads = 0  # under a model, whose clock says more than how often it was read
+        self.clock_reads = 0  # reads of %clock so far; the cycle model sets the clock itself
         self.model: Model | None = None
         if launch.rates and linear == 0:
             self.model = Model(-(-cluster.threads // 32), launch.rates, cluster.ranks, cluster.warps)
@@ -150,7 +155,7 @@ class Block:
         self.go(self.take(ticket))
 
     def threads_left(self, rank: int) -> int:
-        """The number of threads of a CTA that have not exited."""
+        """Return the number of threads of a CTA that have not exited."""
         return int(self.alive[self.cluster.threads_of(rank)].sum())
 
     # --- time
@@ -197,7 +202,7 @@ class Block:
     # --- memory
 
     def place(self, address: int, site: Site, thread: int, own: bool = True) -> int:
-        """The place of a shared address, which is a 32-bit register or a generic address.
+        """Return the place of a shared address, which is a 32-bit register or a generic address.
 
         `own`: the instruction reaches only the shared memory of the thread's own CTA. Raises Fault for an
         address that it does not reach.
@@ -222,7 +227,7 @@ class Block:
         return rank * cluster.window + offset
 
     def places(self, addresses: np.ndarray, site: Site, ids: np.ndarray, own: bool = True) -> np.ndarray:
-        """The places of shared addresses; `addresses[i]` is that of thread `ids[i]`. As `place` otherwise."""
+        """Return the places of shared addresses, as `place` does; `addresses[i]` is that of thread `ids[i]`."""
         addresses = addresses & 0xFFFFFFFF
         cluster = self.cluster
         if cluster.ranks == 1:
@@ -236,7 +241,7 @@ class Block:
         return rank * cluster.window + offset
 
     def shared_bytes(self, place: int, n: int, site: Site, what: str) -> np.ndarray:
-        """The `n` bytes of shared memory at a place, as a view.
+        """Return the `n` bytes of shared memory at a place, as a view.
 
         Raises Fault unless they lie in one CTA's memory.
         """
@@ -250,7 +255,7 @@ class Block:
             )
         return self.shared[place : place + n]
 
-    # --- what is reported
+    # --- the report
 
     @property
     def watched(self) -> bool:
@@ -271,7 +276,7 @@ class Block:
             self.order.add(kind, site.index, place, thread, message, parties, fix)
 
     def fault(self, message: str, site: Site, ids: np.ndarray | None = None) -> Fault:
-        """A fault at an instruction, for the caller to raise; the message names the first of the threads."""
+        """Return a fault at an instruction, for the caller to raise. Its message names the first of the threads."""
         if ids is not None and len(ids):
             thread = int(ids[0])
             who = f"thread {thread % self.cluster.stride} of {self.cta_name(thread)}"
@@ -308,7 +313,7 @@ class Unit:
         self.block = block
 
     def serves(self) -> dict[str, Handler]:
-        """The instructions that the unit serves: how their names begin, and the method that serves them.
+        """Return how the names of the unit's instructions begin, and the methods that serve them.
 
         A handler gets all threads that stopped at one instruction in this round. It makes each of them ready
         (`block.go`, `block.poll`) or lets it wait (`block.wait`), and writes what the instruction returns to

@@ -19,7 +19,7 @@ from ..translate.lower import CACHE_POLICY, Site
 from ..watch.order import STEP
 from . import tma
 from .barriers import U32, Barrier, Barriers
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, signed
 
 U64 = 2**64 - 1
 REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
@@ -108,7 +108,7 @@ class Copies(Unit):
             else:
                 where, *rest = arguments
                 shared = rest[rank]
-            coordinates = [_signed(v) for v in rest[:rank]]
+            coordinates = [signed(v) for v in rest[:rank]]
 
             # The tensor map, the box and the cache policy must be good.
             descriptor = self._descriptor(where & U64, rank, site, t)
@@ -128,7 +128,7 @@ class Copies(Unit):
         block.go(ids)
 
     def _descriptor(self, address: int, rank: int, site: Site, thread: int) -> tma.Descriptor:
-        """The tensor map at a global address, for a copy of this rank."""
+        """Return the tensor map at a global address, for a copy of this rank."""
         block, one = self.block, np.array([thread])
         if address % 64:
             raise block.fault(f"the tensor map at {address:#x} is not 64-byte aligned", site, one)
@@ -320,7 +320,7 @@ class Copies(Unit):
     def _destinations(
         self, site: Site, thread: int, place: int, mbar: int, mask: int | None
     ) -> list[tuple[int, int]]:
-        """The places, and the mbarriers there, that a load goes to.
+        """Return the places, and the mbarriers there, that a load goes to.
 
         It is one of each, in one CTA; with a mask it is the same offsets in each CTA of the mask.
         """
@@ -389,7 +389,7 @@ class Copies(Unit):
             block.launch_async(partial(self._landed, load, place, barrier, number, at), at)
 
     def _landed(self, load: Load, place: int, barrier: Barrier, number: int, at: float) -> None:
-        """A load has landed."""
+        """Pass on that a load has landed."""
         block = self.block
         if block.cluster.rank_at(place) in block.gone:  # that CTA exited without a wait, as was reported then
             return
@@ -462,7 +462,7 @@ class Copies(Unit):
         self.block.go(ids)
 
     def end(self) -> None:
-        """All threads have exited: report stores that nobody waited for, and complete them."""
+        """Report stores that nobody waited for, and complete them: all threads have exited."""
         block = self.block
         for thread, bulk in self.bulk.items():
             if bulk.site and (bulk.open or bulk.groups):
@@ -481,14 +481,9 @@ class Copies(Unit):
 
 
 def _reduction(site: Site) -> str:
-    """The operation of a `cp.reduce`; "" for a copy."""
+    """Return the operation of a `cp.reduce`; "" for a copy."""
     modifiers = site.instruction.modifiers
     return next(m for m in modifiers if m in REDUCTIONS) if modifiers[0] == "reduce" else ""
-
-
-def _signed(bits: int) -> int:
-    """A 32-bit register as a signed number."""
-    return (bits & U32 ^ 1 << 31) - (1 << 31)
 
 
 def _nothing() -> None:

@@ -135,7 +135,7 @@ class CpAsync(Unit):
         cell: int | None,
         clocks: Clocks | None,
     ) -> None:
-        """The copies before a `cp.async.mbarrier.arrive` have completed."""
+        """Arrive for a `cp.async.mbarrier.arrive` whose earlier copies have completed."""
         self._complete(thread, copies, cell)
         if self.block.order and clocks:
             self.barriers.collect(barrier, self.block.order.fit(clocks))

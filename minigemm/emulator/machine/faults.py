@@ -9,7 +9,7 @@ from .block import Block
 
 
 def native_fault(block: Block, thread: int) -> Fault:
-    """The fault that native code left in the block record of this thread's CTA."""
+    """Return the fault that native code left in the block record of this thread's CTA."""
     cluster, program = block.cluster, block.launch.program
     rank = cluster.rank_of(thread)
     fields = c.FAULT_KIND, c.FAULT_SITE, c.FAULT_ADDRESS, c.FAULT_SIZE
@@ -48,7 +48,7 @@ def native_fault(block: Block, thread: int) -> Fault:
 
 
 def never_written(block: Block) -> Fault | None:
-    """The fault for a read of shared memory that nobody had written, unless a hazard explains it."""
+    """Return the fault for a read of shared memory that nobody had written, unless a hazard explains it."""
     found = block.order.unexplained() if block.order else None
     if found is None:
         return None
@@ -58,7 +58,7 @@ def never_written(block: Block) -> Fault | None:
 
 
 def suspect(block: Block) -> str:
-    """The first hazard of the block, as a line to add to a message; "" if there is none."""
+    """Return the first hazard of the block, as a line to add to a message; "" if there is none."""
     hazard = next(iter(block.order.found.values()), None) if block.order else None
     if hazard is None:
         return ""
@@ -66,7 +66,7 @@ def suspect(block: Block) -> str:
 
 
 def _fault(block: Block, message: str, site: int, thread: int, more: str = "") -> Fault:
-    """A fault at the instruction with index `site`, in a thread that is named by its (x, y, z)."""
+    """Return a fault at the instruction with index `site`, in a thread that is named by its (x, y, z)."""
     ins = block.launch.program.function.code[site]
     bx, by, _ = block.launch.block
     t = thread % block.cluster.stride

@@ -39,7 +39,7 @@ class HostCalls(Unit):
             raise block.fault(f"call of the external function {name}, which is not emulated", site, ids)
 
     def _slot(self, thread: int, symbol: str) -> int:
-        """The 8 bytes that the thread stored for a parameter of the call."""
+        """Return the 8 bytes that the thread stored for a parameter of the call."""
         offset = self.block.launch.program.local_places[symbol]
         return int(self.block.contexts[thread, offset : offset + 8].view(np.int64)[0])
 
@@ -52,12 +52,12 @@ class HostCalls(Unit):
 
 
 def _symbol(operand: object) -> str:
-    """The name of an operand that is a symbol, else ""."""
+    """Return the name of an operand that is a symbol, else ""."""
     return operand.name if isinstance(operand, Symbol) else ""
 
 
 def _string(block: Block, address: int) -> str:
-    """The C string at a global address."""
+    """Return the C string at a global address."""
     if not address:
         return "(null)"
     for base, size, _, _ in block.launch.memory.ranges:

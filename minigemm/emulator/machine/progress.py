@@ -97,7 +97,7 @@ class Progress:
             )
 
     def _state(self) -> int:
-        """A fingerprint of contexts and mbarriers, without what the race detector keeps in a context."""
+        """Return a fingerprint of contexts and mbarriers, without the race detector's part of a context."""
         block = self.block
         contexts = block.contexts.copy()
         contexts[:, c.ROW : c.ARGUMENTS] = 0
@@ -120,7 +120,7 @@ class Progress:
     # --- messages
 
     def livelock(self) -> Deadlock:
-        """The error for a block that is stuck: its threads spin."""
+        """Return the error for a block that is stuck: its threads spin."""
         block = self.block
         ids = np.concatenate(block.ready) if block.ready else next(iter(block.waiting.values())).ids
         first = f"{block.name}: {block.cluster.thread(int(ids[0]))}"
@@ -134,7 +134,7 @@ class Progress:
         )
 
     def deadlock(self) -> Deadlock:
-        """The error for a block in which no thread is ready and nothing is in flight."""
+        """Return the error for a block in which no thread is ready and nothing is in flight."""
         block = self.block
         threads = block.cluster.ranks * block.cluster.threads
         waiting = next(iter(block.waiting.values()), None)
@@ -145,7 +145,7 @@ class Progress:
         )
 
     def _loop(self, ids: np.ndarray) -> str:
-        """The line at which the first of these threads gave way."""
+        """Return the line at which the first of these threads gave way."""
         c32, program = self.block.c32, self.block.launch.program
         code, number = int(c32[ids[0], c.CODE // 4]), int(c32[ids[0], c.PC // 4])
         if code > 0:
@@ -153,7 +153,7 @@ class Progress:
         return line_of(program.function.code[program.loops.get(number, 0)])
 
     def _waiters(self) -> str:
-        """One line for each place at which threads wait, and for each reason."""
+        """Return one line for each place at which threads wait, and for each reason."""
         lines: dict[tuple[str, str], list[np.ndarray]] = {}
         for waiting in self.block.waiting.values():
             key = line_of(waiting.site.instruction), waiting.why()

@@ -91,7 +91,7 @@ class Registers(Unit):
             self.block.hazard("setmaxnreg", site, 0, int(ids[0]), message, (name,), MORE)
 
     def _pool(self, ids: np.ndarray) -> RegisterFile:
-        """The register pool of the threads' CTA.
+        """Return the register pool of the threads' CTA.
 
         At launch it is the SM's file divided by `.minnctapersm`, split evenly over the warps.
         """
@@ -106,7 +106,7 @@ class Registers(Unit):
         return self._pools[rank]
 
     def _warps(self, ids: np.ndarray) -> np.ndarray:
-        """The numbers of the threads' warps in their CTA."""
+        """Return the numbers of the threads' warps in their CTA."""
         return warps_of(ids) % self.block.cluster.warps
 
     def _hand_out(self, pool: RegisterFile) -> None:

@@ -1,4 +1,4 @@
-"""The machine: which units there are, who is told of what, and who runs when.
+"""The machine: the units, their notifications, and the scheduling of threads.
 
 A cluster of CTAs that runs is a `Resident`: its block of threads, the units that serve them, and its
 progress. `run` takes threads that are ready, lets native code run each of them until it stops, and has the
@@ -8,7 +8,7 @@ done, or it is a deadlock and the message names every waiter.
 
 Schedules: under "late" asynchronous work completes only when no thread can go on, under "early" at once, and
 under an integer seed at random moments, with warps in random order. A kernel that waits as it must gives the
-same result under each. A cycle model runs the warp whose clock is behind, and lets work land at its time.
+same result under each. A cycle model runs the warp with the earliest clock, and lets work land at its time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EAGER = 0.25  # under a seed: the share of rounds before which something in flig
 def run(launch: LaunchState) -> None:
     """Run every CTA of the grid.
 
-    Clusters run one after another, except that one which only spins lets the next start beside it.
+    Clusters run one after another. A cluster whose threads only poll lets the next one start beside it.
     """
     gx, gy, gz = launch.clusters
     free: list[Pool] = []
@@ -75,7 +75,7 @@ class Resident:
     def __init__(self, launch: LaunchState, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
         block = self.block = Block(launch, index, linear, pool)
 
-        # The units, and what each needs of the others.
+        # Each unit, with the units that it works with.
         self.thread_barriers = ThreadBarriers(block)
         self.cluster_barrier = ClusterBarrier(block)
         self.fences = Fences(block)
@@ -98,17 +98,17 @@ class Resident:
         self.handlers = self._handlers(*threads, *asynchronous, self.host_calls)
 
     def _handlers(self, *units: Unit) -> list[Handler]:
-        """The handler of each site of the kernel."""
+        """Return the handler of each site of the kernel."""
         launch = self.block.launch
         served = {name: handler for unit in units for name, handler in unit.serves().items()}
         if not launch.served:
             launch.served = [_served_as(site, served) for site in launch.program.sites]
         return [served[name] for name in launch.served]
 
-    # --- who is told of what
+    # --- notifications
 
     def _exited(self, ids: np.ndarray) -> None:
-        """Threads have exited: nobody waits for them any longer."""
+        """Tell the units that threads have exited: nobody waits for them any longer."""
         block = self.block
         block.alive[ids] = False
         self.thread_barriers.exited()
@@ -120,7 +120,7 @@ class Resident:
                     self._cta_left(rank)
 
     def _cta_left(self, rank: int) -> None:
-        """The last thread of a CTA in a cluster of several has exited; its shared memory is gone with it."""
+        """Tell the units that a CTA in a cluster of several has exited; its shared memory is gone with it."""
         self.barriers.cta_left(rank, self.cluster_barrier.passed.get(rank))
         self.block.gone.add(rank)
         self.block.fields[:, c.GONE] |= 1 << rank
@@ -130,7 +130,7 @@ class Resident:
         return self.barriers.idle()
 
     def _end(self) -> None:
-        """All threads have exited."""
+        """Finish a cluster whose threads have all exited."""
         self.copies.end()
         self.barriers.end()
         self.report_hazards()
@@ -143,7 +143,7 @@ class Resident:
         if found:
             reported += [hazard for hazard in found.found.values() if hazard not in reported]
 
-    # --- who runs when
+    # --- scheduling
 
     def run(self) -> bool:
         """Run until the cluster is done (True), or only spins (False)."""
@@ -179,7 +179,10 @@ class Resident:
         return self._only(ids, int(warps[block.random.randrange(len(warps))]))
 
     def _earliest(self, model: Model) -> np.ndarray:
-        """Take the ready warp whose clock is behind, after what has landed before that."""
+        """Take the ready warp with the earliest clock.
+
+        Asynchronous work that lands by then completes first.
+        """
         block = self.block
         while True:
             ids = np.sort(np.concatenate(block.ready))
@@ -196,7 +199,10 @@ class Resident:
         return ids[mine]
 
     def _step(self, ids: np.ndarray) -> bool:
-        """One round: run threads until each stops, then serve them. Returns False when others shall run."""
+        """Run threads for one round, until each stops, then serve them.
+
+        Return False when this cluster should give way to others.
+        """
         block = self.block
         block.steps += 1
         block.polls = 0
@@ -256,7 +262,7 @@ class Resident:
         block, launch = self.block, self.block.launch
         warp, before = int(ids[0]) >> 5, launch.counts @ launch.lengths
 
-        # %clock is the warp's own; a clock that is read goes on by one.
+        # %clock is the warp's own. Each read advances it by one, so the reads are counted.
         now = int(model.now[warp])
         block.fields[:, c.CLOCK] = now
         codes = self._execute(ids)
@@ -292,7 +298,7 @@ class Resident:
 
 
 def _served_as(site: Site, served: dict[str, Handler]) -> str:
-    """The longest of the served names with which the name of a site's instruction begins."""
+    """Return the longest of the served names with which the name of a site's instruction begins."""
     ins = site.instruction
     parts = ins.name.split(".")
     for n in range(len(parts), 0, -1):

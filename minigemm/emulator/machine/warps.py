@@ -73,7 +73,7 @@ class Warps(Unit):
         return {**dict.fromkeys(opcodes, self.collective), "activemask": self.active_mask}
 
     def exited(self) -> None:
-        """Threads have exited: those that have come may be all members that are left."""
+        """Serve gatherings to which all members that are left have come, after threads have exited."""
         for gathering in list(self._gatherings.values()):
             if (ids := self._take(gathering)) is not None:
                 self._serve(gathering.groups[0][1], [Complete(gathering.warp, ids)])
@@ -127,7 +127,7 @@ class Warps(Unit):
         return complete
 
     def _members(self, warp: int, mask: int) -> int:
-        """The number of lanes in a member mask that have not exited."""
+        """Return the number of lanes in a member mask that have not exited."""
         lanes = np.flatnonzero(self.block.alive[32 * warp : 32 * warp + 32])
         return int((mask >> lanes & 1).sum())
 
@@ -139,7 +139,7 @@ class Warps(Unit):
         )
 
     def _take(self, gathering: Gathering) -> np.ndarray | None:
-        """The threads of a gathering, no longer waiting, if all members have come; else None."""
+        """Return the threads of a gathering, no longer waiting, if all members have come; else None."""
         if gathering.come() < self._members(gathering.warp, gathering.mask):
             return None
         del self._gatherings[gathering.key]
@@ -238,7 +238,7 @@ class Warps(Unit):
         return []
 
     def _row_places(self, site: Site, warps: np.ndarray, addresses: np.ndarray, count: int) -> np.ndarray:
-        """The places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used.
+        """Return the places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used.
 
         Raises Fault for a row that is misaligned or not inside the shared memory of its CTA.
         """
@@ -272,5 +272,5 @@ class Warps(Unit):
 
 
 def _each(values: np.ndarray) -> np.ndarray:
-    """One value a warp, for each of its lanes: (warps) -> (warps, 32)."""
+    """Repeat one value a warp, for each of its lanes: (warps) -> (warps, 32)."""
     return np.broadcast_to(np.asarray(values, np.int64)[:, None], (len(values), 32))

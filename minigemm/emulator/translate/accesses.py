@@ -46,8 +46,7 @@ class Accesses:
             "createpolicy": self.create_policy,
         }
 
-    # --- loads and
-    # stores
+    # --- loads and stores
 
     def load(self, i: int, ins: Instruction) -> None:
         b, kind = self.b, type_of(ins)
@@ -117,7 +116,7 @@ class Accesses:
     # --- atomics
 
     def reduction(self, i: int, ins: Instruction) -> None:
-        """An atomic whose result nobody wants."""
+        """Write an atomic whose result nobody wants."""
         if ins.modifiers[0] == "async":
             raise self.b.unsupported(ins, "it")
         self.atomic(i, replace(ins, opcode="atom", operands=(Sink(), *ins.operands)))
@@ -203,7 +202,7 @@ class Accesses:
         b.write(ins.operands[0], result, 1)
 
     def map_address(self, i: int, ins: Instruction) -> None:
-        """The same address in another CTA, from a shared variable, a shared address or a generic one."""
+        """Write the same address in another CTA, from a shared variable or a shared or generic address."""
         b, n = self.b, BITS[type_of(ins)]
         destination, source, target = ins.operands
         value, rank = b.read(source, 64), b.read(target, 64)
@@ -220,7 +219,7 @@ class Accesses:
         b.write(destination, b.cast(rank, 64, 32), 32)
 
     def create_policy(self, i: int, ins: Instruction) -> None:
-        """A word for `cache_hint`. It changes no result, and which lines a cache keeps is not modelled."""
+        """Write a word for `cache_hint`. It changes no result: the lines that a cache keeps are not modelled."""
         self.b.write(ins.operands[0], str(CACHE_POLICY), 64)
 
 

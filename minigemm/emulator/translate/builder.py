@@ -84,8 +84,7 @@ class Builder:
         }
         self.symbols: dict[str, int] = {}  # variables that the code uses -> place in the table of addresses
 
-    # --- lines and
-    # blocks
+    # --- lines and blocks
 
     def number(self) -> int:
         """Return a number that no temporary and no label has yet."""
@@ -146,8 +145,7 @@ class Builder:
     def unsupported(self, ins: Instruction, why: str) -> Unsupported:
         return Unsupported(f"{ins.name} (PTX line {ins.line}): {why} is not emulated", ins.location)
 
-    # --- memory of
-    # the emulator
+    # --- memory of the emulator
 
     def in_context(self, offset: int) -> str:
         """Return a pointer into the thread's context, `offset` in bytes."""

@@ -50,7 +50,8 @@ def _version() -> str:
         for file in sorted(room.iterdir(), key=lambda file: file.name):
             if file.is_file():
                 digest.update(file.read_bytes())
-    for name in ("clusters.py", "context.py", "errors.py"):  # a Location is stored with each instruction
+    # A stored instruction holds a Location of errors.py.
+    for name in ("clusters.py", "context.py", "errors.py"):
         digest.update(here.joinpath(name).read_bytes())
     return digest.hexdigest()
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import context as c
 from ..clusters import Cluster
 from ..errors import Location
+from ..translate.shadow import MARK_KINDS, READER_ATOMIC, READER_COLUMN, READER_KINDS, READER_LANE
 from . import findings
 from .cells import SEVERAL_LANES, column_of, generic, lane_of, late_writes, unwritten, write_cell, writers
 from .clocks import STEP, VectorClocks
@@ -234,7 +235,7 @@ class AccessChecks(VectorClocks):
         elif reads.any():
             k, reader = divmod(_first(reads), self.read_columns)
             word = _word(words, k)
-            mark = reader | (int(self.reads[word, reader]) & SEVERAL_LANES) << 8
+            mark = reader | (int(self.reads[word, reader]) & SEVERAL_LANES) << READER_LANE.shift
             self._after_read(site, word * 4, thread, mark, int(self.sites[word, 1]))
 
     def _late_write(
@@ -296,10 +297,9 @@ class AccessChecks(VectorClocks):
     def _after_read(self, site: int, address: int, thread: int, reader: int, other: int) -> None:
         """Keep the finding of a write that is not ordered after a read (or a strong write) at `other`.
 
-        `reader` describes the mark in the read cell, as translate/shadow.py gives it: column, lane << 8,
-        kinds << 16, and 1 << 18 where the write is an atomic.
+        `reader` describes the mark in the read cell, by the READER fields of translate/shadow.py.
         """
-        column, lane = reader & 255, reader >> 8 & 63
+        column, lane = READER_COLUMN.of(reader), READER_LANE.of(reader)
         at, me = self.findings.scene(site, address, other), self.cluster.lane(thread)
         early = self.findings.unwritten.get(at.other) if column >= self.warps else None
         if early is not None:
@@ -311,8 +311,9 @@ class AccessChecks(VectorClocks):
             self._keep(at, findings.store_overwritten(at, me, self._reader(column, "a TMA store")))
         else:
             them = self.cluster.warp(column) + (f" (lane {lane})" if lane < 32 else "")
-            verb = "updates atomically" if reader >> 18 & 1 else "writes"
-            strong = reader >> 16 & 3 == 2  # a strong write, and no ordinary read besides
+            verb = "updates atomically" if READER_ATOMIC.of(reader) else "writes"
+            kinds = READER_KINDS.of(reader) << MARK_KINDS.shift
+            strong = kinds == c.MARK_WRITE  # a strong write, and no ordinary read besides
             if strong:
                 theirs, accesses, between = "writes (atomically, or as a flag)", "the two", " the two"
             else:
@@ -382,7 +383,7 @@ class AccessChecks(VectorClocks):
         return "" if rank == self.cluster.rank_of(thread) else findings.slot_of_another_cta(rank)
 
     def _apart(self, warp: int, thread: int) -> bool:
-        """Are they of different CTAs?"""
+        """Return whether they are of different CTAs."""
         return self.cluster.ranks > 1 and warp // self.cluster.warps != self.cluster.rank_of(thread)
 
     def _barrier_between(self, accesses: str, warp: int, thread: int) -> str:

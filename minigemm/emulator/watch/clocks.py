@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import context as c
 from ..clusters import Cluster
+from ..translate.shadow import CELL_COLUMN, CELL_LANE
 from .cells import Shadow
 
 __all__ = ["STEP", "Clocks", "VectorClocks", "warps_of"]
@@ -121,7 +122,7 @@ class VectorClocks:
         self.touched = np.zeros(self.threads, np.int64)
         self.fenced = np.zeros(self.threads, np.int64)
         lanes = np.arange(self.threads, dtype=np.int64) & 31
-        self._column_and_lane = self.warp_of << 32 | lanes << 40
+        self._column_and_lane = self.warp_of << CELL_COLUMN.shift | lanes << CELL_LANE.shift
         self.reset()
         self.shadow.used = False
 

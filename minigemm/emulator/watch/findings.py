@@ -5,8 +5,7 @@ returns a `Hazard`: cause, parties and fix. Nothing here looks at clocks; checks
 finding it is. The misuse of tensor-core registers, which the translator finds, has its sentences here too.
 Units of the machine word what they find themselves.
 
-A new hazard of order: its check in checks.py (ranges, warps) or order.py (records of native code), its sentence
-here.
+A new hazard: its check in checks.py (ranges, warps) or order.py (records of native code), its sentence here.
 """
 
 from __future__ import annotations
@@ -303,7 +302,7 @@ def swizzle_mismatch(at: Scene, wgmma: str, operand: str, named: int, written: i
 
 
 def registers_without_fence(at: Scene) -> Hazard:
-    """A WGMMA follows an ordinary access of its registers (`at.other`, or the kernel's start) without a fence."""
+    """A WGMMA follows an ordinary access of its registers, or the kernel's start, without a wgmma.fence."""
     before = "it is the first of the kernel"
     if at.other:
         before = f"an ordinary instruction touched its registers at {at.other}"
