@@ -1,4 +1,4 @@
-"""Who runs when: the threads of a launch, and the units that serve the instructions at which they stop.
+"""The threads of a launch, and the units that serve the instructions at which they stop.
 
     launch, pool                        what the CTAs of a launch share; the arrays of a resident cluster
     block                               threads, their queues and memory; what a unit is

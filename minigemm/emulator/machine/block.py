@@ -227,7 +227,7 @@ class Block:
         return rank * cluster.window + offset
 
     def places(self, addresses: np.ndarray, site: Site, ids: np.ndarray, own: bool = True) -> np.ndarray:
-        """Return the places of shared addresses, as `place` does; `addresses[i]` is that of thread `ids[i]`."""
+        """Return the places of shared addresses, as `place` does. Thread `ids[i]` has `addresses[i]`."""
         addresses = addresses & 0xFFFFFFFF
         cluster = self.cluster
         if cluster.ranks == 1:
@@ -276,7 +276,7 @@ class Block:
             self.order.add(kind, site.index, place, thread, message, parties, fix)
 
     def fault(self, message: str, site: Site, ids: np.ndarray | None = None) -> Fault:
-        """Return a fault at an instruction, for the caller to raise. Its message names the first of the threads."""
+        """Return a fault at an instruction, for the caller to raise; it names the first of the threads."""
         if ids is not None and len(ids):
             thread = int(ids[0])
             who = f"thread {thread % self.cluster.stride} of {self.cta_name(thread)}"

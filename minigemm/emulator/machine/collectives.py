@@ -188,7 +188,7 @@ def elect(present: Lanes) -> NDArray[np.intp]:
 
 @cache
 def _matrix_elements(count: int, transposed: bool) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Return for each half of each register the lane that gave the row's address, and the byte: (32, count, 2)."""
+    """Return the lane that gave the row's address, and the byte, of each register half: (32, count, 2)."""
     lane, matrix, half = np.ogrid[:LANES, :count, :2]
     row, column = lane // 4 + 0 * half, lane % 4 * 2 + half
     if transposed:

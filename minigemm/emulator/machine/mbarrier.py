@@ -159,7 +159,10 @@ class MBarrier:
         return self.phase & 1 != parity
 
     def describe(self) -> str:
-        """Return the state in words: phase, parity, arrivals, bytes, and why it cannot complete if it cannot."""
+        """Return the state in words: phase, parity, arrivals, bytes.
+
+        When it cannot complete by itself, the words say why.
+        """
         if not self._valid:
             return "invalidated by mbarrier.inval"
         total = self._arrived + self.pending

@@ -84,7 +84,7 @@ class _Instance:
         )
 
     def reads_parameter(self, instruction: Instruction) -> bool:
-        """Return whether it is about a parameter of the kernel, not about a variable that passes an argument."""
+        """Return whether it is about a parameter of the kernel, not a variable that passes an argument."""
         bases = [operand.base for operand in instruction.operands if isinstance(operand, Address)]
         return not self.tag and not any(
             isinstance(base, Symbol) and base.name in self.symbols for base in bases

@@ -227,7 +227,7 @@ class _Body:
         self.scopes = [_Scope(0)]
         self.count = 0
         self.jumps: list[_Jump] = []
-        self.places: dict[tuple[str, ...], Location] = {}
+        self.locations: dict[tuple[str, ...], Location] = {}
         self.location: Location | None = None
         for parameter in (*function.parameters, *function.returns):
             if parameter.register:
@@ -277,7 +277,7 @@ class _Body:
                         raise ValueError(f"label '{found[1]}' is declared twice")
                     self.function.labels[label] = len(code)
                 elif group == 6:
-                    self.place(found[6])
+                    self.locate(found[6])
                 elif group == 8:
                     self.directive(found[7], found[8], label, start)
                 elif found[9] == "{":
@@ -470,7 +470,7 @@ class _Body:
             else:
                 scope.kinds[name] = found[2]
 
-    def place(self, text: str) -> None:
+    def locate(self, text: str) -> None:
         """Take in a `.loc`, the source line of the next instructions.
 
         Where they were inlined, an earlier `.loc` has named the line of the call.
@@ -483,10 +483,12 @@ class _Body:
             return  # the compiler's own code: it belongs to the line before
         caller, name = None, ""
         if function != "0":
-            caller = self.places.get(tuple(call)) or Location(self.file(call[0]), int(call[1]), int(call[2]))
+            caller = self.locations.get(tuple(call)) or Location(
+                self.file(call[0]), int(call[1]), int(call[2])
+            )
             name = self.parser.debug_strings.get(function, function)
         self.location = Location(self.file(file), int(line), int(column), caller, name)
-        self.places[file, line, column] = self.location
+        self.locations[file, line, column] = self.location
 
     def file(self, number: str) -> str:
         return self.parser.module.files.get(int(number), "")

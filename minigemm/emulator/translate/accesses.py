@@ -219,7 +219,7 @@ class Accesses:
         b.write(destination, b.cast(rank, 64, 32), 32)
 
     def create_policy(self, i: int, ins: Instruction) -> None:
-        """Write a word for `cache_hint`. It changes no result: the lines that a cache keeps are not modelled."""
+        """Write a word for `cache_hint`. It changes no result: the lines in a cache are not modelled."""
         self.b.write(ins.operands[0], str(CACHE_POLICY), 64)
 
 

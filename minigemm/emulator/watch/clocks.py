@@ -166,7 +166,7 @@ class VectorClocks:
         return int(self.clock.max()) > LAST_CLOCK
 
     def stamps(self) -> np.ndarray:
-        """Return clock | column << 32 | lane << 40 of each thread."""
+        """Return the stamp of each thread, its clock, column and lane: int64 (threads)."""
         return self.clock[self.warp_of] + self._column_and_lane
 
     # --- barriers

@@ -56,7 +56,7 @@ class Scene(NamedTuple):
 
 
 class Findings:
-    """The hazards of a launch, one for each (kind, place, other place); more of the same are counted."""
+    """The hazards of a launch, one for each (kind, line, other line); more of the same are counted."""
 
     def __init__(self, cluster: Cluster, source_of: Callable[[int], tuple[Location | None, int]]) -> None:
         """`source_of(site)` gives the source location and PTX line of an instruction index."""

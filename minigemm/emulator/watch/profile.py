@@ -89,7 +89,7 @@ class Profile:
                     space = "const"  # served by a cache of its own, which has no sectors
 
                 # Several sites may lie on one line.
-                key = (*_places(ins.location), None if ins.location else ins.line, space, access.store)
+                key = (*_lines_of(ins.location), None if ins.location else ins.line, space, access.store)
                 line = lines.setdefault(key, LineCount(ins.location, ins.line, space, access.store))
                 line.requests += requests
                 line.bytes += lanes * access.bytes
@@ -168,7 +168,7 @@ def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
     return "move" if opcode in ("mov", "selp") else "predicate" if opcode in ("setp", "set") else "integer"
 
 
-def _places(location: Location | None) -> Iterable[tuple[str, int]]:
+def _lines_of(location: Location | None) -> Iterable[tuple[str, int]]:
     """Yield a source line and the calls that led to it, without columns."""
     while location is not None:
         yield location.file, location.line

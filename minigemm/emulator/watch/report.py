@@ -65,8 +65,8 @@ class Event:
     location: Location | None = None
 
     def __str__(self) -> str:
-        place = f" ({self.location})" if self.location else ""
-        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}{place}"
+        where = f" ({self.location})" if self.location else ""
+        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}{where}"
 
 
 class Counters(dict[str, Any]):
@@ -137,9 +137,9 @@ class LineCount:
         return self.wavefronts - self.ideal_wavefronts
 
     def __str__(self) -> str:
-        place, cost = location_in_words(self.location, self.ptx_line), _cost(self)
+        where, cost = location_in_words(self.location, self.ptx_line), _cost(self)
         access = f"{self.space} {_verb(self.store)}: {self.requests:,} requests, {_bytes(self.bytes)}"
-        return f"{place}  {access}, {cost}" if cost else f"{place}  {access}"
+        return f"{where}  {access}, {cost}" if cost else f"{where}  {access}"
 
 
 @dataclass(frozen=True)
@@ -362,8 +362,8 @@ def _bar(counters: Counters) -> str:
 def _hazard_html(hazard: Hazard) -> str:
     times = f" &times;{hazard.count:,}" if hazard.count > 1 else ""
     fix = f"<br><i>Fix:</i> {escape(hazard.fix)}" if hazard.fix else ""
-    place = escape(location_in_words(hazard.location, hazard.ptx_line))
-    title = f"<b>{escape(hazard.kind)}</b> at <code>{place}</code>{times}"
+    where = escape(location_in_words(hazard.location, hazard.ptx_line))
+    title = f"<b>{escape(hazard.kind)}</b> at <code>{where}</code>{times}"
     return f"<div class=h>{title}<br>{escape(hazard.message)}{fix}</div>"
 
 
