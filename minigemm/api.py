@@ -201,8 +201,7 @@ def m_grouped_fp8_gemm_nt_masked(
     return _launch(product, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
 
 
-# ---------------------------------------------------------------------------------------------------- a
-# repeated call
+# --- a repeated call
 
 # The look-up in os.environ encodes the name, and raises inside where there is none: half a microsecond, more
 # than all other checks of a repeated call. The dictionary behind it takes 20 ns.
@@ -263,8 +262,7 @@ def _labelled(operand: object, granularity: str) -> bool:
     return type(operand) is not Quantized or operand.granularity == granularity
 
 
-# ---------------------------------------------------------------------------------------------------- any
-# other call
+# --- any other call
 
 
 def _operands(
@@ -360,8 +358,7 @@ def _zeros(product: Product, d: torch.Tensor, index: torch.Tensor | None = None)
     return d.zero_()
 
 
-# ----------------------------------------------------------------------------------------------------
-# settings
+# --- settings
 
 
 def set_num_sms(num_sms: int | None) -> None:

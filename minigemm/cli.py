@@ -70,7 +70,7 @@ def _refuse_folder(command: str, options: argparse.Namespace) -> str:
     return ""
 
 
-# ------------------------------------------------------------ tour
+# --- tour
 
 
 def _add_tour(commands: Any) -> None:
@@ -113,7 +113,7 @@ def _tour(options: argparse.Namespace) -> int:
     return 1 if any(result.error for result in results) else 0
 
 
-# ------------------------------------------------------------ doctor and inspect
+# --- doctor and inspect
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -139,7 +139,7 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-# ------------------------------------------------------------ trace
+# --- trace
 
 
 def _add_trace(commands: Any) -> None:
@@ -208,7 +208,7 @@ def _trace(options: argparse.Namespace) -> int:
     return 0 if cost is None or cost.same_bits else 1
 
 
-# ------------------------------------------------------------ bench
+# --- bench
 
 
 def _add_bench(commands: Any) -> None:
@@ -328,7 +328,7 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
         )
 
 
-# ------------------------------------------------------------ precompile and test-gpu
+# --- precompile and test-gpu
 
 
 def _add_precompile(commands: Any) -> None:

@@ -82,8 +82,7 @@ def _about(who: str, workload: Workload, config: Mapping[str, int]) -> dict[str,
     return {"who": who, **workload.sizes(), **work, "config": dict(config)}
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# library
+# --- the library
 
 
 def _library_calls(workload: Workload, device: torch.device) -> Iterator[Prepared]:
@@ -106,8 +105,7 @@ def _require(error: float, limit: float) -> None:
         raise ValueError(f"wrong: relative error {error:.1e}, above {limit:.0e}")
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# stages
+# --- the stages
 
 
 def _ladder_calls(device: torch.device) -> Iterator[Prepared]:

@@ -249,8 +249,7 @@ def row_of(
     }
 
 
-# ---------------------------------------------------------------------------------------------------- who is
-# faster
+# --- who is faster
 
 
 def means(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -157,7 +157,7 @@ def _with_layout(text: str) -> str:
     return f"{workload.product.layout}:{workload}"
 
 
-# ---------------------------------------------------------------------------------------------------- rows
+# --- rows
 
 
 def rows_of(
@@ -214,7 +214,7 @@ def _total(metric: str, kernels: Sequence[Kernel]) -> float | None:
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
-# ---------------------------------------------------------------------------------------------------- tables
+# --- tables
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:

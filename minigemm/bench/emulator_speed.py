@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import emulator, quantize
 from ..compiler import jit
-from ..emulator import launching
+from ..emulator.translate import cached
 from ..kernels import stages
 from ..runtime import emulated
 from ..types import Launch, Product, TensorMap
@@ -56,7 +56,7 @@ def _row(stage: Any, product: Product, x: Any, w: Any) -> dict[str, Any]:
 
 def _measure(kernel: jit.Kernel, launch: Launch, hazards: bool, profile: bool) -> dict[str, float]:
     """Translate and run a launch; return its figures in one mode."""
-    cold, stored = launching.translation_seconds(kernel.ptx, kernel.kernel, hazards, profile, REPEATS)
+    cold, stored = cached.translation_seconds(kernel.ptx, kernel.kernel, hazards, profile, REPEATS)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     runs = [
         emulator.launch(

@@ -169,7 +169,7 @@ def overhead(
     return Overhead(times[0], times[1], "s" if device.type == "cuda" else "cycles", torch.equal(*outputs))
 
 
-# ---------------------------------------------------------------------------------------------------- the run
+# --- the run
 
 
 @dataclass

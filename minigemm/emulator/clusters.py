@@ -1,5 +1,4 @@
-"""The CTAs of a cluster side by side: which CTA a thread or a byte of shared memory belongs to, and what it
-is called.
+"""The CTAs of a cluster side by side: the CTA of each thread and byte, and their names in messages.
 
 The machine runs a cluster as one. The threads of its CTAs are rows of one matrix, and their shared memories
 are parts of one array, the *windows*. Thread t of rank r is number ``r * stride + t``, and byte a of its
@@ -48,28 +47,28 @@ class Cluster:
         return [(first + k, ids[a:b]) for k, (a, b) in enumerate(pairwise(cuts)) if a < b]
 
     def rank_of(self, thread: int) -> int:
-        """The rank of a thread's CTA."""
+        """Return the rank of a thread's CTA."""
         return thread // self.stride
 
     def rank_at(self, place: int) -> int:
-        """The rank of the CTA whose shared memory a place is in."""
+        """Return the rank of the CTA whose shared memory a place is in."""
         return place // self.window if self.ranks > 1 else 0
 
     def threads_of(self, rank: int) -> slice:
-        """The rows of a CTA's threads."""
+        """Return the rows of a CTA's threads."""
         return slice(rank * self.stride, rank * self.stride + self.threads)
 
-    # ------------------------------------------------------------------------------ names
+    # --- names
 
     def of(self, rank: int) -> str:
-        """Words that add the CTA to a name; "" in a cluster of one."""
+        """Return words that add the CTA to a name; "" in a cluster of one."""
         return f" of CTA rank {rank}" if self.ranks > 1 else ""
 
     def thread(self, thread: int) -> str:
         return f"thread {thread % self.stride}{self.of(thread // self.stride)}"
 
     def lane(self, thread: int) -> str:
-        """A thread with its warp and lane."""
+        """Name a thread with its warp and lane."""
         return f"{self.thread(thread)} (warp {thread % self.stride >> 5}, lane {thread & 31})"
 
     def warp(self, warp: int) -> str:
@@ -79,7 +78,7 @@ class Cluster:
         return f"warpgroup {number % (self.warps // 4)}{self.of(number // (self.warps // 4))}"
 
     def spot(self, place: int) -> str:
-        """The shared address of a place in its CTA, and the CTA."""
+        """Name the shared address of a place in its CTA, and the CTA."""
         return f"{place % self.window:#x}{self.of(place // self.window)}" if self.ranks > 1 else f"{place:#x}"
 
     def names(self, ids: np.ndarray) -> str:

@@ -26,10 +26,10 @@ class Location:
     @property
     def outermost(self) -> Location:
         """The line in the kernel itself."""
-        place = self
-        while place.inlined_at is not None:
-            place = place.inlined_at
-        return place
+        location = self
+        while location.inlined_at is not None:
+            location = location.inlined_at
+        return location
 
     def __str__(self) -> str:
         """Write `tile.cuh:12, called at kernel.cu:40`: the line, then each call that led to it, without

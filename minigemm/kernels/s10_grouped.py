@@ -152,8 +152,7 @@ def default_config(product: Product) -> Config:
     return quickest(choices, product)
 
 
-# ----------------------------------------------------------------------------------------------------
-# launches
+# --- launches
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:

@@ -106,7 +106,7 @@ def refused(path: Path) -> tuple[str, str]:
     return text, ""
 
 
-# ------------------------------------------------------------------------------------------ the parent's side
+# --- the parent's side
 
 
 class _Server:
@@ -210,7 +210,7 @@ def _plain(text: str) -> str:
     return "".join(map(shown, text[:SHOWN])) + (" ..." if len(text) > SHOWN else "")
 
 
-# ------------------------------------------------------------------------------------------ the child's side
+# --- the child's side
 
 
 def _nothing() -> None:

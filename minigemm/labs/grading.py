@@ -127,7 +127,7 @@ class Grade:
         return f'<div style="max-width:70em">{head}<table>{rows}</table>{foot}</div>'
 
 
-# ------------------------------------------------------------------------------------- the learner's side
+# --- the learner's side
 
 
 def start(path: str | os.PathLike[str], lab: Lab) -> Path:

@@ -140,7 +140,7 @@ def _outcome(criterion: str, told: list[str]) -> Outcome:
     return Outcome(criterion, not told, "\n".join([*told[:SHOWN], *more]))
 
 
-# ------------------------------------------------------------------------------------------ runs
+# --- runs
 
 
 def _built(path: Path, config: Config) -> jit.Kernel:
@@ -228,7 +228,7 @@ def _try(
     runs.barriers = max(runs.barriers, len({event.agent for event in report.events if event.kind == "phase"}))
 
 
-# ------------------------------------------------------------------------------------- structure and overlap
+# --- structure and overlap
 
 
 def _structure(path: Path, runs: _Runs) -> Iterator[str]:

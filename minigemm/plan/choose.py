@@ -45,8 +45,7 @@ MENU_LIMIT = 12  # configs for one n and k, whatever m comes
 REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
 
 
-# ----------------------------------------------------------------------------------------------------
-# settings
+# --- settings
 
 
 class Settings(NamedTuple):
@@ -103,8 +102,7 @@ def _usable(device: torch.device, under: Settings) -> Machine:
     return whole if under.num_sms is None else replace(whole, sms=min(under.num_sms, whole.sms))
 
 
-# ----------------------------------------------------------------------------------------------------
-# choosing
+# --- choosing
 
 
 @functools.cache

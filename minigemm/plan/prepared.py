@@ -90,8 +90,7 @@ def clear() -> None:
     choose.clear()
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# long way
+# --- the long way
 
 
 def compiled(config: Config) -> jit.Kernel:
@@ -154,8 +153,7 @@ def execute(
     prepared.start()
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# short ways
+# --- the short ways
 
 
 def ready(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> Start | None:

@@ -30,7 +30,7 @@ TOO_OLD = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------- driver
+# --- driver
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def check_device(device: torch.device) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------- context
+# --- context
 
 
 @functools.cache
@@ -134,7 +134,7 @@ def _capture_allows() -> Iterator[None]:
         _check(driver.cuThreadExchangeStreamCaptureMode(before), "restoring the capture mode")
 
 
-# ---------------------------------------------------------------------------------------------------- load
+# --- load
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,7 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     return loaded
 
 
-# ----------------------------------------------------------------------------------------------------
-# parameters
+# --- parameters
 
 
 def tensor_map(description: types.TensorMap) -> Any:
@@ -247,7 +246,7 @@ def _address(stored: Any) -> int:
     return ctypes.addressof(stored) if isinstance(stored, ctypes._SimpleCData) else stored.getPtr()
 
 
-# ---------------------------------------------------------------------------------------------------- launch
+# --- launch
 
 
 def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
@@ -278,8 +277,7 @@ def _set_variables(loaded: Loaded, variables: Mapping[str, Any]) -> None:
         torch.cuda.synchronize(loaded.device)
 
 
-# ----------------------------------------------------------------------------------------------------
-# prepared launches
+# --- prepared launches
 
 
 class Prepared:

@@ -155,7 +155,7 @@ def cases() -> Iterator[Case]:
                     yield Case(name, Product(*sizes, layout, GROUPS, alignment=alignment), config, regime)
 
 
-# ---------------------------------------------------------------------------------------------------- numbers
+# --- numbers
 
 
 def seed_of(text: str) -> int:
@@ -225,7 +225,7 @@ def _scales(seed: int, rows: int, k: int, granularity: str) -> torch.Tensor:
     return to_m_major(scales) if granularity == "1x128" else scales
 
 
-# ---------------------------------------------------------------------------------------------------- outputs
+# --- outputs
 
 
 def output(case: Case, device: torch.device | str) -> np.ndarray:
@@ -293,8 +293,7 @@ def _alignment(rows: int) -> Iterator[None]:
         api.set_mk_alignment_for_contiguous_layout(before)
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# file
+# --- the file
 
 
 def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:

@@ -104,7 +104,7 @@ def accumulators(n: int = 32, thread: int = 37) -> Picture:
     return Picture(made, text + (", ..." if len(places) > 8 else ""))
 
 
-# ------------------------------------------------------------------------------------------ arithmetic
+# --- arithmetic
 
 
 def _operand(name: str, values: Sequence[float]) -> torch.Tensor:

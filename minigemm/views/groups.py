@@ -332,7 +332,7 @@ def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -
     unframed(axes)
 
 
-# ------------------------------------------------------------------------------------------ parts
+# --- parts
 
 
 def _tiles(config: s10_grouped.Config) -> str:

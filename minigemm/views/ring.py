@@ -117,7 +117,7 @@ def _in_words(slots: Sequence[Slot], number: int) -> str:
     return text + ("" if last.empty is None else f", {last.empty} of its empty barrier")
 
 
-# ------------------------------------------------------------------------------------------ how many slots
+# --- how many slots
 
 
 @dataclass(frozen=True)

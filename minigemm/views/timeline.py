@@ -170,7 +170,7 @@ def _unit(lines: Sequence[Timeline]) -> str:
     return f"{lines[0].unit}, measured" + (f" on {on}" if on else "")
 
 
-# ------------------------------------------------------------------------------------------ rows
+# --- rows
 
 
 def _line(run: Report | Timeline) -> Timeline:
@@ -312,7 +312,7 @@ def _in_words(row: _Row, length: float) -> str:
     return text + (f", waiting {row.spent('waiting') / length:.0%} (for {waits})" if waits else "")
 
 
-# ------------------------------------------------------------------------------------------ drawing
+# --- drawing
 
 
 def _height(row: _Row) -> float:

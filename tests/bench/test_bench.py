@@ -77,7 +77,7 @@ def on_cpu(monkeypatch):
     )
 
 
-# ---------------------------------------------------------------------------------------------------- shapes
+# --- shapes
 
 
 def test_the_default_set():
@@ -154,8 +154,7 @@ def test_the_floor_counts_what_must_move():
     assert comparison.row_of(dense(4096, 4096, 7168), {}, CHIP)["floor_by"] == "operations"
 
 
-# ----------------------------------------------------------------------------------------------------
-# operands
+# --- operands
 
 
 @pytest.mark.parametrize("shape", TINY, ids=lambda shape: str(shape.product.layout))
@@ -174,7 +173,7 @@ def test_a_case_knows_right_from_wrong(shape):
             case.error(d, "tensor")
 
 
-# ---------------------------------------------------------------------------------------------------- peers
+# --- peers
 
 
 def test_peers_say_what_they_cannot_do():
@@ -284,7 +283,7 @@ def test_cutlass_says_what_it_needs(monkeypatch, tmp_path):
         Cutlass().version()
 
 
-# ---------------------------------------------------------------------------------------------------- timing
+# --- timing
 
 
 def test_kernels_are_shared_out_by_flushes():
@@ -304,7 +303,7 @@ def test_kernels_are_shared_out_by_flushes():
         timing.shared_out([flush] * 3, ["first"], 1)
 
 
-# ---------------------------------------------------------------------------------------------------- results
+# --- results
 
 
 def test_a_comparison(on_cpu, capsys, tmp_path):
@@ -447,8 +446,7 @@ def test_ratios_to_a_reference(tmp_path, on_cpu):
             Reference.read(file)
 
 
-# ----------------------------------------------------------------------------------------------------
-# commands
+# --- commands
 
 
 @NO_GPU
@@ -582,7 +580,7 @@ def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
     assert "(+25.0%)" in views.recorded_multicast(file).text
 
 
-# ---------------------------------------------------------------------------------------------------- on a
+# --- on a
 # GPU
 
 

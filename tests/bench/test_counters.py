@@ -69,8 +69,7 @@ def call(number, who="minigemm", m=64, **fields):
     return {"number": number, "who": who, **sizes, **work, "config": {}, **fields}
 
 
-# ---------------------------------------------------------------------------------------------------- what
-# ncu printed
+# --- what ncu printed
 
 
 def test_parsing():
@@ -139,8 +138,7 @@ def test_without_nvtx():
         counters.rows_of([call(0), call(1)], kernels, 132)
 
 
-# ---------------------------------------------------------------------------------------------------- what
-# ncu is asked
+# --- what ncu is asked
 
 
 def test_the_command():
@@ -268,8 +266,7 @@ def test_without_a_gpu(capsys):
     assert "expected MxNxK" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# child
+# --- the child
 
 
 def test_the_child(monkeypatch, tmp_path):
@@ -347,7 +344,7 @@ def test_the_table_of_clusters():
     assert multicast.TILES and counters.table({"rows": rows}).row_count == 0
 
 
-# ---------------------------------------------------------------------------------------------------- on a
+# --- on a
 # GPU
 
 

@@ -78,7 +78,7 @@ def bits(x):
     return x.view(torch.int16 if x.dtype == torch.bfloat16 else torch.int32)
 
 
-# ---------------------------------------------------------------------------------------------------- dense
+# --- dense
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,7 @@ def test_threads():
     assert len(got) == 4 and all(torch.equal(d, expected) for d in got.values())
 
 
-# ----------------------------------------------------------------------------------------------------
-# contiguous
+# --- contiguous
 
 
 def test_contiguous_with_ids():
@@ -295,7 +294,7 @@ def test_groups_that_begin_anywhere(seed):
     assert torch.equal(bits(d), bits(grouped_rows(a, weights, ids)))
 
 
-# ---------------------------------------------------------------------------------------------------- masked
+# --- masked
 
 
 @pytest.mark.parametrize("counts", [[0, 37, 70], [70, 70, 70], [0, 0, 0], [1, 0, 65]])
@@ -371,8 +370,7 @@ def test_groups_of_nothing(executed):
     assert d.shape == (0, 8) and not executed
 
 
-# ----------------------------------------------------------------------------------------------------
-# settings
+# --- settings
 
 
 def test_num_sms(executed):

@@ -29,8 +29,7 @@ def product(x, w):
     return x.float() @ w.float().T
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# first generation
+# --- the first generation
 
 
 def test_dense_of_the_first_generation():
@@ -114,8 +113,7 @@ def test_small_names_of_the_first_generation():
             bench_kineto(lambda: None, "fp8_gemm", suppress_kineto_output=True)
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# second
+# --- the second
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -259,8 +257,7 @@ def test_masked_experts(name):
             )
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# rest
+# --- the rest
 
 
 def test_casts():

@@ -81,7 +81,7 @@ def found(body: str, **options) -> list[emulator.Hazard]:
     return launch(body, **options)[0].hazards
 
 
-# ---------------------------------------------------------------------- ranks
+# --- ranks
 
 REGISTERS = [
     "cluster_ctaid.x", "cluster_ctaid.y", "cluster_ctaid.z", "cluster_nctaid.x", "cluster_nctaid.y",
@@ -163,7 +163,7 @@ def test_more_warps_than_the_race_detector_follows():
     launch("sync(); o[0] = t;", 8, 1024, hazards=False)
 
 
-# ---------------------------------------------------------------------- distributed shared memory
+# --- distributed shared memory
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -289,7 +289,7 @@ def test_a_kernel_that_knows_nothing_of_clusters():
         assert torch.equal(copy, image ^ 1) and not report.hazards
 
 
-# ---------------------------------------------------------------------- cluster barriers
+# --- cluster barriers
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -376,7 +376,7 @@ def test_a_relaxed_arrival_publishes_what_a_fence_covers(schedule):
     assert [h.kind for h in found(bare, schedule=schedule)] == ["race"]
 
 
-# ---------------------------------------------------------------------- mbarriers of other CTAs
+# --- mbarriers of other CTAs
 
 EXCHANGE = """
     __shared__ int s[32]; __shared__ u64 b;
@@ -478,7 +478,7 @@ def test_what_reaches_only_the_own_cta(name):
     )
 
 
-# ---------------------------------------------------------------------- multicast and copies between CTAs
+# --- multicast and copies between CTAs
 
 
 def multicast(
@@ -650,7 +650,7 @@ def test_griddepcontrol_does_nothing():
     assert o[:64].tolist() == list(range(32)) * 2 and not report.hazards
 
 
-# ---------------------------------------------------------------------- hazards, and the right twins above
+# --- hazards, and the right twins above
 
 END = "  __syncwarp();\n  cluster_arrive();\n  cluster_wait();\n}"
 START = "  cluster_arrive();\n  cluster_wait();\n  if (warp == kConsumers)"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minigemm import emulator
+from minigemm.emulator.translate import cached
 from tests.emulator.nvrtc import ptx
 
 ONE = 'extern "C" __global__ void k(int* o) { %s }'
@@ -24,7 +25,7 @@ def zeros(n: int = 4) -> torch.Tensor:
     return torch.zeros(n, dtype=torch.int32)
 
 
-# ---------------------------------------------------------------------- wild accesses
+# --- wild accesses
 
 WILD = {
     "load before null": ("o[0] = ((int*)0)[-1];", "[torch.zeros(4, dtype=torch.int32)]"),
@@ -57,7 +58,7 @@ def test_addresses_that_wrap_are_out_of_bounds():
     assert (done.returncode, done.stdout.splitlines()) == (0, list(WILD)), done.stderr[-500:]
 
 
-# ---------------------------------------------------------------------- arguments
+# --- arguments
 
 
 @pytest.mark.parametrize("kind, dtype", [("float", torch.float32), ("double", torch.float64)])
@@ -131,7 +132,25 @@ def test_a_cluster_of_one():
     assert o[0] == 1
 
 
-# ---------------------------------------------------------------------- NaN to integer
+# --- where a translation comes from
+
+
+def test_a_second_launch_takes_the_translation_from_memory():
+    source = ptx(ONE % "o[0] += 7;")
+    first, second, third = (emulator.launch(source, 1, 1, [zeros()]) for _ in range(3))
+    assert first.origin in ("compiled", "disk") and first.translate_seconds > 0
+    assert [(report.origin, report.translate_seconds) for report in (second, third)] == [("memory", 0.0)] * 2
+
+
+def test_memory_keeps_the_youngest_translations(monkeypatch):
+    monkeypatch.setattr(cached, "KEPT", 2)
+    monkeypatch.setattr(cached, "_held", {})
+    sources = [ptx(ONE % f"o[0] += {n};") for n in range(3)]
+    origins = [emulator.launch(sources[n], 1, 1, [zeros()]).origin for n in (0, 1, 0, 2, 0, 1)]
+    assert [origin == "memory" for origin in origins] == [False, False, True, False, True, False]
+
+
+# --- NaN to integer
 
 # PTX ISA, "cvt": NaN gives zero if the source is not .f64 and the destination is not .s64 or .u64.
 # Otherwise it gives 1 << (bits of the destination - 1).
@@ -159,7 +178,7 @@ def test_nan_to_integer(source, to, mode):
     assert o.item() & (1 << 64) - 1 == NAN[source, to]
 
 
-# ---------------------------------------------------------------------- faults of copies
+# --- faults of copies
 
 BULK = r"""
 #define LOAD "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"

@@ -226,7 +226,7 @@ def test_many_races_are_no_fault(rounds):
     assert "race" in kinds(body, 1024)
 
 
-# -------------------------------------------------------------------------------------- asynchronous copies
+# --- asynchronous copies
 
 COPY = """
     __shared__ __align__(16) int s[64];

@@ -178,7 +178,7 @@ def test_steps_add_up():
     ) == (2, 33, 31, 32)
 
 
-# ------------------------------------------------------------ real kernels
+# --- real kernels
 
 
 def launched(body: str, threads: int = 32, **options) -> emulator.Report:

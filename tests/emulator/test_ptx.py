@@ -9,8 +9,7 @@ import pytest
 
 from minigemm.emulator.errors import EmulatorError, Unsupported
 from minigemm.emulator.ptx.inlining import inline_calls
-from minigemm.emulator.ptx.parse import parse
-from minigemm.emulator.ptx.program import (
+from minigemm.emulator.ptx.module import (
     Address,
     Function,
     Immediate,
@@ -25,6 +24,7 @@ from minigemm.emulator.ptx.program import (
     Symbol,
     Vector,
 )
+from minigemm.emulator.ptx.parse import parse
 from tests.emulator.nvrtc import ptx
 
 HEAD = ".version 8.4\n.target sm_90a\n.address_size 64\n"
@@ -280,7 +280,7 @@ def test_errors_at_module_level():
         parse(f"{HEAD}.global .u32 w; .global .u32 v = w;")
 
 
-# ---------------------------------------------------------------------------------------------------- calls
+# --- calls
 
 CALLS = f"""{HEAD}
 .func (.param .b32 out) twice(.param .b32 x)
@@ -411,7 +411,7 @@ def test_a_name_that_is_no_kernel():
         inline_calls(kernel(""), "twice")
 
 
-# ---------------------------------------------------------------------------------------------------- NVRTC
+# --- NVRTC
 
 SOURCE = """typedef unsigned u32;
 #define TRY "mbarrier.try_wait.parity.shared::cta.b64 P1, [%0], %1;\\n"

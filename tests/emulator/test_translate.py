@@ -7,8 +7,8 @@ import re
 import pytest
 
 from minigemm.emulator import context as c
+from minigemm.emulator.ptx.module import Function, Module
 from minigemm.emulator.ptx.parse import parse
-from minigemm.emulator.ptx.program import Function, Module
 from minigemm.emulator.translate import shadow
 from minigemm.emulator.translate.liveness import Liveness, block_starts, successors
 from minigemm.emulator.translate.lower import translate

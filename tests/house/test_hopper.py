@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minigemm import emulator, hopper
+from minigemm.emulator import launching
 from minigemm.emulator.machine import registers
 from minigemm.emulator.translate import builder
 
@@ -27,3 +28,10 @@ def test_the_emulator_has_the_same_limit_of_threads() -> None:
     emulator.launch(NOTHING, 1, hopper.THREAD_LIMIT, [])
     with pytest.raises(ValueError, match=str(hopper.THREAD_LIMIT)):
         emulator.launch(NOTHING, 1, hopper.THREAD_LIMIT + 1, [])
+
+
+def test_the_emulator_has_the_same_limit_of_ctas() -> None:
+    assert launching.GRID_LIMIT == hopper.GRID_LIMIT
+    for grid in ((1, hopper.GRID_LIMIT + 1), (1, 1, hopper.GRID_LIMIT + 1)):
+        with pytest.raises(ValueError, match=str(hopper.GRID_LIMIT)):
+            emulator.launch(NOTHING, grid, 1, [])

@@ -150,7 +150,7 @@ def test_nothing_secret_is_told(graded):
     assert "root:" not in json.dumps(graded["reads-files"])
 
 
-# ------------------------------------------------------------------------------------------ containment
+# --- containment
 
 
 BOMB = (
@@ -227,7 +227,7 @@ def test_bad_commands(tmp_path, monkeypatch, capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------- skeleton and solution
+# --- skeleton and solution
 
 
 def test_the_solution_is_the_stage_and_the_skeleton_the_one_before():

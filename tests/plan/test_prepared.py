@@ -233,8 +233,7 @@ def test_a_sum_apart_and_a_dtype_that_is_told(prepared, checked):
     assert len(checked) == 1
 
 
-# ---------------------------------------------------------------------------------------------------- another
-# m
+# --- another m
 
 
 def told(arg):
@@ -378,7 +377,7 @@ def test_another_m_under_other_settings(prepared):
         minigemm.set_num_sms(None)
 
 
-# ---------------------------------------------------------------------------------------------------- the
+# --- the
 # GPU's prepared launch
 
 
@@ -482,8 +481,7 @@ def test_threads_share_a_prepared_launch(driver):
     assert len(driver.launches) == 200
 
 
-# ----------------------------------------------------------------------------------------------------
-# precompilation
+# --- precompilation
 
 
 def test_precompile(tmp_path, monkeypatch, capsys):

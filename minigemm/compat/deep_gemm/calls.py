@@ -203,8 +203,7 @@ def k_grouped_fp8_gemm_nt_contiguous(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# first generation
+# --- the first generation
 
 
 @_value_errors
@@ -253,8 +252,7 @@ def cell_div(x: int, y: int) -> int:
     return ceil_div(x, y)
 
 
-# ----------------------------------------------------------------------------------------------------
-# settings
+# --- settings
 
 
 def set_pdl(enable: bool) -> None:

@@ -87,7 +87,10 @@ class Barriers(Unit):
         }
 
     def at(self, place: int, site: Site, ids: np.ndarray) -> Barrier:
-        """The mbarrier at a place. Raises Fault if there is none; reports threads that may not know of it."""
+        """Return the mbarrier at a place, and report threads that may not know of it.
+
+        Raises Fault if there is none.
+        """
         block = self.block
         barrier = self.at_place.get(place)
         if barrier is None:
@@ -97,7 +100,7 @@ class Barriers(Unit):
             block.order.check_barrier_visible(ids, place, site.index)
         return barrier
 
-    # ------------------------------------------------------------------------------ instructions
+    # --- instructions
 
     def init(self, site: Site, ids: np.ndarray) -> None:
         """`mbarrier.init [mbar], count`."""
@@ -142,7 +145,7 @@ class Barriers(Unit):
         does = "arrives at" if "arrive" in site.instruction.name else "changes"
         for place in distinct(places):
             group = ids[places == place]
-            if self.gone(place, site, group, f"{does} the mbarrier at"):
+            if self.report_if_gone(place, site, group, f"{does} the mbarrier at"):
                 continue
             barrier = self.at(place, site, group)
             self._arrive(barrier, site, group)
@@ -226,7 +229,7 @@ class Barriers(Unit):
             self.block.results[t, 0] = MBarrier.pending_count(int(self.block.arguments[t, 0]))
         self.block.go(ids)
 
-    # ------------------------------------------------------------------------------ phases
+    # --- phases
 
     def collect(self, barrier: Barrier, clocks: Clocks) -> None:
         """Add the clocks of an arrival to what the current phase will publish."""
@@ -237,7 +240,7 @@ class Barriers(Unit):
         np.maximum(arrived.proxy, clocks.proxy, out=arrived.proxy)
 
     def landed(self, barrier: Barrier, number: int, nbytes: int, at: float, site: Site, thread: int) -> None:
-        """A copy has landed: number `number` on this mbarrier, at time `at` of a cycle model."""
+        """Count a copy that has landed: number `number` on this mbarrier, at time `at` of a cycle model."""
         barrier.latest = max(barrier.latest, at)
         barrier.in_flight.discard(number)
         try:
@@ -275,7 +278,7 @@ class Barriers(Unit):
         column = order.barrier_column(barrier.place)
         arrived = barrier.arrived = order.nothing() if barrier.arrived is None else order.fit(barrier.arrived)
         landed = min(barrier.in_flight) if barrier.in_flight else barrier.issued
-        # With many mbarriers several share a column: it never goes back.
+        # Several mbarriers may share a column, so its clock must never decrease.
         arrived.order[column] = max(int(arrived.order[column]), landed * STEP)
         barrier.published = Clocks(arrived.order.copy(), arrived.proxy.copy())
 
@@ -291,7 +294,7 @@ class Barriers(Unit):
             take = block.order.note if "relaxed" in site.instruction.modifiers else block.order.acquire
             take(ids, block.order.fit(barrier.published))
 
-    # ------------------------------------------------------------------------------ what it is told
+    # --- events from the loop
 
     def idle(self) -> bool:
         """Nothing else can go on. Returns whether waiters go on with the answer "not yet".
@@ -313,7 +316,7 @@ class Barriers(Unit):
         return True
 
     def cta_left(self, rank: int, passed: np.ndarray | None) -> None:
-        """A CTA of a cluster exits: report copies still to land in it, and arrivals that it does not know of.
+        """Report copies still to land in a CTA that exits, and arrivals that it does not know of.
 
         `passed` is what it knows from the last cluster barrier at which it waited.
         """
@@ -347,7 +350,7 @@ class Barriers(Unit):
         order.leave(rank, known)
 
     def end(self) -> None:
-        """All threads have exited: report loads that nobody waited for, and bytes that nobody expected."""
+        """Report loads that nobody waited for, and bytes that nobody expected: all threads have exited."""
         block = self.block
         for barrier in self.at_place.values():
             problem = barrier.state.leftover()
@@ -362,7 +365,7 @@ class Barriers(Unit):
                 )
                 parties = (name, "TMA load")
                 block.hazard("tma-load-not-awaited", site, barrier.place, thread, message, parties, UNUSED)
-            sites = block.kernel.program.sites
+            sites = block.launch.program.sites
             if problem and sites:
                 site = next((site for site in sites if _announces_bytes(site)), sites[0])
                 spot = block.cluster.spot(barrier.place)
@@ -371,16 +374,19 @@ class Barriers(Unit):
                 fix = "let expect_tx name exactly the bytes of the copies of that phase"
                 block.hazard("mbarrier-bytes", site, barrier.place, 0, message, parties, fix)
 
-    # ------------------------------------------------------------------------------ what others ask
+    # --- queries by other units
 
     def marks(self) -> tuple:
-        """The state of all mbarriers, to compare with an earlier one."""
+        """Return the state of all mbarriers, to compare with an earlier one."""
         return tuple(
             sorted((place, b.state.phase, b.state.pending, b.state.tx) for place, b in self.at_place.items())
         )
 
-    def gone(self, place: int, site: Site, ids: np.ndarray, what: str) -> bool:
-        """Whether a place is in a CTA that has exited. If so, report the access; nothing else happens."""
+    def report_if_gone(self, place: int, site: Site, ids: np.ndarray, what: str) -> bool:
+        """Report an access to a place in a CTA that has exited.
+
+        Returns whether it is one; then nothing else happens.
+        """
         block = self.block
         if not block.gone or block.cluster.rank_at(place) not in block.gone:
             return False
@@ -396,7 +402,7 @@ class Barriers(Unit):
         block.hazard("mbarrier", site, place, thread, message, (block.cluster.thread(thread), name), "")
 
     def short_name(self, place: int) -> str:
-        """What events call the mbarrier at a place."""
+        """Return what events call the mbarrier at a place."""
         return self.block.cluster.spot(place) if self.block.cluster.ranks > 1 else str(place)
 
 
@@ -419,7 +425,7 @@ def _apply(state: MBarrier, site: Site, operands: list[int]) -> int:
 
 
 def _reaches_other_ctas(site: Site) -> bool:
-    """Whether the address may be in another CTA: by `.shared::cluster`, or as a generic address."""
+    """Return whether the address may be in another CTA: by `.shared::cluster`, or as a generic address."""
     modifiers = site.instruction.modifiers
     return "shared::cluster" in modifiers or not any(m.startswith("shared") for m in modifiers)
 

@@ -5,9 +5,9 @@ rows of a byte matrix of contexts. Each of them is in one of three places: in `r
 (`waiting`, under a ticket), or gone (`alive` is False). Asynchronous work stands in `flight` until it
 completes.
 
-A `Unit` serves the instructions at which threads stop. It has a block, the state that these instructions
-need, and nothing else: a unit never sees the loop that runs the threads (running.py), which is where all
-units are listed.
+A `Unit` serves the instructions at which threads stop. A unit has a block, the state that these instructions
+need, and the units that it works with. It never sees the loop that runs the threads: running.py, which lists
+all units.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
 from ..errors import Fault
-from ..ptx.program import Instruction
+from ..ptx.module import Instruction
 from ..translate.lower import Site
 from ..watch.order import warps_of
 from ..watch.report import Event
 from ..watch.timeline import Model
-from .kernel import Kernel
+from .launch import LaunchState
 from .pool import Pool
 
 EVENTS = 4096  # that a report keeps
@@ -43,8 +43,13 @@ def line_of(instruction: Instruction) -> str:
 
 
 def distinct(values: np.ndarray) -> list[int]:
-    """The distinct values of a small array of integers, ascending. Quicker than `np.unique`."""
+    """Return the distinct values of a small array of integers, ascending. Quicker than `np.unique`."""
     return sorted(set(values.tolist()))
+
+
+def signed(bits: int) -> int:
+    """Return a 32-bit register as a signed number."""
+    return (bits & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
 
 
 @dataclass
@@ -57,21 +62,21 @@ class Waiting:
 
 
 class Block:
-    """The CTAs of one cluster while they run.
+    """All CTAs of one cluster while they run, not a CUDA thread block; mostly the cluster is one CTA.
 
     `index` is the index of the cluster in the grid of clusters, `linear` its number there. Numbers of threads
     and places in shared memory are those of clusters.py. `ids` are always thread numbers, ascending.
     """
 
-    def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
-        self.kernel, self.index, self.linear, self.pool = kernel, index, linear, pool
+    def __init__(self, launch: LaunchState, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
+        self.launch, self.index, self.linear, self.pool = launch, index, linear, pool
         cluster = self.cluster = pool.cluster
         self.contexts, self.shared, self.order = pool.contexts, pool.shared, pool.order
         self._reset_contexts()
 
         # The block records, one for each CTA.
         self.ctas = [self._cta(rank) for rank in range(cluster.ranks)]  # their indices in the grid
-        gx, gy, _ = kernel.grid
+        gx, gy, _ = launch.grid
         self.numbers = [x + gx * (y + gy * z) for x, y, z in self.ctas]  # and their linear ones
         self.fields = pool.fields.copy()
         self.fields[:, c.CLUSTERID : c.CLUSTERID + 3] = index
@@ -88,19 +93,19 @@ class Block:
         self.polls = 0  # threads that asked for something in this round and were told "not yet"
 
         # Asynchronous work, and the time that a cycle model gives it.
-        seed = kernel.schedule
+        seed = launch.schedule
         self.random = random.Random(seed * 1000003 + linear) if isinstance(seed, int) else None
         self.flight: deque[Callable[[], None]] = deque()
         self.landing: list[tuple[float, int, Callable[[], None]]] = []  # under a model: a heap, by time
-        self.clock_reads = 0  # under a model, whose clock says more than how often it was read
+        self.clock_reads = 0  # reads of %clock so far; the cycle model sets the clock itself
         self.model: Model | None = None
-        if kernel.rates and linear == 0:
-            self.model = Model(-(-cluster.threads // 32), kernel.rates, cluster.ranks, cluster.warps)
-            kernel.timeline = self.model.timeline
+        if launch.rates and linear == 0:
+            self.model = Model(-(-cluster.threads // 32), launch.rates, cluster.ranks, cluster.warps)
+            launch.timeline = self.model.timeline
 
     def _reset_contexts(self) -> None:
         """Let every thread begin at the first instruction, with nothing known of others."""
-        program, contexts = self.kernel.program, self.contexts
+        program, contexts = self.launch.program, self.contexts
         self.c32, self.c64 = contexts.view(np.int32), contexts.view(np.int64)
         self.arguments = self.c64[:, c.ARGUMENTS // 8 : c.RESULTS // 8]
         self.results = self.c64[:, c.RESULTS // 8 : c.TOUCHED // 8]
@@ -113,14 +118,14 @@ class Block:
             self.c64[:, c.SYNC_SEEN // 8] = self.c64[:, c.SYNC_WROTE // 8] = 0
 
     def _cta(self, rank: int) -> tuple[int, int, int]:
-        x, y, _ = self.kernel.cluster
+        x, y, _ = self.launch.cluster
         inside = rank % x, rank // x % y, rank // (x * y)
         i, j, k = (
-            index * n + at for index, n, at in zip(self.index, self.kernel.cluster, inside, strict=True)
+            index * n + at for index, n, at in zip(self.index, self.launch.cluster, inside, strict=True)
         )
         return i, j, k
 
-    # ------------------------------------------------------------------------------ threads
+    # --- threads
 
     def go(self, ids: np.ndarray) -> None:
         """Make threads ready."""
@@ -150,10 +155,10 @@ class Block:
         self.go(self.take(ticket))
 
     def threads_left(self, rank: int) -> int:
-        """The number of threads of a CTA that have not exited."""
+        """Return the number of threads of a CTA that have not exited."""
         return int(self.alive[self.cluster.threads_of(rank)].sum())
 
-    # ------------------------------------------------------------------------------ time
+    # --- time
 
     def launch_async(self, complete: Callable[[], None], at: float = 0.0) -> None:
         """Start asynchronous work.
@@ -163,7 +168,7 @@ class Block:
         """
         if self.model:
             heapq.heappush(self.landing, (at, len(self.landing) + self.steps * 4096, complete))
-        elif self.kernel.schedule == "early":
+        elif self.launch.schedule == "early":
             complete()
         else:
             self.flight.append(complete)
@@ -194,10 +199,10 @@ class Block:
         """Under a cycle model: the time at which the last of these threads came to where it is."""
         return self.model.at(warps_of(ids).tolist()) if self.model else 0.0
 
-    # ------------------------------------------------------------------------------ memory
+    # --- memory
 
     def place(self, address: int, site: Site, thread: int, own: bool = True) -> int:
-        """The place of a shared address, which is a 32-bit register or a generic address.
+        """Return the place of a shared address, which is a 32-bit register or a generic address.
 
         `own`: the instruction reaches only the shared memory of the thread's own CTA. Raises Fault for an
         address that it does not reach.
@@ -222,7 +227,7 @@ class Block:
         return rank * cluster.window + offset
 
     def places(self, addresses: np.ndarray, site: Site, ids: np.ndarray, own: bool = True) -> np.ndarray:
-        """The places of shared addresses; `addresses[i]` is that of thread `ids[i]`. As `place` otherwise."""
+        """Return the places of shared addresses, as `place` does. Thread `ids[i]` has `addresses[i]`."""
         addresses = addresses & 0xFFFFFFFF
         cluster = self.cluster
         if cluster.ranks == 1:
@@ -236,7 +241,7 @@ class Block:
         return rank * cluster.window + offset
 
     def shared_bytes(self, place: int, n: int, site: Site, what: str) -> np.ndarray:
-        """The `n` bytes of shared memory at a place, as a view.
+        """Return the `n` bytes of shared memory at a place, as a view.
 
         Raises Fault unless they lie in one CTA's memory.
         """
@@ -250,18 +255,18 @@ class Block:
             )
         return self.shared[place : place + n]
 
-    # ------------------------------------------------------------------------------ what is reported
+    # --- the report
 
     @property
     def watched(self) -> bool:
         """Whether events are still kept: those of the first cluster are, up to EVENTS."""
-        return self.linear == 0 and len(self.kernel.events) < EVENTS
+        return self.linear == 0 and len(self.launch.events) < EVENTS
 
     def event(self, kind: str, agent: str, detail: str, site: Site | None = None) -> None:
         """Add an event to the report, if this block is watched."""
         if self.watched:
             location = site.instruction.location if site else None
-            self.kernel.events.append(Event(self.steps, kind, agent, detail, location))
+            self.launch.events.append(Event(self.steps, kind, agent, detail, location))
 
     def hazard(
         self, kind: str, site: Site, place: int, thread: int, message: str, parties: tuple[str, ...], fix: str
@@ -271,7 +276,7 @@ class Block:
             self.order.add(kind, site.index, place, thread, message, parties, fix)
 
     def fault(self, message: str, site: Site, ids: np.ndarray | None = None) -> Fault:
-        """A fault at an instruction, for the caller to raise; the message names the first of the threads."""
+        """Return a fault at an instruction, for the caller to raise; it names the first of the threads."""
         if ids is not None and len(ids):
             thread = int(ids[0])
             who = f"thread {thread % self.cluster.stride} of {self.cta_name(thread)}"
@@ -308,7 +313,7 @@ class Unit:
         self.block = block
 
     def serves(self) -> dict[str, Handler]:
-        """The instructions that the unit serves: how their names begin, and the method that serves them.
+        """Return how the names of the unit's instructions begin, and the methods that serve them.
 
         A handler gets all threads that stopped at one instruction in this round. It makes each of them ready
         (`block.go`, `block.poll`) or lets it wait (`block.wait`), and writes what the instruction returns to

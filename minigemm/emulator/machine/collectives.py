@@ -48,7 +48,7 @@ def activemask(present: Lanes) -> NDArray[np.uint32]:
 
 
 def lanes_of(mask: ArrayLike) -> Lanes:
-    """The lanes of a membermask. (...) -> (..., 32) bool."""
+    """Return the lanes of a membermask. (...) -> (..., 32) bool."""
     return (np.asarray(mask, np.int64)[..., None] >> _LANE & 1).astype(bool)
 
 
@@ -188,7 +188,7 @@ def elect(present: Lanes) -> NDArray[np.intp]:
 
 @cache
 def _matrix_elements(count: int, transposed: bool) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """The lane that gave the row's address, and the byte, of each half of each register: (32, count, 2)."""
+    """Return the lane that gave the row's address, and the byte, of each register half: (32, count, 2)."""
     lane, matrix, half = np.ogrid[:LANES, :count, :2]
     row, column = lane // 4 + 0 * half, lane % 4 * 2 + half
     if transposed:
@@ -198,7 +198,7 @@ def _matrix_elements(count: int, transposed: bool) -> tuple[NDArray[np.intp], ND
 
 
 def matrix_addresses(addresses: NDArray, count: int, transposed: bool) -> NDArray[np.int64]:
-    """Where `ldmatrix` and `stmatrix` `.m8n8.xCOUNT{.trans}.b16` find what a lane's registers hold.
+    """Return where `ldmatrix` and `stmatrix` `.m8n8.xCOUNT{.trans}.b16` find what a lane's registers hold.
 
     `addresses` (..., 32): lane 8m + r gives the address of row r of matrix m, 16 bytes. Lanes from 8 * count
     on are ignored. The result (..., 32, count, 2) is the byte address of the low and the high half of each

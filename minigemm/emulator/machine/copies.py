@@ -19,7 +19,7 @@ from ..translate.lower import CACHE_POLICY, Site
 from ..watch.order import STEP
 from . import tma
 from .barriers import U32, Barrier, Barriers
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, signed
 
 U64 = 2**64 - 1
 REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
@@ -89,7 +89,7 @@ class Copies(Unit):
             "st.async": self.store_remote,
         }
 
-    # ------------------------------------------------------------------------------ TMA
+    # --- TMA
 
     def copy_tensor(self, site: Site, ids: np.ndarray) -> None:
         """TMA copies.
@@ -108,7 +108,7 @@ class Copies(Unit):
             else:
                 where, *rest = arguments
                 shared = rest[rank]
-            coordinates = [_signed(v) for v in rest[:rank]]
+            coordinates = [signed(v) for v in rest[:rank]]
 
             # The tensor map, the box and the cache policy must be good.
             descriptor = self._descriptor(where & U64, rank, site, t)
@@ -128,12 +128,12 @@ class Copies(Unit):
         block.go(ids)
 
     def _descriptor(self, address: int, rank: int, site: Site, thread: int) -> tma.Descriptor:
-        """The tensor map at a global address, for a copy of this rank."""
+        """Return the tensor map at a global address, for a copy of this rank."""
         block, one = self.block, np.array([thread])
         if address % 64:
             raise block.fault(f"the tensor map at {address:#x} is not 64-byte aligned", site, one)
         with block.blamed(site, thread):
-            descriptor = tma.decode(block.kernel.memory.bytes(address, 128).tobytes())
+            descriptor = tma.decode(block.launch.memory.bytes(address, 128).tobytes())
         if len(descriptor.dims) != rank:
             message = f"a {rank}-dimensional copy with a tensor map of {len(descriptor.dims)} dimensions"
             raise block.fault(message, site, one)
@@ -173,10 +173,10 @@ class Copies(Unit):
 
         def move(place: int) -> None:
             with block.blamed(site, thread):
-                box = tma.gather(descriptor, coordinates, block.kernel.memory)
+                box = tma.gather(descriptor, coordinates, block.launch.memory)
                 block.shared[descriptor.offsets(place)] = box
 
-        block.kernel.add_traffic("tma_load_bytes", descriptor.box_bytes)
+        block.launch.add_traffic("tma_load_bytes", descriptor.box_bytes)
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         what = f"box at {tuple(coordinates)}"
         self._load(Load(site, thread, span, nbytes, what, move, descriptor.swizzle), destinations)
@@ -191,14 +191,14 @@ class Copies(Unit):
             data = block.shared[descriptor.offsets(place)]
             with block.blamed(site, thread):
                 if operation:
-                    tma.reduce(descriptor, coordinates, data, block.kernel.memory, operation)
+                    tma.reduce(descriptor, coordinates, data, block.launch.memory, operation)
                 else:
-                    tma.scatter(descriptor, coordinates, data, block.kernel.memory)
+                    tma.scatter(descriptor, coordinates, data, block.launch.memory)
 
         span, nbytes = descriptor.smem_bytes, descriptor.box_bytes
         self._store(Store(site, thread, place, span, nbytes, f"box at {tuple(coordinates)}", move))
 
-    # ------------------------------------------------------------------------------ without a tensor map
+    # --- without a tensor map
 
     def copy_bytes(self, site: Site, ids: np.ndarray) -> None:
         """Bulk copies without a tensor map.
@@ -232,16 +232,16 @@ class Copies(Unit):
 
         def move(to: int) -> None:
             with block.blamed(site, thread):
-                block.shared[to : to + size] = tma.bulk_load(source, to, size, block.kernel.memory)
+                block.shared[to : to + size] = tma.bulk_load(source, to, size, block.launch.memory)
 
-        block.kernel.add_traffic("tma_load_bytes", size)
+        block.launch.add_traffic("tma_load_bytes", size)
         destinations = self._destinations(site, thread, place, mbar, mask)
         self._load(Load(site, thread, size, size, f"{size} bytes", move), destinations)
 
     def _store_bytes(self, site: Site, thread: int, target: int, source: int, size: int) -> None:
         """Start a copy, or a reduction, from shared to global memory."""
         block = self.block
-        memory, operation, kind = block.kernel.memory, _reduction(site), site.instruction.modifiers[-1]
+        memory, operation, kind = block.launch.memory, _reduction(site), site.instruction.modifiers[-1]
         place = block.place(source, site, thread)
         data = block.shared_bytes(place, size, site, "bulk copy")
 
@@ -315,12 +315,12 @@ class Copies(Unit):
             self._load(load, self._destinations(site, t, place, mbar, None))
         block.go(ids)
 
-    # ------------------------------------------------------------------------------ loads
+    # --- loads
 
     def _destinations(
         self, site: Site, thread: int, place: int, mbar: int, mask: int | None
     ) -> list[tuple[int, int]]:
-        """The places, and the mbarriers there, that a load goes to.
+        """Return the places, and the mbarriers there, that a load goes to.
 
         It is one of each, in one CTA; with a mask it is the same offsets in each CTA of the mask.
         """
@@ -360,15 +360,15 @@ class Copies(Unit):
         """Start a load to each of these (place, mbarrier)."""
         block, site, thread = self.block, load.site, load.thread
         one = np.array([thread])
-        block.kernel.add_traffic("tma_transactions", 1)
-        block.kernel.add_traffic("tma_delivered_bytes", load.nbytes * len(destinations))
+        block.launch.add_traffic("tma_transactions", 1)
+        block.launch.add_traffic("tma_delivered_bytes", load.nbytes * len(destinations))
         at = 0.0
         if block.model:
             what = f"load {load.nbytes} bytes to {block.cluster.spot(destinations[0][0])}"
             at = block.model.copy(thread >> 5, load.nbytes, what, str(site.instruction.location))
 
         for place, mbar in destinations:
-            if self.barriers.gone(place, site, one, "starts a copy to"):
+            if self.barriers.report_if_gone(place, site, one, "starts a copy to"):
                 continue
             barrier = self.barriers.at(mbar, site, one)
             number = barrier.issued
@@ -389,7 +389,7 @@ class Copies(Unit):
             block.launch_async(partial(self._landed, load, place, barrier, number, at), at)
 
     def _landed(self, load: Load, place: int, barrier: Barrier, number: int, at: float) -> None:
-        """A load has landed."""
+        """Pass on that a load has landed."""
         block = self.block
         if block.cluster.rank_at(place) in block.gone:  # that CTA exited without a wait, as was reported then
             return
@@ -404,7 +404,7 @@ class Copies(Unit):
         target, name = self.block.cluster.spot(place), self.barriers.short_name(mbar)
         return f"{load.what} -> shared {target}, {load.nbytes} bytes on mbarrier {name}"
 
-    # ------------------------------------------------------------------------------ stores
+    # --- stores
 
     def _store(self, store: Store) -> None:
         """Start a store."""
@@ -414,8 +414,8 @@ class Copies(Unit):
         bulk.clock += STEP
         if block.order:
             block.order.asynchronous_read(thread, store.place, store.span, bulk.clock, site.index)
-        block.kernel.add_traffic("tma_store_bytes", store.nbytes)
-        block.kernel.add_traffic("tma_transactions", 1)
+        block.launch.add_traffic("tma_store_bytes", store.nbytes)
+        block.launch.add_traffic("tma_transactions", 1)
 
         spot = block.cluster.spot(store.place)
         detail = f"shared {spot} -> {store.target}, {store.nbytes} bytes"
@@ -424,9 +424,9 @@ class Copies(Unit):
             what = f"store {store.nbytes} bytes from {spot}"
             bulk.read = block.model.copy(thread >> 5, store.nbytes, what, str(site.instruction.location))
 
-        if block.kernel.schedule == "early":
+        if block.launch.schedule == "early":
             store.move()
-        bulk.open.append(_nothing if block.kernel.schedule == "early" else store.move)
+        bulk.open.append(_nothing if block.launch.schedule == "early" else store.move)
 
     def _groups(self, thread: int) -> BulkGroups:
         return self.bulk.setdefault(thread, BulkGroups())
@@ -462,7 +462,7 @@ class Copies(Unit):
         self.block.go(ids)
 
     def end(self) -> None:
-        """All threads have exited: report stores that nobody waited for, and complete them."""
+        """Report stores that nobody waited for, and complete them: all threads have exited."""
         block = self.block
         for thread, bulk in self.bulk.items():
             if bulk.site and (bulk.open or bulk.groups):
@@ -481,14 +481,9 @@ class Copies(Unit):
 
 
 def _reduction(site: Site) -> str:
-    """The operation of a `cp.reduce`; "" for a copy."""
+    """Return the operation of a `cp.reduce`; "" for a copy."""
     modifiers = site.instruction.modifiers
     return next(m for m in modifiers if m in REDUCTIONS) if modifiers[0] == "reduce" else ""
-
-
-def _signed(bits: int) -> int:
-    """A 32-bit register as a signed number."""
-    return (bits & U32 ^ 1 << 31) - (1 << 31)
 
 
 def _nothing() -> None:

@@ -50,7 +50,7 @@ class CpAsync(Unit):
     def copy(self, site: Site, ids: np.ndarray) -> None:
         """`[dst], [src], size{, bytes to take}`: the rest of `size` is zero-filled."""
         block = self.block
-        early = block.kernel.schedule == "early"
+        early = block.launch.schedule == "early"
         for t in ids.tolist():
             target, source, size, *taken = (int(v) for v in block.arguments[t, : len(site.arguments)])
             place, source = block.place(target, site, t), source & U64
@@ -72,7 +72,7 @@ class CpAsync(Unit):
         destination[take:] = 0
         if take:
             with self.block.blamed(site, thread):
-                destination[:take] = self.block.kernel.memory.bytes(source, take)
+                destination[:take] = self.block.launch.memory.bytes(source, take)
 
     def _groups(self, thread: int) -> list[list[Copy]]:
         return self._in_flight.setdefault(thread, [[]])
@@ -135,7 +135,7 @@ class CpAsync(Unit):
         cell: int | None,
         clocks: Clocks | None,
     ) -> None:
-        """The copies before a `cp.async.mbarrier.arrive` have completed."""
+        """Arrive for a `cp.async.mbarrier.arrive` whose earlier copies have completed."""
         self._complete(thread, copies, cell)
         if self.block.order and clocks:
             self.barriers.collect(barrier, self.block.order.fit(clocks))

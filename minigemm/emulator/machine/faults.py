@@ -9,8 +9,8 @@ from .block import Block
 
 
 def native_fault(block: Block, thread: int) -> Fault:
-    """The fault that native code left in the block record of this thread's CTA."""
-    cluster, program = block.cluster, block.kernel.program
+    """Return the fault that native code left in the block record of this thread's CTA."""
+    cluster, program = block.cluster, block.launch.program
     rank = cluster.rank_of(thread)
     fields = c.FAULT_KIND, c.FAULT_SITE, c.FAULT_ADDRESS, c.FAULT_SIZE
     kind, site, address, size = (int(block.fields[rank][field]) for field in fields)
@@ -34,7 +34,7 @@ def native_fault(block: Block, thread: int) -> Fault:
         c.SHARED_BOUNDS: f"out-of-bounds {verb} of {size} bytes at shared address {address:#x}; the CTA's shared "
         f"memory is {end}",
         c.GLOBAL_BOUNDS: f"out-of-bounds {verb} of {size} bytes at global address {address:#x}: "
-        f"{block.kernel.memory.nearest(address)}",
+        f"{block.launch.memory.nearest(address)}",
         c.MISALIGNED: f"misaligned {verb}: {size} bytes at address {address:#x}, which is no multiple of {size}",
         c.READ_ONLY: f"write of {size} bytes at {address:#x}, which is read-only memory",
         c.TRAP: "the kernel executed trap",
@@ -48,7 +48,7 @@ def native_fault(block: Block, thread: int) -> Fault:
 
 
 def never_written(block: Block) -> Fault | None:
-    """The fault for a read of shared memory that nobody had written, unless a hazard explains it."""
+    """Return the fault for a read of shared memory that nobody had written, unless a hazard explains it."""
     found = block.order.unexplained() if block.order else None
     if found is None:
         return None
@@ -58,7 +58,7 @@ def never_written(block: Block) -> Fault | None:
 
 
 def suspect(block: Block) -> str:
-    """The first hazard of the block, as a line to add to a message; "" if there is none."""
+    """Return the first hazard of the block, as a line to add to a message; "" if there is none."""
     hazard = next(iter(block.order.found.values()), None) if block.order else None
     if hazard is None:
         return ""
@@ -66,9 +66,9 @@ def suspect(block: Block) -> str:
 
 
 def _fault(block: Block, message: str, site: int, thread: int, more: str = "") -> Fault:
-    """A fault at the instruction with index `site`, in a thread that is named by its (x, y, z)."""
-    ins = block.kernel.program.function.code[site]
-    bx, by, _ = block.kernel.block
+    """Return a fault at the instruction with index `site`, in a thread that is named by its (x, y, z)."""
+    ins = block.launch.program.function.code[site]
+    bx, by, _ = block.launch.block
     t = thread % block.cluster.stride
     tid = t % bx, t // bx % by, t // (bx * by)
     where = f"{ins.name}, PTX line {ins.line}, thread {tid} of {block.cta_name(thread)}"

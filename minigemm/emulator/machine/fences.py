@@ -35,21 +35,21 @@ class Fences(Unit):
         self.block.go(ids)
 
     def acquire(self, site: Site, ids: np.ndarray) -> None:
-        """What follows a load or an atomic with acquire. In a loop that loads a flag it only polls."""
+        """Serve what follows a load or an atomic with acquire. In a loop that loads a flag it only polls."""
         if order := self.block.order:
             for word, group in self._by_word(site, ids):
                 order.see(group, word)
         self.block.poll(ids)
 
     def release(self, site: Site, ids: np.ndarray) -> None:
-        """What precedes a store or an atomic with release."""
+        """Serve what precedes a store or an atomic with release."""
         if order := self.block.order:
             for word, group in self._by_word(site, ids):
                 order.publish(word, order.release(group))
         self.block.go(ids)
 
     def _by_word(self, site: Site, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """The threads by the word of shared memory that they access, or GLOBAL."""
+        """Sort threads by the word of shared memory that they access, or GLOBAL."""
         addresses = self.block.arguments[ids, 0]
         space = site.instruction.modifiers[1]
         inside = addresses >> 56 == 1 if space == "generic" else np.full(len(ids), space == "shared")

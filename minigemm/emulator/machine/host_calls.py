@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from ..ptx.program import Symbol
+from ..ptx.module import Symbol
 from ..translate.lower import Site
 from .block import Block, Handler, Unit
 
@@ -39,28 +39,28 @@ class HostCalls(Unit):
             raise block.fault(f"call of the external function {name}, which is not emulated", site, ids)
 
     def _slot(self, thread: int, symbol: str) -> int:
-        """The 8 bytes that the thread stored for a parameter of the call."""
-        offset = self.block.kernel.program.local_places[symbol]
+        """Return the 8 bytes that the thread stored for a parameter of the call."""
+        offset = self.block.launch.program.local_places[symbol]
         return int(self.block.contexts[thread, offset : offset + 8].view(np.int64)[0])
 
     def _return(self, site: Site, thread: int, value: int) -> None:
         """Store the call's result where the thread will look for it."""
         for operand in site.results:
-            place = self.block.kernel.program.local_places.get(_symbol(operand))
+            place = self.block.launch.program.local_places.get(_symbol(operand))
             if place is not None:
                 self.block.contexts[thread, place : place + 4].view(np.int32)[0] = value
 
 
 def _symbol(operand: object) -> str:
-    """The name of an operand that is a symbol, else ""."""
+    """Return the name of an operand that is a symbol, else ""."""
     return operand.name if isinstance(operand, Symbol) else ""
 
 
 def _string(block: Block, address: int) -> str:
-    """The C string at a global address."""
+    """Return the C string at a global address."""
     if not address:
         return "(null)"
-    for base, size, _, _ in block.kernel.memory.ranges:
+    for base, size, _, _ in block.launch.memory.ranges:
         if base <= address < base + size:
             return ctypes.string_at(address, base + size - address).split(b"\0")[0].decode(errors="replace")
     return f"<{address:#x}>"

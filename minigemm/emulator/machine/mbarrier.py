@@ -19,7 +19,7 @@ class BarrierMisuse(EmulatorError):
 
 
 def never_initialised(operation: str) -> BarrierMisuse:
-    """The misuse of an `operation` ("mbarrier.arrive") at an address where no mbarrier was initialised."""
+    """Return the misuse of an `operation` ("mbarrier.arrive") where no mbarrier was initialised."""
     return BarrierMisuse(
         f"{operation} on memory that holds no mbarrier: nobody executed mbarrier.init there before. One thread must "
         "initialise the barrier, and all must pass a __syncthreads() (a cluster barrier in clusters) before they use it"
@@ -159,7 +159,10 @@ class MBarrier:
         return self.phase & 1 != parity
 
     def describe(self) -> str:
-        """The state in words: phase, parity, arrivals, bytes, and, when it cannot complete by itself, why."""
+        """Return the state in words: phase, parity, arrivals, bytes.
+
+        When it cannot complete by itself, the words say why.
+        """
         if not self._valid:
             return "invalidated by mbarrier.inval"
         total = self._arrived + self.pending
@@ -190,7 +193,7 @@ class MBarrier:
         )
 
     def leftover(self) -> str:
-        """What is wrong when the kernel ends with the barrier in this state; "" when nothing is."""
+        """Return what is wrong when the kernel ends with the barrier in this state; "" when nothing is."""
         if not self._valid or not self.tx:
             return ""
         return f"the kernel ends with an mbarrier in {self.describe()}: {self._bytes_off()}"

@@ -20,7 +20,7 @@ from ..errors import Unsupported
 from ..translate.lower import Site
 from ..watch.order import STEP, warps_of
 from . import tensor_core
-from .block import Block, Handler, Unit
+from .block import Block, Handler, Unit, signed
 from .registers import Registers
 from .warpgroups import Warpgroups
 from .wgmma import (
@@ -139,7 +139,7 @@ class TensorCores(Unit):
                     self._retire(issued, mma, threads, site)
             self.block.go(threads)
 
-    # ------------------------------------------------------------------------------ one product
+    # --- one product
 
     def _of(self, ids: np.ndarray) -> Issued:
         number = int(ids[0]) // WARPGROUP
@@ -164,7 +164,7 @@ class TensorCores(Unit):
                     ids, operand.words, issued.number, issued.clock, site.index, operand.name, operand.swizzle
                 )
         self.registers.check_pressure(site, ids)
-        block.kernel.add_traffic("wgmma", 1)
+        block.launch.add_traffic("wgmma", 1)
 
         done = 0.0
         if block.model:
@@ -177,7 +177,7 @@ class TensorCores(Unit):
             name = block.cluster.warpgroup(issued.number)
             block.event("wgmma issued", name, f"m64n{shape.n}k32", site)
 
-        if block.kernel.schedule == "early":
+        if block.launch.schedule == "early":
             issued.compute(mma)
             block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
         else:
@@ -188,7 +188,7 @@ class TensorCores(Unit):
     def _decoded(
         self, site: Site, ids: np.ndarray, shape: Shape
     ) -> tuple[Callable[[np.ndarray], None], list[Operand]]:
-        """The product as a function that adds it to sums, and its operands in shared memory.
+        """Return the product as a function that adds it to sums, and its operands in shared memory.
 
         Arguments are A (a descriptor, or four registers), the descriptor of B, scale-d, imm-scale-a,
         imm-scale-b.
@@ -198,7 +198,7 @@ class TensorCores(Unit):
         at_b = 4 if shape.from_registers else 1
         descriptor_b, scale_d, *signs = arguments[0, at_b:].tolist()
         self._check_uniform(site, ids, arguments[:, at_b], "the descriptor of B")
-        flip_a, flip_b = (SIGN if _signed(sign) < 0 else np.uint8(0) for sign in (signs + [1, 1])[:2])
+        flip_a, flip_b = (SIGN if signed(sign) < 0 else np.uint8(0) for sign in (signs + [1, 1])[:2])
         registers, in_memory = None, []
         if shape.from_registers:
             registers = (arguments[:, :4] & 0xFFFFFFFF).astype(np.uint32)
@@ -206,7 +206,7 @@ class TensorCores(Unit):
             self._check_uniform(site, ids, arguments[:, 0], "the descriptor of A")
             in_memory.append(self._operand(site, ids, int(arguments[0, 0]), ROWS, "A"))
         in_memory.append(self._operand(site, ids, descriptor_b, shape.n, "B"))
-        accumulate = tensor_core.accumulate_fast if block.kernel.fast else tensor_core.accumulate
+        accumulate = tensor_core.accumulate_fast if block.launch.fast else tensor_core.accumulate
 
         def compute(sums: np.ndarray) -> None:
             left = self._fetch(in_memory[0]) if registers is None else a_from_registers(registers)
@@ -229,7 +229,7 @@ class TensorCores(Unit):
             raise self.block.fault(message, site, ids)
 
     def _operand(self, site: Site, ids: np.ndarray, bits: int, rows: int, name: str) -> Operand:
-        """The operand of a descriptor. Raises Fault unless it lies inside the CTA's shared memory."""
+        """Return the operand of a descriptor. Raises Fault unless it lies inside the CTA's shared memory."""
         cluster, descriptor = self.block.cluster, Descriptor.decode(bits)
         chunks = descriptor.chunks(rows)
         low, high = int(chunks.min()), int(chunks.max()) + 16
@@ -245,7 +245,7 @@ class TensorCores(Unit):
         return Operand(name, chunks, descriptor.swizzle)
 
     def _fetch(self, operand: Operand) -> np.ndarray:
-        """The bytes (rows, 32) of an operand, as they lie in shared memory now."""
+        """Return the bytes (rows, 32) of an operand, as they lie in shared memory now."""
         memory: np.ndarray = self.block.shared.view(np.uint64)
         words = operand.chunks[..., None] // 8 + np.arange(2)
         return memory[words].view(np.uint8).reshape(len(operand.chunks), 32)
@@ -258,7 +258,7 @@ class TensorCores(Unit):
         accumulator.pending -= 1
         if not accumulator.pending:
             del issued.accumulators[columns]
-            if block.kernel.schedule != "early":
+            if block.launch.schedule != "early":
                 block.c32[ids[:, None], columns] = fragments_of(accumulator.sums).view(np.int32)
         block.until(ids, mma.done, "WGMMA", site)
         if block.order:
@@ -276,8 +276,3 @@ def _shape(site: Site) -> Shape:
             ins.location,
         )
     return shape
-
-
-def _signed(bits: int) -> int:
-    """A 32-bit register as a signed number."""
-    return (bits & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)

@@ -83,8 +83,8 @@ class Progress:
     def _check_limits(self, ids: np.ndarray) -> None:
         """Raise EmulatorError at the instruction limit, or where the race detector cannot count further."""
         block = self.block
-        limit = block.kernel.instruction_limit
-        spent = float(block.kernel.counts.sum()) + ROUND_COST * max(0, block.steps - MANY_ROUNDS)
+        limit = block.launch.instruction_limit
+        spent = float(block.launch.counts.sum()) + ROUND_COST * max(0, block.steps - MANY_ROUNDS)
         if spent > limit:
             raise EmulatorError(
                 f"no end after {limit:.0e} basic blocks: an endless loop? Thread {int(ids[0])} is at "
@@ -97,7 +97,7 @@ class Progress:
             )
 
     def _state(self) -> int:
-        """A fingerprint of contexts and mbarriers, without what the race detector keeps in a context."""
+        """Return a fingerprint of contexts and mbarriers, without the race detector's part of a context."""
         block = self.block
         contexts = block.contexts.copy()
         contexts[:, c.ROW : c.ARGUMENTS] = 0
@@ -108,7 +108,7 @@ class Progress:
     def _look_at_memory(self) -> None:
         """Compare memory with the last look: if it is the same, nothing can change any more."""
         mark = zlib.crc32(self.block.shared.data)
-        for base, size, writable, _ in self.block.kernel.memory.ranges:
+        for base, size, writable, _ in self.block.launch.memory.ranges:
             if writable:
                 mark = zlib.crc32((ctypes.c_uint8 * size).from_address(base), mark)
         self.stuck = mark == self._memory
@@ -117,10 +117,10 @@ class Progress:
                 self._patience *= 2  # large buffers take long to look at
             self._memory, self._changed_at = mark, self.block.steps
 
-    # ------------------------------------------------------------------------------ messages
+    # --- messages
 
     def livelock(self) -> Deadlock:
-        """The error for a block that is stuck: its threads spin."""
+        """Return the error for a block that is stuck: its threads spin."""
         block = self.block
         ids = np.concatenate(block.ready) if block.ready else next(iter(block.waiting.values())).ids
         first = f"{block.name}: {block.cluster.thread(int(ids[0]))}"
@@ -134,7 +134,7 @@ class Progress:
         )
 
     def deadlock(self) -> Deadlock:
-        """The error for a block in which no thread is ready and nothing is in flight."""
+        """Return the error for a block in which no thread is ready and nothing is in flight."""
         block = self.block
         threads = block.cluster.ranks * block.cluster.threads
         waiting = next(iter(block.waiting.values()), None)
@@ -145,15 +145,15 @@ class Progress:
         )
 
     def _loop(self, ids: np.ndarray) -> str:
-        """The line at which the first of these threads gave way."""
-        c32, program = self.block.c32, self.block.kernel.program
+        """Return the line at which the first of these threads gave way."""
+        c32, program = self.block.c32, self.block.launch.program
         code, number = int(c32[ids[0], c.CODE // 4]), int(c32[ids[0], c.PC // 4])
         if code > 0:
             return line_of(program.sites[code - 1].instruction)
         return line_of(program.function.code[program.loops.get(number, 0)])
 
     def _waiters(self) -> str:
-        """One line for each place at which threads wait, and for each reason."""
+        """Return one line for each place at which threads wait, and for each reason."""
         lines: dict[tuple[str, str], list[np.ndarray]] = {}
         for waiting in self.block.waiting.values():
             key = line_of(waiting.site.instruction), waiting.why()

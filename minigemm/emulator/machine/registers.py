@@ -22,7 +22,7 @@ MORE = "raise the count of setmaxnreg.inc in the consumers, or take a smaller ti
 
 
 @dataclass
-class Waiter:
+class RegisterWaiter:
     """A warpgroup that waits until the pool has enough registers."""
 
     ids: np.ndarray
@@ -31,12 +31,12 @@ class Waiter:
 
 
 @dataclass
-class Pool:
+class RegisterFile:
     """The registers of a CTA: how many each warp may use, and how many are free."""
 
     limits: np.ndarray  # a thread, for each warp
     free: int = 0
-    waiters: list[Waiter] = field(default_factory=list)
+    waiters: list[RegisterWaiter] = field(default_factory=list)
 
 
 class Registers(Unit):
@@ -45,7 +45,7 @@ class Registers(Unit):
     def __init__(self, block: Block, warpgroups: Warpgroups) -> None:
         super().__init__(block)
         self.warpgroups = warpgroups
-        self._pools: dict[int, Pool] = {}  # by rank
+        self._files: dict[int, RegisterFile] = {}  # by rank
 
     def serves(self) -> dict[str, Handler]:
         return {"setmaxnreg": self.set_limit}
@@ -57,8 +57,8 @@ class Registers(Unit):
         """
         block, raises = self.block, "inc" in site.instruction.modifiers
         for group in self.warpgroups.meet(site, ids):
-            pool, warps = self._pool(group), self._warps(group)
-            count, have = int(block.arguments[group[0], 0]), int(pool.limits[warps[0]])
+            file, warps = self._file(group), self._warps(group)
+            count, have = int(block.arguments[group[0], 0]), int(file.limits[warps[0]])
             if count % STEP or not FEWEST <= count <= MOST:
                 message = f"setmaxnreg {count}: expected a multiple of {STEP} from {FEWEST} to {MOST}"
                 raise block.fault(message, site, group)
@@ -71,17 +71,17 @@ class Registers(Unit):
                 block.go(group)
                 continue
             if raises:
-                ticket = block.wait(group, site, partial(self._why, pool, count, len(group)))
-                pool.waiters.append(Waiter(group, ticket, count))
+                ticket = block.wait(group, site, partial(self._why, file, count, len(group)))
+                file.waiters.append(RegisterWaiter(group, ticket, count))
             else:
-                pool.free += (have - count) * len(group)
-                pool.limits[warps] = count
+                file.free += (have - count) * len(group)
+                file.limits[warps] = count
                 block.go(group)
-            self._hand_out(pool)
+            self._hand_out(file)
 
     def check_pressure(self, site: Site, ids: np.ndarray) -> None:
         """Report a WGMMA at which more FP32 values are live than setmaxnreg left registers."""
-        limit = int(self._pool(ids).limits[self._warps(ids)[0]])
+        limit = int(self._file(ids).limits[self._warps(ids)[0]])
         if site.pressure > limit:
             name = self.block.cluster.warpgroup(int(ids[0]) // WARPGROUP)
             message = (
@@ -90,41 +90,41 @@ class Registers(Unit):
             )
             self.block.hazard("setmaxnreg", site, 0, int(ids[0]), message, (name,), MORE)
 
-    def _pool(self, ids: np.ndarray) -> Pool:
-        """The register pool of the threads' CTA.
+    def _file(self, ids: np.ndarray) -> RegisterFile:
+        """Return the register pool of the threads' CTA.
 
         At launch it is the SM's file divided by `.minnctapersm`, split evenly over the warps.
         """
         cluster = self.block.cluster
         rank = cluster.rank_of(int(ids[0]))
-        if rank not in self._pools:
+        if rank not in self._files:
             warps = -(-cluster.threads // 32)
-            (ctas,) = self.block.kernel.program.function.directives.get("minnctapersm", (1,))
+            (ctas,) = self.block.launch.program.function.directives.get("minnctapersm", (1,))
             threads = -(-warps // 4) * WARPGROUP * max(ctas, 1)  # whole warpgroups have registers
             share = min(255, REGISTER_FILE // threads) // STEP * STEP
-            self._pools[rank] = Pool(np.full(warps, share))
-        return self._pools[rank]
+            self._files[rank] = RegisterFile(np.full(warps, share))
+        return self._files[rank]
 
     def _warps(self, ids: np.ndarray) -> np.ndarray:
-        """The numbers of the threads' warps in their CTA."""
+        """Return the numbers of the threads' warps in their CTA."""
         return warps_of(ids) % self.block.cluster.warps
 
-    def _hand_out(self, pool: Pool) -> None:
+    def _hand_out(self, file: RegisterFile) -> None:
         """Give registers to those who wait for them, as far as the pool goes."""
-        waiters, pool.waiters = pool.waiters, []
+        waiters, file.waiters = file.waiters, []
         for waiter in waiters:
             warps = self._warps(waiter.ids)
-            need = (waiter.count - int(pool.limits[warps[0]])) * len(waiter.ids)
-            if need <= pool.free:
-                pool.free -= need
-                pool.limits[warps] = waiter.count
+            need = (waiter.count - int(file.limits[warps[0]])) * len(waiter.ids)
+            if need <= file.free:
+                file.free -= need
+                file.limits[warps] = waiter.count
                 self.block.wake(waiter.ticket)
             else:
-                pool.waiters.append(waiter)
+                file.waiters.append(waiter)
 
-    def _why(self, pool: Pool, count: int, threads: int) -> str:
+    def _why(self, file: RegisterFile, count: int, threads: int) -> str:
         return (
-            f"setmaxnreg.inc to {count} registers for {threads} threads: the CTA's pool has {pool.free} left. Let "
+            f"setmaxnreg.inc to {count} registers for {threads} threads: the CTA's pool has {file.free} left. Let "
             "the producers give back more (setmaxnreg.dec), or ask for less: all warps together can have "
             f"{REGISTER_FILE}"
         )

@@ -1,4 +1,4 @@
-"""The machine: which units there are, who is told of what, and who runs when.
+"""The machine: the units, their notifications, and the scheduling of threads.
 
 A cluster of CTAs that runs is a `Resident`: its block of threads, the units that serve them, and its
 progress. `run` takes threads that are ready, lets native code run each of them until it stops, and has the
@@ -8,7 +8,7 @@ done, or it is a deadlock and the message names every waiter.
 
 Schedules: under "late" asynchronous work completes only when no thread can go on, under "early" at once, and
 under an integer seed at random moments, with warps in random order. A kernel that waits as it must gives the
-same result under each. A cycle model runs the warp whose clock is behind, and lets work land at its time.
+same result under each. A cycle model runs the warp with the earliest clock, and lets work land at its time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .cp_async import CpAsync
 from .faults import native_fault, never_written
 from .fences import Fences
 from .host_calls import HostCalls
-from .kernel import Kernel
+from .launch import LaunchState
 from .pool import Pool
 from .products import TensorCores
 from .progress import Progress
@@ -42,12 +42,12 @@ from .warps import Warps
 EAGER = 0.25  # under a seed: the share of rounds before which something in flight completes
 
 
-def run(kernel: Kernel) -> None:
+def run(launch: LaunchState) -> None:
     """Run every CTA of the grid.
 
-    Clusters run one after another, except that one which only spins lets the next start beside it.
+    Clusters run one after another. A cluster whose threads only poll lets the next one start beside it.
     """
-    gx, gy, gz = kernel.clusters
+    gx, gy, gz = launch.clusters
     free: list[Pool] = []
     residents: deque[Resident] = deque()
     pending = deque(range(gx * gy * gz))
@@ -56,7 +56,7 @@ def run(kernel: Kernel) -> None:
         if pending and all(resident.progress.idle_rounds for resident in residents):
             n = pending.popleft()
             index = n % gx, n // gx % gy, n // (gx * gy)
-            resident = Resident(kernel, index, n, free.pop() if free else Pool(kernel))
+            resident = Resident(launch, index, n, free.pop() if free else Pool(launch))
         else:
             resident = residents.popleft()
 
@@ -72,10 +72,10 @@ def run(kernel: Kernel) -> None:
 class Resident:
     """A cluster of CTAs that runs: its block, the units that serve it, and its progress."""
 
-    def __init__(self, kernel: Kernel, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
-        block = self.block = Block(kernel, index, linear, pool)
+    def __init__(self, launch: LaunchState, index: tuple[int, int, int], linear: int, pool: Pool) -> None:
+        block = self.block = Block(launch, index, linear, pool)
 
-        # The units, and what each needs of the others.
+        # Each unit, with the units that it works with.
         self.thread_barriers = ThreadBarriers(block)
         self.cluster_barrier = ClusterBarrier(block)
         self.fences = Fences(block)
@@ -98,17 +98,17 @@ class Resident:
         self.handlers = self._handlers(*threads, *asynchronous, self.host_calls)
 
     def _handlers(self, *units: Unit) -> list[Handler]:
-        """The handler of each site of the kernel."""
-        kernel = self.block.kernel
+        """Return the handler of each site of the kernel."""
+        launch = self.block.launch
         served = {name: handler for unit in units for name, handler in unit.serves().items()}
-        if not kernel.served:
-            kernel.served = [_served_as(site, served) for site in kernel.program.sites]
-        return [served[name] for name in kernel.served]
+        if not launch.served:
+            launch.served = [_served_as(site, served) for site in launch.program.sites]
+        return [served[name] for name in launch.served]
 
-    # ------------------------------------------------------------------------------ who is told of what
+    # --- notifications
 
     def _exited(self, ids: np.ndarray) -> None:
-        """Threads have exited: nobody waits for them any longer."""
+        """Tell the units that threads have exited: nobody waits for them any longer."""
         block = self.block
         block.alive[ids] = False
         self.thread_barriers.exited()
@@ -120,7 +120,7 @@ class Resident:
                     self._cta_left(rank)
 
     def _cta_left(self, rank: int) -> None:
-        """The last thread of a CTA in a cluster of several has exited; its shared memory is gone with it."""
+        """Tell the units that a CTA in a cluster of several has exited; its shared memory is gone with it."""
         self.barriers.cta_left(rank, self.cluster_barrier.passed.get(rank))
         self.block.gone.add(rank)
         self.block.fields[:, c.GONE] |= 1 << rank
@@ -130,7 +130,7 @@ class Resident:
         return self.barriers.idle()
 
     def _end(self) -> None:
-        """All threads have exited."""
+        """Finish a cluster whose threads have all exited."""
         self.copies.end()
         self.barriers.end()
         self.report_hazards()
@@ -139,11 +139,11 @@ class Resident:
 
     def report_hazards(self) -> None:
         """Add the hazards of this block to those of the launch."""
-        found, reported = self.block.order, self.block.kernel.hazard_list
+        found, reported = self.block.order, self.block.launch.hazard_list
         if found:
             reported += [hazard for hazard in found.found.values() if hazard not in reported]
 
-    # ------------------------------------------------------------------------------ who runs when
+    # --- scheduling
 
     def run(self) -> bool:
         """Run until the cluster is done (True), or only spins (False)."""
@@ -179,7 +179,10 @@ class Resident:
         return self._only(ids, int(warps[block.random.randrange(len(warps))]))
 
     def _earliest(self, model: Model) -> np.ndarray:
-        """Take the ready warp whose clock is behind, after what has landed before that."""
+        """Take the ready warp with the earliest clock.
+
+        Asynchronous work that lands by then completes first.
+        """
         block = self.block
         while True:
             ids = np.sort(np.concatenate(block.ready))
@@ -196,7 +199,10 @@ class Resident:
         return ids[mine]
 
     def _step(self, ids: np.ndarray) -> bool:
-        """One round: run threads until each stops, then serve them. Returns False when others shall run."""
+        """Run threads for one round, until each stops, then serve them.
+
+        Return False when this cluster should give way to others.
+        """
         block = self.block
         block.steps += 1
         block.polls = 0
@@ -221,7 +227,7 @@ class Resident:
             groups = [(code, ids[codes == code]) for code in distinct(codes)]
         for code, group in groups:
             if code > 0:
-                self.handlers[code - 1](block.kernel.program.sites[code - 1], group)
+                self.handlers[code - 1](block.launch.program.sites[code - 1], group)
             elif code == c.DONE:
                 self._exited(group)
             else:  # BUDGET: a loop gives way
@@ -253,26 +259,26 @@ class Resident:
 
     def _execute_timed(self, ids: np.ndarray, model: Model) -> np.ndarray:
         """Under a cycle model: run the threads of one warp, and advance its clock by what they executed."""
-        block, kernel = self.block, self.block.kernel
-        warp, before = int(ids[0]) >> 5, kernel.counts @ kernel.lengths
+        block, launch = self.block, self.block.launch
+        warp, before = int(ids[0]) >> 5, launch.counts @ launch.lengths
 
-        # %clock is the warp's own; a clock that is read goes on by one.
+        # %clock is the warp's own. Each read advances it by one, so the reads are counted.
         now = int(model.now[warp])
         block.fields[:, c.CLOCK] = now
         codes = self._execute(ids)
         block.clock_reads += int(block.fields[:, c.CLOCK].max()) - now
 
         code = int(codes[0])
-        line = line_of(kernel.program.sites[code - 1].instruction) if code > 0 else ""
-        model.executed(warp, float(kernel.counts @ kernel.lengths - before) / len(ids), line)
+        line = line_of(launch.program.sites[code - 1].instruction) if code > 0 else ""
+        model.executed(warp, float(launch.counts @ launch.lengths - before) / len(ids), line)
         return codes
 
     def _execute_cta(self, rank: int, ids: np.ndarray) -> None:
         """Run threads of one CTA until they stop, and take what native code recorded meanwhile."""
         block = self.block
-        kernel, pool, order, record = block.kernel, block.pool, block.order, block.fields[rank]
+        launch, pool, order, record = block.launch, block.pool, block.order, block.fields[rank]
         address = self._records + rank * 8 * c.BLOCK_FIELDS
-        kernel.native.step(self._contexts, self._stride, len(ids), ids.ctypes.data, address)  # type: ignore[operator]
+        launch.native.step(self._contexts, self._stride, len(ids), ids.ctypes.data, address)  # type: ignore[operator]
 
         # Hazards and flags.
         if order and record[c.RECORD_COUNT]:
@@ -285,14 +291,14 @@ class Resident:
                     order.lose_flags()
 
         # Memory requests.
-        if kernel.profile is not None:
+        if launch.profile is not None:
             first = block.cluster.stride * rank
             logged = block.c64[first:, c.LOGGED // 8]
-            kernel.profile.take(pool.log[first:], logged, ids - first if rank else ids, block.numbers[rank])
+            launch.profile.take(pool.log[first:], logged, ids - first if rank else ids, block.numbers[rank])
 
 
 def _served_as(site: Site, served: dict[str, Handler]) -> str:
-    """The longest of the served names with which the name of a site's instruction begins."""
+    """Return the longest of the served names with which the name of a site's instruction begins."""
     ins = site.instruction
     parts = ins.name.split(".")
     for n in range(len(parts), 0, -1):

@@ -53,7 +53,7 @@ class Format:
 
 @cache
 def format_of(kind: str) -> Format:
-    """The tables of "e4m3" or "e5m2"."""
+    """Return the tables of "e4m3" or "e5m2"."""
     if kind not in KINDS:
         raise ValueError(f'kind: expected "e4m3" or "e5m2", got {kind!r}')
     fraction_bits = 3 if kind == "e4m3" else 2
@@ -169,7 +169,7 @@ def _chain(
 def _infinities(
     a: Any, b: Any, c: Any, infinite: Any, bits: Any, a_sig: Any, a_special: Any, b_sig: Any, b_special: Any
 ) -> Any:
-    """The sum with infinite operands (e5m2), as (bits, is it NaN?).
+    """Return the sum with infinite operands (e5m2), as (bits, is it NaN?).
 
     Infinity times zero and infinities of both signs are NaN; else the sum is the infinity.
     """

@@ -42,7 +42,7 @@ class ThreadBarriers(Unit):
         return dict.fromkeys([*names, "barrier.cta"], self.meet)
 
     def exited(self) -> None:
-        """Threads have exited: a barrier that expects all that are left may be complete now."""
+        """Complete barriers that expect all threads that are left, after some have exited."""
         for barrier in [barrier for barrier in self._open.values() if barrier.expected is None]:
             self._complete(barrier)
 
@@ -71,7 +71,7 @@ class ThreadBarriers(Unit):
     def _barrier(
         self, rank: int, number: int, expected: int | None, site: Site, ids: np.ndarray
     ) -> NamedBarrier:
-        """The barrier with this number in the CTA of this rank."""
+        """Return the barrier with this number in the CTA of this rank."""
         block = self.block
         if not 0 <= number < NUMBERS:
             raise block.fault(f"barrier {number} does not exist: a CTA has {NUMBERS}", site, ids)
@@ -123,7 +123,7 @@ class ThreadBarriers(Unit):
         if "red" in site.instruction.modifiers:
             self._reduce(site, every)
 
-        block.kernel.add_traffic("barriers", 1)
+        block.launch.add_traffic("barriers", 1)
         detail = f"{name}: {len(every)} threads met"
         block.event("barrier", f"cta{block.cluster.of(barrier.rank)}", detail, site)
         for _, _, ticket in arrivals:
@@ -168,7 +168,7 @@ class ClusterBarrier(Unit):
         return {"barrier.cluster.arrive": self.arrive, "barrier.cluster.wait": self.wait}
 
     def exited(self) -> None:
-        """Threads have exited: those that are left may all have arrived."""
+        """Complete the phase if all threads that are left have arrived, after some have exited."""
         self._complete()
 
     def arrive(self, site: Site, ids: np.ndarray) -> None:
@@ -208,7 +208,7 @@ class ClusterBarrier(Unit):
         self.waiters.append(self.block.wait(ids, site, partial(self._why, ids)))
 
     def _missing(self) -> np.ndarray:
-        """Which threads have neither arrived in this phase nor exited (bool)."""
+        """Return which threads have neither arrived in this phase nor exited (bool)."""
         return self.block.alive & (self.arrivals <= self.phase)
 
     def _why(self, ids: np.ndarray) -> str:
@@ -233,7 +233,7 @@ class ClusterBarrier(Unit):
         self._published, self._collected = self._collected, None
         self._over, self._came = self._came, None
         site, every = groups[-1][1], np.concatenate([ids for ids, _ in groups])
-        block.kernel.add_traffic("barriers", 1)
+        block.launch.add_traffic("barriers", 1)
         block.event("barrier", "cluster", f"cluster barrier: {len(every)} threads met", site)
 
         waiters, self.waiters = self.waiters, []

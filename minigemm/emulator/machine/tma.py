@@ -51,7 +51,7 @@ class Memory(Protocol):
     """Global memory as the TMA sees it."""
 
     def bytes(self, address: int, size: int) -> Bytes:
-        """The `size` bytes at `address`, as a view; raises Fault when they do not lie in one allocation."""
+        """Return a view of the `size` bytes at `address`. Raises Fault unless one allocation holds them."""
         ...
 
 
@@ -163,14 +163,14 @@ class Descriptor:
         return self.box_bytes // self.row_bytes * max(self.row_bytes, self.swizzle)
 
     def offsets(self, address: int) -> NDArray[np.int64]:
-        """The shared address of each byte of a dense box that lies at `address`: (box_bytes,), read-only."""
+        """Return the shared address of each byte of a dense box at `address`: (box_bytes,), read-only."""
         placed = swizzle_offsets(address, self.smem_bytes, self.swizzle)
         if self.smem_bytes == self.box_bytes:
             return placed
         return placed.reshape(-1, self.swizzle)[:, : self.row_bytes].reshape(-1)
 
     def encode(self) -> bytes:
-        """The 128 bytes that a kernel is given; `decode` reads them back."""
+        """Return the 128 bytes that a kernel is given; `decode` reads them back."""
         rank = len(self.dims)
 
         def padded(values: Sequence[int], count: int) -> tuple[int, ...]:
@@ -193,7 +193,7 @@ class Descriptor:
 
 @lru_cache(maxsize=256)
 def decode(data: bytes) -> Descriptor:
-    """The descriptor in the 128 bytes that `encode` made. Raises Fault when they hold no tensor map."""
+    """Return the descriptor in the 128 bytes that `encode` made. Raises Fault if they hold no tensor map."""
     if len(data) != _LAYOUT.size or not data.startswith(_MAGIC):
         raise Fault(
             "not a tensor map: the 128 bytes at this address hold something else. Pass the map as "
@@ -237,12 +237,12 @@ class TensorMap:
         object.__setattr__(self, "descriptor", _describe(self))
 
     def encode(self) -> bytes:
-        """The map's 128 bytes."""
+        """Return the map's 128 bytes."""
         return self.descriptor.encode()
 
 
 def _describe(tensor_map: TensorMap) -> Descriptor:
-    """The checked descriptor of a map."""
+    """Return the checked descriptor of a map."""
     tensor, box, swizzle = tensor_map.tensor, tensor_map.box, tensor_map.swizzle
     if not isinstance(box, Sequence):
         raise TypeError(f"box: expected a length for each dimension of the tensor, got {box!r}")
@@ -433,7 +433,7 @@ class _Clipped:
             self._strides = (step * stride if i else 1, *self._strides)
 
     def view(self, memory: Memory) -> Bytes:
-        """The bytes in global memory; rows and their strides in bytes."""
+        """Return the bytes in global memory; rows and their strides in bytes."""
         return np.ndarray(
             self._shape, np.uint8, memory.bytes(self._address, self._span), strides=self._strides
         )
@@ -444,7 +444,9 @@ class _Clipped:
 
 @lru_cache(maxsize=256)
 def swizzle_offsets(address: int, nbytes: int, swizzle: int) -> NDArray[np.int64]:
-    """The offset of each byte of a swizzled region: `shared[offsets[i]] = dense[i]`. (nbytes,), read-only.
+    """Return the offset of each byte of a swizzled region: `shared[offsets[i]] = dense[i]`.
+
+    Shape (nbytes,), read-only.
 
     The hardware permutes 16-byte chunks by absolute address: bits 4-6 ^= bits 7-9 (128-byte swizzle), bits
     4-5 ^= bits 7-8 (64), bit 4 ^= bit 7 (32). `address` and `nbytes` are multiples of 16.
@@ -580,7 +582,7 @@ def _combine_floats(operation: str, element: ElementType, old: Bytes, new: Bytes
 
 
 def _canonical_nan(element: ElementType) -> int:
-    """The bit pattern of the NaN that the hardware makes."""
+    """Return the bit pattern of the NaN that the hardware makes."""
     return 0xFFF8000000000000 if element.size == 8 else (1 << (8 * element.size - 1)) - 1
 
 

@@ -73,7 +73,7 @@ class Warps(Unit):
         return {**dict.fromkeys(opcodes, self.collective), "activemask": self.active_mask}
 
     def exited(self) -> None:
-        """Threads have exited: those that have come may be all members that are left."""
+        """Serve gatherings to which all members that are left have come, after threads have exited."""
         for gathering in list(self._gatherings.values()):
             if (ids := self._take(gathering)) is not None:
                 self._serve(gathering.groups[0][1], [Complete(gathering.warp, ids)])
@@ -94,7 +94,7 @@ class Warps(Unit):
             masks = self.block.arguments[ids, argument] & FULL
         self._serve(site, self._gather(site, ids, masks))
 
-    # ------------------------------------------------------------------------------ gathering
+    # --- gathering
 
     def _gather(self, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[Complete]:
         """Collect lanes until all members have come. Returns the complete warps; other lanes wait."""
@@ -127,7 +127,7 @@ class Warps(Unit):
         return complete
 
     def _members(self, warp: int, mask: int) -> int:
-        """The number of lanes in a member mask that have not exited."""
+        """Return the number of lanes in a member mask that have not exited."""
         lanes = np.flatnonzero(self.block.alive[32 * warp : 32 * warp + 32])
         return int((mask >> lanes & 1).sum())
 
@@ -139,13 +139,13 @@ class Warps(Unit):
         )
 
     def _take(self, gathering: Gathering) -> np.ndarray | None:
-        """The threads of a gathering, no longer waiting, if all members have come; else None."""
+        """Return the threads of a gathering, no longer waiting, if all members have come; else None."""
         if gathering.come() < self._members(gathering.warp, gathering.mask):
             return None
         del self._gatherings[gathering.key]
         return np.sort(np.concatenate([self.block.take(ticket) for _, _, ticket in gathering.groups]))
 
-    # ------------------------------------------------------------------------------ serving
+    # --- serving
 
     def _serve(self, site: Site, complete: list[Complete]) -> None:
         """Serve the complete warps of one site, all at once."""
@@ -219,7 +219,7 @@ class Warps(Unit):
         places = self._row_places(site, warps, arguments[..., 0], count)
         if block.order:
             block.order.warp_read(places[:, : 8 * count], ROW, warps, site.index)
-        block.kernel.add_traffic("shared_load_bytes", len(places) * 8 * count * ROW)
+        block.launch.add_traffic("shared_load_bytes", len(places) * 8 * count * ROW)
         transposed = "trans" in site.instruction.modifiers
         values = collectives.load_matrix(block.shared, places, count, transposed)
         return [values[..., k].astype(np.int64) for k in range(count)]
@@ -233,12 +233,12 @@ class Warps(Unit):
         places = self._row_places(site, warps, arguments[..., 0], count)
         if block.order:
             block.order.warp_write(places[:, : 8 * count], ROW, warps, site.index)
-        block.kernel.add_traffic("shared_store_bytes", len(places) * 8 * count * ROW)
+        block.launch.add_traffic("shared_store_bytes", len(places) * 8 * count * ROW)
         collectives.store_matrix(block.shared, places, registers, "trans" in site.instruction.modifiers)
         return []
 
     def _row_places(self, site: Site, warps: np.ndarray, addresses: np.ndarray, count: int) -> np.ndarray:
-        """The places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used.
+        """Return the places (warps, 32) of the rows of `count` matrices; only the first 8 * count are used.
 
         Raises Fault for a row that is misaligned or not inside the shared memory of its CTA.
         """
@@ -272,5 +272,5 @@ class Warps(Unit):
 
 
 def _each(values: np.ndarray) -> np.ndarray:
-    """One value a warp, for each of its lanes: (warps) -> (warps, 32)."""
+    """Repeat one value a warp, for each of its lanes: (warps) -> (warps, 32)."""
     return np.broadcast_to(np.asarray(values, np.int64)[:, None], (len(values), 32))

@@ -42,7 +42,7 @@ class Descriptor:
         )
 
     def chunks(self, rows: int) -> np.ndarray:
-        """The shared addresses (rows, 2) of the two 16-byte chunks of each row of 32 bytes.
+        """Return the shared addresses (rows, 2) of the two 16-byte chunks of each row of 32 bytes.
 
         K-major, as FP8 always is.
         """
@@ -73,7 +73,7 @@ def matrix_of(fragments: np.ndarray) -> np.ndarray:
 
 
 def fragments_of(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of `matrix_of`."""
+    """Return the inverse of `matrix_of`."""
     n = matrix.shape[1]
     pieces = matrix.reshape(4, 2, 8, n // 8, 4, 2)  # warp, h, l / 4, j, l % 4, i
     return np.ascontiguousarray(pieces.transpose(0, 2, 4, 3, 1, 5)).reshape(WARPGROUP, n // 2)
@@ -101,7 +101,7 @@ class Shape:
 
 @lru_cache(maxsize=256)
 def shape_of(modifiers: tuple[str, ...], operands: int) -> Shape | None:
-    """The shape of a `wgmma.mma_async` with these modifiers and operands; None if it is not emulated.
+    """Return the shape of a `wgmma.mma_async` with these modifiers and operands; None if it is not emulated.
 
     FP8 operands with FP32 accumulators are emulated, without sparsity.
     """

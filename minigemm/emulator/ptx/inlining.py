@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import EmulatorError, Location, Unsupported
-from .program import (
+from .module import (
     Address,
     Function,
     Instruction,
@@ -84,7 +84,7 @@ class _Instance:
         )
 
     def reads_parameter(self, instruction: Instruction) -> bool:
-        """Is it about a parameter of the kernel, and not about a variable that passes an argument?"""
+        """Return whether it is about a parameter of the kernel, not a variable that passes an argument."""
         bases = [operand.base for operand in instruction.operands if isinstance(operand, Address)]
         return not self.tag and not any(
             isinstance(base, Symbol) and base.name in self.symbols for base in bases

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import EmulatorError, Location
 from .constants import evaluate, floating
-from .program import (
+from .module import (
     Address,
     Function,
     Immediate,
@@ -227,7 +227,7 @@ class _Body:
         self.scopes = [_Scope(0)]
         self.count = 0
         self.jumps: list[_Jump] = []
-        self.places: dict[tuple[str, ...], Location] = {}
+        self.locations: dict[tuple[str, ...], Location] = {}
         self.location: Location | None = None
         for parameter in (*function.parameters, *function.returns):
             if parameter.register:
@@ -277,7 +277,7 @@ class _Body:
                         raise ValueError(f"label '{found[1]}' is declared twice")
                     self.function.labels[label] = len(code)
                 elif group == 6:
-                    self.place(found[6])
+                    self.locate(found[6])
                 elif group == 8:
                     self.directive(found[7], found[8], label, start)
                 elif found[9] == "{":
@@ -305,8 +305,7 @@ class _Body:
             raise ValueError(f"the guard '{text}' is no register")
         return operand
 
-    # Operands -----------------------------------------------------------------------------------------------
-    # ----------
+    # --- operands
 
     def operands(self, text: str) -> tuple[Operand, ...]:
         """Return the operands of a list."""
@@ -394,8 +393,7 @@ class _Body:
             return Part(self.guard(stem), selector)
         raise ValueError(f"'{text}' is not declared")
 
-    # Control ------------------------------------------------------------------------------------------------
-    # ----------
+    # --- control flow
 
     def call(self, text: str) -> tuple[Operand, ...]:
         """Return the operands of a call, as :class:`Instruction` describes them."""
@@ -434,8 +432,7 @@ class _Body:
                 targets.update((label, labels[label]) for label in found)
         self.function.labels = targets
 
-    # Declarations
-    # -----------------------------------------------------------------------------------------------------
+    # --- declarations
 
     def directive(self, word: str, text: str, label: str, start: int) -> None:
         """Take in a directive among the instructions; `label` is the last label before it."""
@@ -473,7 +470,7 @@ class _Body:
             else:
                 scope.kinds[name] = found[2]
 
-    def place(self, text: str) -> None:
+    def locate(self, text: str) -> None:
         """Take in a `.loc`, the source line of the next instructions.
 
         Where they were inlined, an earlier `.loc` has named the line of the call.
@@ -486,10 +483,12 @@ class _Body:
             return  # the compiler's own code: it belongs to the line before
         caller, name = None, ""
         if function != "0":
-            caller = self.places.get(tuple(call)) or Location(self.file(call[0]), int(call[1]), int(call[2]))
+            caller = self.locations.get(tuple(call)) or Location(
+                self.file(call[0]), int(call[1]), int(call[2])
+            )
             name = self.parser.debug_strings.get(function, function)
         self.location = Location(self.file(file), int(line), int(column), caller, name)
-        self.places[file, line, column] = self.location
+        self.locations[file, line, column] = self.location
 
     def file(self, number: str) -> str:
         return self.parser.module.files.get(int(number), "")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
-from ..ptx.program import Address, Instruction, Operand, Register, Sink, Vector
+from ..ptx.module import Address, Instruction, Operand, Register, Sink, Vector
 from .arithmetic import OPERATIONS, type_of
 from .builder import BITS, Builder
 from .memory import SHARED_ADDRESS, Memory, Request
@@ -46,8 +46,7 @@ class Accesses:
             "createpolicy": self.create_policy,
         }
 
-    # ------------------------------------------------------------------------------------------- loads and
-    # stores
+    # --- loads and stores
 
     def load(self, i: int, ins: Instruction) -> None:
         b, kind = self.b, type_of(ins)
@@ -114,10 +113,10 @@ class Accesses:
             point = Instruction("order", (what, space), operands, line=ins.line, location=ins.location)
             self.yields.stop(i, point, 0, before=what == "release")
 
-    # ------------------------------------------------------------------------------------------- atomics
+    # --- atomics
 
     def reduction(self, i: int, ins: Instruction) -> None:
-        """An atomic whose result nobody wants."""
+        """Write an atomic whose result nobody wants."""
         if ins.modifiers[0] == "async":
             raise self.b.unsupported(ins, "it")
         self.atomic(i, replace(ins, opcode="atom", operands=(Sink(), *ins.operands)))
@@ -172,7 +171,7 @@ class Accesses:
         OPERATIONS[name](b, operation)
         return b.read(scratch[2], n)
 
-    # ------------------------------------------------------------------------------------------- addresses
+    # --- addresses
 
     def convert_address(self, i: int, ins: Instruction) -> None:
         """Only the shared window moves; every other generic address is a host address already."""
@@ -203,7 +202,7 @@ class Accesses:
         b.write(ins.operands[0], result, 1)
 
     def map_address(self, i: int, ins: Instruction) -> None:
-        """The same address in another CTA, from a shared variable, a shared address or a generic one."""
+        """Write the same address in another CTA, from a shared variable or a shared or generic address."""
         b, n = self.b, BITS[type_of(ins)]
         destination, source, target = ins.operands
         value, rank = b.read(source, 64), b.read(target, 64)
@@ -220,7 +219,7 @@ class Accesses:
         b.write(destination, b.cast(rank, 64, 32), 32)
 
     def create_policy(self, i: int, ins: Instruction) -> None:
-        """A word for `cache_hint`. It changes no result, and which lines a cache keeps is not modelled."""
+        """Write a word for `cache_hint`. It changes no result: the lines in a cache are not modelled."""
         self.b.write(ins.operands[0], str(CACHE_POLICY), 64)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ptx.program import Immediate, Instruction, Vector, registers
+from ..ptx.module import Immediate, Instruction, Vector, registers
 
 __all__ = ["RegisterMisuse", "find_misuse"]
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..ptx.program import Immediate, Instruction, Operand, Pair, Vector
+from ..ptx.module import Immediate, Instruction, Operand, Pair, Vector
 from .builder import BITS, Builder
 
 FLOATS = {"f32": "float", "f64": "double"}
@@ -59,7 +59,7 @@ def signed(kind: str) -> bool:
     return kind[0] == "s"
 
 
-# ---------------------------------------------------------------------------------------------------- floats
+# --- floats
 
 
 def read_float(b: Builder, operand: Operand, kind: str, ftz: bool = False) -> str:
@@ -353,8 +353,7 @@ def testp(b: Builder, ins: Instruction) -> None:
     b.write(ins.operands[0], value, 1)
 
 
-# ----------------------------------------------------------------------------------------------------
-# integers
+# --- integers
 
 
 @operation("add", "sub", "mul")
@@ -651,8 +650,7 @@ def dot_product(b: Builder, ins: Instruction) -> None:
     b.write(ins.operands[0], total, 32)
 
 
-# ----------------------------------------------------------------------------------------------------
-# comparison, selection
+# --- comparison, selection
 
 INTEGER_ORDER = {
     "eq": "eq",
@@ -762,8 +760,7 @@ def mov(b: Builder, ins: Instruction) -> None:
         b.write(destination, b.read(source, n), n)
 
 
-# ----------------------------------------------------------------------------------------------------
-# conversion
+# --- conversion
 
 
 @operation("cvt")

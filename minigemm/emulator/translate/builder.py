@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .. import context as c
 from ..errors import Unsupported
-from ..ptx.program import (
+from ..ptx.module import (
     Address,
     Function,
     Immediate,
@@ -26,7 +26,7 @@ from ..ptx.program import (
     Symbol,
     Variable,
 )
-from .translated import Program
+from .program import Program
 
 __all__ = ["BITS", "EXPECTED", "UNEXPECTED", "Builder"]
 
@@ -84,8 +84,7 @@ class Builder:
         }
         self.symbols: dict[str, int] = {}  # variables that the code uses -> place in the table of addresses
 
-    # ------------------------------------------------------------------------------------------- lines and
-    # blocks
+    # --- lines and blocks
 
     def number(self) -> int:
         """Return a number that no temporary and no label has yet."""
@@ -146,8 +145,7 @@ class Builder:
     def unsupported(self, ins: Instruction, why: str) -> Unsupported:
         return Unsupported(f"{ins.name} (PTX line {ins.line}): {why} is not emulated", ins.location)
 
-    # ------------------------------------------------------------------------------------------- memory of
-    # the emulator
+    # --- memory of the emulator
 
     def in_context(self, offset: int) -> str:
         """Return a pointer into the thread's context, `offset` in bytes."""
@@ -161,7 +159,7 @@ class Builder:
         """Return a field of the block record that does not change while the thread runs."""
         return self.let(f"load {kind}, ptr {self.in_record(index)}, !invariant.load !2")
 
-    # ------------------------------------------------------------------------------------------- registers
+    # --- registers
     # and operands
 
     def bits_of(self, register: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 
-from ..ptx.program import Function, Instruction, Label, Symbol, registers
+from ..ptx.module import Function, Instruction, Label, Symbol, registers
 from .sites import IGNORED, results_of_stop
 
 __all__ = ["Liveness", "block_starts", "successors"]

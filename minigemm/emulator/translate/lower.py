@@ -2,8 +2,8 @@
 
 A GPU runs 32 threads in step. Here a thread is a function call, and the threads of a block take turns:
 
-1. A thread runs by itself as long as it can. Its PTX instructions become LLVM IR one by one (arithmetic.py,
-   memory.py); branches stay branches.
+1. A thread runs by itself as long as it can. Its PTX instructions become LLVM IR one by one
+   (arithmetic.py; accesses.py for loads, stores and addresses); branches stay branches.
 2. At an instruction that needs other threads, time or the host (a barrier, a wait, an asynchronous copy, a
    warp-wide collective, a fence, a call into the host) the thread *yields*. It saves its live registers in
    its context, leaves the operands in argument slots, and returns the number of the site (yields.py).
@@ -18,6 +18,9 @@ them.
 
 Every access is checked: bounds, alignment, and on shared memory initialisation and order (memory.py,
 shadow.py). Accesses are logged for the counters (watch/profile.py).
+
+A new instruction goes to arithmetic.py, to accesses.py, or, if a thread stops at it, to `STOPS` in sites.py
+and to a unit of the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Callable
 
 from .. import context as c
 from ..errors import Unsupported
-from ..ptx.program import Function, Instruction, Module
+from ..ptx.module import Function, Instruction, Module
 from .accesses import CACHE_POLICY, Accesses
 from .accumulators import find_misuse
 from .arithmetic import OPERATIONS
@@ -34,8 +37,8 @@ from .assemble import module_text
 from .builder import Builder
 from .liveness import Liveness, block_starts, successors
 from .memory import Memory
+from .program import Program, lay_out
 from .sites import IGNORED, Access, Site, Strength, results_of_stop
-from .translated import Program, lay_out
 from .yields import Yields
 
 __all__ = ["CACHE_POLICY", "Access", "Program", "Site", "translate"]  # all that the other rooms need
@@ -135,10 +138,10 @@ class _Lowering:
         elif not IGNORED.match(ins.name):
             raise Unsupported(f"unknown PTX instruction {ins.name} (PTX line {ins.line})", ins.location)
 
-    # ------------------------------------------------------------------------------------------- control flow
+    # --- control flow
 
     def branch(self, i: int, ins: Instruction) -> None:
-        """A jump, back through a check of the budget where it closes a loop."""
+        """Write a jump, back through a check of the budget where it closes a loop."""
         target = self.successors[i][0]
         back = target <= i
         goal = f"back{self.b.number()}" if back else f"L{target}"
@@ -170,4 +173,4 @@ class _Lowering:
         self.b.fault_if("true", c.TRAP, "0", 0, i)
 
     def nothing(self, i: int, ins: Instruction) -> None:
-        """A breakpoint, which means something to a debugger only."""
+        """Write nothing for a breakpoint, which means something to a debugger only."""

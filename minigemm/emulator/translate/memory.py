@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .. import context as c
 from ..clusters import OFFSETS, RANK_SHIFT
-from ..ptx.program import Address, Instruction, Symbol
+from ..ptx.module import Address, Instruction, Symbol
 from . import shadow
 from .builder import EXPECTED, Builder
 from .sites import Access, Strength, space_of
@@ -75,8 +75,7 @@ class Memory:
             return self.in_buffer(request, where)
         return self.generic(request, where)
 
-    # ------------------------------------------------------------------------------------------- the state
-    # spaces
+    # --- the state spaces
 
     def generic(self, request: Request, where: str) -> str:
         """Tell by a generic address which memory it is in."""
@@ -201,7 +200,7 @@ class Memory:
             self.check_order(request, at)
         return b.let(f"getelementptr i8, ptr %shared, i64 {at}")
 
-    # ------------------------------------------------------------------------------------------- checks
+    # --- checks
 
     def inside_shared(self, request: Request, where: str, address: str) -> None:
         """Check the bounds of one CTA's shared memory."""
@@ -229,8 +228,7 @@ class Memory:
         b.emit(f"store i64 {entry}, ptr {b.let(f'getelementptr i64, ptr %log, i64 {count}')}")
         b.emit(f"store i64 {b.let(f'add i64 {count}, 1')}, ptr %logged")
 
-    # ------------------------------------------------------------------------------------------- order on
-    # shared memory
+    # --- order on shared memory
 
     def check_order(self, request: Request, where: str) -> None:
         """Ask the shadow about each word of an access; `where` counts from the own CTA's shared memory."""
@@ -273,7 +271,7 @@ class Memory:
             self.b.emit(f"call void @store_strong({at}, {bits})")
 
     def store_volatile(self, arguments: list[tuple[str, str]], strength: Strength) -> None:
-        """A flag if there was a fence before it, else data that was not meant for another thread."""
+        """Write a flag if there was a fence before it, else data that was not meant for another thread."""
         b = self.b
         tag = b.number()
         flag, data, done = f"flag{tag}", f"data{tag}", f"stored{tag}"

@@ -12,8 +12,8 @@ A word has 4 bytes. How it works (Flanagan and Freund, FastTrack, PLDI 2009; the
 3. A *read cell*, or mark (u32), for each word and column holds the last clock at which the column read it,
    the bytes, the kinds of access and the lane: MARK_* below.
 4. A load looks at the write cell. A store looks at the write cell and at all marks, eight columns at once.
-   Only when that finds something the *slow path* looks at byte masks, and it only leaves a record:
-   watch/order.py turns records into words.
+   If that finds something, the *slow path* compares byte masks. It only leaves a record; watch/order.py turns
+   records into findings.
 5. *Strong* accesses (atomics, relaxed, acquire, release) race with ordinary ones, not with each other. A
    strong write therefore leaves the cell of the last ordinary write as it is, sets CELL_ATOMIC in it, and
    marks its read cell. A volatile load is strong. A volatile store is strong when its thread has executed a
@@ -50,6 +50,10 @@ class Field(NamedTuple):
     def mask(self) -> int:
         return self.low << self.shift
 
+    def of(self, word: int) -> int:
+        """Return the field of a word."""
+        return word >> self.shift & self.low
+
 
 # A write cell. Its low bits are a stamp; CELL_GENERIC, CELL_BARRIER and CELL_ATOMIC of context.py are bits 45
 # to 47.
@@ -75,6 +79,7 @@ MARK_BELOW_CLOCK = Field(0, 12)
 
 # The reader in a record: a column and what its mark says. READER_ATOMIC: the access that found it is an
 # atomic.
+READER_COLUMN = Field(0, 8)
 READER_LANE = Field(8, 6)
 READER_KINDS = Field(16, 2)
 READER_ATOMIC = Field(18, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..ptx.program import Instruction, Operand, Vector
+from ..ptx.module import Instruction, Operand, Vector
 
 __all__ = ["IGNORED", "Access", "Site", "Strength", "results_of_stop", "space_of"]
 

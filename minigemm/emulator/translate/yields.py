@@ -8,7 +8,7 @@ finds the results of the instruction in the result slots when it goes on.
 from __future__ import annotations
 
 from .. import context as c
-from ..ptx.program import Address, Instruction, Operand, Pair, Register, Vector
+from ..ptx.module import Address, Instruction, Operand, Pair, Register, Vector
 from .builder import UNEXPECTED, Builder
 from .liveness import Liveness
 from .sites import Site

@@ -1,7 +1,7 @@
-"""The shadow of shared memory: for each word, who wrote it and who read it last.
+"""The arrays of the shadow, and its cells as Python reads them.
 
-Native code checks and stamps the accesses of threads in the same arrays; translate/shadow.py describes the
-bits of a write cell and of a read cell.
+The bits are described in translate/shadow.py. Native code checks and stamps the accesses of threads in the
+same arrays.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import context as c
+from ..translate import shadow as s
 
 __all__ = [
     "SEVERAL_LANES",
@@ -22,28 +23,34 @@ __all__ = [
     "writers",
 ]
 
-_WHOLE = 15 << 6 | c.MARK_READ  # in a read cell: an ordinary read of all four bytes
-_EVERY_BYTE = 0xFF << 48  # in a write cell: all four bytes have been written, by the last write too
-SEVERAL_LANES = 63  # in a read cell, instead of a lane; also the mask of the lane
-_INTERVAL = c.CLOCK_STEP - 1
+_WHOLE = s.MARK_BYTES.mask | c.MARK_READ  # in a read cell: an ordinary read of all four bytes
+# In a write cell: all four bytes have been written, by the last write too.
+_EVERY_BYTE = s.CELL_BYTES_EVER.mask | s.CELL_BYTES_LAST.mask
+SEVERAL_LANES = s.MARK_LANE.mask  # in a read cell, instead of a lane; also the mask of the lane
+_BELOW_CLOCK = s.MARK_BELOW_CLOCK.mask
+# The shifts and masks of a write cell, as plain numbers: they are needed for every access.
+_COLUMN, _COLUMN_LOW = s.CELL_COLUMN.shift, s.CELL_COLUMN.low
+_LANE, _LANE_LOW = s.CELL_LANE.shift, s.CELL_LANE.low
+_EVER, _EVER_LOW = s.CELL_BYTES_EVER.shift, s.CELL_BYTES_EVER.low
 
 
 def column_of(cell: int) -> int:
-    return cell >> 32 & 255
+    return cell >> _COLUMN & _COLUMN_LOW
 
 
 def lane_of(cell: int) -> int:
-    return cell >> 40 & 31
+    return cell >> _LANE & _LANE_LOW
 
 
 def write_cell(clock: int, column: int, lane: int = 0, flags: int = c.CELL_GENERIC) -> int:
     """Return the cell of a write of all four bytes, by default an ordinary one."""
-    return clock | column << 32 | lane << 40 | flags | _EVERY_BYTE
+    return clock | column << _COLUMN | lane << _LANE | flags | _EVERY_BYTE
 
 
 def writers(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the column and the clock of the write in each cell."""
-    return ((cells >> np.uint64(32)) & np.uint64(255)).astype(np.int64), cells.astype(np.uint32)
+    column = (cells >> np.uint64(_COLUMN)) & np.uint64(_COLUMN_LOW)
+    return column.astype(np.int64), cells.astype(np.uint32)
 
 
 def late_writes(cells: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -55,7 +62,7 @@ def late_writes(cells: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 def unwritten(cells: np.ndarray) -> np.ndarray:
     """Return the mask of cells with a byte that nobody has ever written."""
-    mask: np.ndarray = (cells >> np.uint64(48)) & np.uint64(15) != 15
+    mask: np.ndarray = (cells >> np.uint64(_EVER)) & np.uint64(_EVER_LOW) != _EVER_LOW
     return mask
 
 
@@ -90,7 +97,7 @@ class Shadow:
 
     def late_reads(self, words: np.ndarray | slice, row: np.ndarray) -> np.ndarray:
         """Return (words, columns): the last reads that this row of clocks does not cover."""
-        late: np.ndarray = self.reads[words] > (row[: self.reads.shape[1]] | _INTERVAL)
+        late: np.ndarray = self.reads[words] > (row[: self.reads.shape[1]] | _BELOW_CLOCK)
         return late
 
     def late_strong_writes(
@@ -108,7 +115,8 @@ class Shadow:
     def strong_write(self, word: int, column: int) -> int:
         """Return the strong write of a column in the form of an ordinary write's cell."""
         mark = int(self.reads[word, column])
-        return mark & ~_INTERVAL | column << 32 | (mark & 31) << 40 | c.CELL_GENERIC | c.CELL_ATOMIC
+        lane = mark & _LANE_LOW
+        return mark & ~_BELOW_CLOCK | column << _COLUMN | lane << _LANE | c.CELL_GENERIC | c.CELL_ATOMIC
 
     def wrote(self, words: np.ndarray | slice, cell: int, site: int) -> None:
         """Stamp a write."""
@@ -129,5 +137,5 @@ class Shadow:
 
         recent = np.flatnonzero(self.cells.astype(np.uint32) == old)
         written = recent[writers(self.cells[recent])[0] == warp]
-        others = written[~np.isin(self.cells[written] >> np.uint64(40) & np.uint64(31), lanes)]
+        others = written[~np.isin(self.cells[written] >> np.uint64(_LANE) & np.uint64(_LANE_LOW), lanes)]
         self.cells[others] += np.uint64(new - old)

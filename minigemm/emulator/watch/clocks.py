@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import context as c
 from ..clusters import Cluster
+from ..translate.shadow import CELL_COLUMN, CELL_LANE
 from .cells import Shadow
 
 __all__ = ["STEP", "Clocks", "VectorClocks", "warps_of"]
@@ -121,7 +122,7 @@ class VectorClocks:
         self.touched = np.zeros(self.threads, np.int64)
         self.fenced = np.zeros(self.threads, np.int64)
         lanes = np.arange(self.threads, dtype=np.int64) & 31
-        self._column_and_lane = self.warp_of << 32 | lanes << 40
+        self._column_and_lane = self.warp_of << CELL_COLUMN.shift | lanes << CELL_LANE.shift
         self.reset()
         self.shadow.used = False
 
@@ -165,10 +166,10 @@ class VectorClocks:
         return int(self.clock.max()) > LAST_CLOCK
 
     def stamps(self) -> np.ndarray:
-        """Return clock | column << 32 | lane << 40 of each thread."""
+        """Return the stamp of each thread, its clock, column and lane: int64 (threads)."""
         return self.clock[self.warp_of] + self._column_and_lane
 
-    # ------------------------------------------------------------ barriers
+    # --- barriers
 
     def tick(self, warps: np.ndarray) -> None:
         """Begin a new interval of these warps. Nothing that they released before covers it."""
@@ -222,7 +223,7 @@ class VectorClocks:
         known = self.order[self.cluster.threads_of(rank)].max(0)
         return known if passed is None else np.maximum(known, self.fit_row(passed))
 
-    # ------------------------------------------------------------ fences and flags
+    # --- fences and flags
 
     def proxy_fence(self, ids: np.ndarray) -> None:
         """Let these threads hand all that they know to asynchronous hardware."""
@@ -294,7 +295,7 @@ class VectorClocks:
             self.pending.add(self.covered.of_all(every))
             self._take_pending(every)
 
-    # ------------------------------------------------------------ clocks kept elsewhere
+    # --- clocks kept elsewhere
 
     def nothing(self) -> Clocks:
         """Return a row that knows nothing."""
@@ -312,7 +313,7 @@ class VectorClocks:
     def fit_row(self, row: np.ndarray) -> np.ndarray:
         return np.pad(row, (0, self.capacity - len(row)))
 
-    # ------------------------------------------------------------ columns
+    # --- columns
 
     def barrier_column(self, address: int) -> int:
         """Return the column of an mbarrier's loads. Mbarriers that find no free column share the last one."""

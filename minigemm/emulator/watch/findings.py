@@ -1,7 +1,11 @@
-"""The sentences of all findings about order, one function per kind, and the findings of a launch.
+"""The sentences of the findings that order.py and checks.py make, and the findings of a launch.
 
-Each function takes a `Scene` (where the finding shows) and the parties in words, and returns a `Hazard`:
-cause, parties and fix. Nothing here looks at clocks; accesses.py and order.py decide which finding it is.
+There is one function per kind. Each takes a `Scene` (where the finding shows) and the parties in words, and
+returns a `Hazard`: cause, parties and fix. Nothing here looks at clocks; checks.py and order.py decide which
+finding it is. The misuse of tensor-core registers, which the translator finds, has its sentences here too.
+Units of the machine word what they find themselves.
+
+A new hazard: its check in checks.py (ranges, warps) or order.py (records of native code), its sentence here.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import NamedTuple
 
 from ..clusters import Cluster
 from ..errors import Location
-from .report import Hazard, place_in_words
+from .report import Hazard, location_in_words
 
 __all__ = ["INIT", "INIT_IN_CLUSTERS", "STAY", "Findings", "Scene"]
 
@@ -52,28 +56,28 @@ class Scene(NamedTuple):
 
 
 class Findings:
-    """The hazards of a launch, one for each (kind, place, other place); more of the same are counted."""
+    """The hazards of a launch, one for each (kind, line, other line); more of the same are counted."""
 
-    def __init__(self, cluster: Cluster, place: Callable[[int], tuple[Location | None, int]]) -> None:
-        """`place(site)` gives the source location and PTX line of an instruction index."""
-        self.cluster, self.place = cluster, place
+    def __init__(self, cluster: Cluster, source_of: Callable[[int], tuple[Location | None, int]]) -> None:
+        """`source_of(site)` gives the source location and PTX line of an instruction index."""
+        self.cluster, self.source_of = cluster, source_of
         self.found: dict[tuple[str, str, str], Hazard] = {}
         self.lines: dict[int, str] = {}  # site -> its source line in words
         self.racing: set[str] = set()  # source lines that some finding names
         # Reads of words that nobody had written, one for each source line: (site, address, thread).
         self.unwritten: dict[str, tuple[int, int, int]] = {}
 
-    def at(self, site: int) -> str:
+    def line_of(self, site: int) -> str:
         """Return the source line of an instruction in words."""
         text = self.lines.get(site)  # a race on a tile asks for the same few sites thousands of times
         if text is None:
-            text = self.lines[site] = place_in_words(*self.place(site))
+            text = self.lines[site] = location_in_words(*self.source_of(site))
         return text
 
     def scene(self, site: int, address: int, other: int = -1) -> Scene:
         """Return the scene of an access at `site` to a shared address, in conflict with one at `other`."""
-        location, line = self.place(site)
-        here, earlier = place_in_words(location, line), self.at(other) if other >= 0 else ""
+        location, line = self.source_of(site)
+        here, earlier = location_in_words(location, line), self.line_of(other) if other >= 0 else ""
         return Scene(location, line, address, self.cluster.spot(address), here, earlier)
 
     def keep(self, scene: Scene, hazard: Hazard) -> None:
@@ -87,7 +91,7 @@ class Findings:
 
     def read_unwritten(self, site: int, address: int, thread: int) -> None:
         """Remember the first read of unwritten memory at this source line."""
-        self.unwritten.setdefault(self.at(site), (site, address, thread))
+        self.unwritten.setdefault(self.line_of(site), (site, address, thread))
 
     def unexplained(self) -> tuple[int, int, int] | None:
         """Return (site, address, thread) of a read of unwritten memory that no finding explains, or None.
@@ -97,7 +101,7 @@ class Findings:
         return next((read for line, read in self.unwritten.items() if line not in self.racing), None)
 
 
-# ------------------------------------------------------------ between threads
+# --- between threads
 
 
 def race(at: Scene, me: str, verb: str, them: str, theirs: str, fix: str, between: str = "") -> Hazard:
@@ -139,7 +143,7 @@ def mbarrier_init(at: Scene, me: str, them: str, where: str, apart: bool) -> Haz
     return at.hazard("mbarrier-init", message, (them, me), INIT_IN_CLUSTERS if apart else INIT)
 
 
-# ------------------------------------------------------------ asynchronous writes
+# --- asynchronous writes
 
 
 def copy_not_complete(at: Scene, me: str, verb: str, owner: str) -> Hazard:
@@ -228,7 +232,7 @@ def slot_of_another_cta(rank: int) -> str:
     )
 
 
-# ------------------------------------------------------------ asynchronous reads
+# --- asynchronous reads
 
 
 def store_too_early(at: Scene, me: str, store: str, them: str) -> Hazard:
@@ -257,7 +261,7 @@ def store_overwritten(at: Scene, me: str, store: str) -> Hazard:
     return at.hazard("tma-store-overwritten", message, (store, me), fix)
 
 
-# ------------------------------------------------------------ WGMMA
+# --- WGMMA
 
 
 def operand_race(at: Scene, wgmma: str, operand: str, them: str) -> Hazard:
@@ -297,7 +301,27 @@ def swizzle_mismatch(at: Scene, wgmma: str, operand: str, named: int, written: i
     return at.hazard("swizzle-mismatch", message, (wgmma, "TMA load"), fix)
 
 
-# ------------------------------------------------------------ clusters
+def registers_without_fence(at: Scene) -> Hazard:
+    """A WGMMA follows an ordinary access of its registers, or the kernel's start, without a wgmma.fence."""
+    before = "it is the first of the kernel"
+    if at.other:
+        before = f"an ordinary instruction touched its registers at {at.other}"
+    message = f"missing wgmma.fence: {before}, and no wgmma.fence stands between that and this WGMMA"
+    fix = "wgmma.fence.sync.aligned before the first WGMMA of each batch"
+    return at.hazard("wgmma-fence", message, ("ordinary instructions", "WGMMA"), fix)
+
+
+def accumulator_in_flight(at: Scene, writes: bool) -> Hazard:
+    """An ordinary instruction touches an accumulator of a WGMMA that may not have been retired."""
+    message = (
+        f"this {'writes' if writes else 'reads'} an accumulator register of the WGMMA at {at.other} while that WGMMA "
+        "may still be in flight: no wgmma.wait_group has retired it on the way here"
+    )
+    fix = "wgmma.commit_group and wgmma.wait_group before the accumulators are used"
+    return at.hazard("accumulator-in-flight", message, ("ordinary instruction", "WGMMA"), fix)
+
+
+# --- clusters
 
 
 def exits_too_early(at: Scene, rank: int, who: str, verb: str) -> Hazard:

@@ -9,7 +9,7 @@ How it works:
    cell.
 3. Native code checks the accesses of threads inline (translate/shadow.py), and leaves a record where it is
    not sure. `Order.drain` looks at these records. Ranges that TMA, WGMMA or a whole warp touches are
-   checked in accesses.py.
+   checked in checks.py.
 4. Each kind of finding has its sentences in findings.py.
 
 `Order` is the face of all four to the machine, which tells it of every event.
@@ -20,14 +20,15 @@ Consistency Model" and "Proxies".
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import context as c
+from ..translate.shadow import CELL_LANE, READER_COLUMN, READER_INTERVAL, READER_LANE
 from . import findings
-from .accesses import NEVER, VERBS, Accesses
 from .cells import column_of, write_cell, writers
+from .checks import NEVER, VERBS, AccessChecks
 from .clocks import STEP, Clocks, warps_of
 from .findings import STAY
 from .report import Hazard
@@ -39,7 +40,34 @@ GLOBAL_FLAG = -4  # the address in the record of a flag in global memory
 CELL_MASK = 2**64 - 1  # records are signed
 
 
-class Order(Accesses):
+class Record(NamedTuple):
+    """An access that native code leaves to Python (context.py, RECORD_WORDS).
+
+    Attributes:
+        kind: a hazard, or a flag that was read or written.
+        cell: the write cell of the word; for a flag, whether the access is an atomic.
+        reader: the mark in the read cell, by the READER fields of translate/shadow.py; -1: none.
+        sites: the instructions that wrote (low half) and read (high half) the word last.
+    """
+
+    kind: int
+    site: int
+    address: int
+    thread: int
+    cell: int
+    reader: int
+    sites: int
+
+    @property
+    def written_by(self) -> int:
+        return self.sites & 0xFFFFFFFF
+
+    @property
+    def read_by(self) -> int:
+        return self.sites >> 32 & 0xFFFFFFFF
+
+
+class Order(AccessChecks):
     """The order of accesses in one CTA, or in the CTAs of a cluster side by side (clusters.py).
 
     Attributes:
@@ -59,7 +87,7 @@ class Order(Accesses):
         self.seen: set[tuple[int, int, int]] = set()
         self.placed: dict[int, tuple[int, int, int]] = {}
 
-    # ------------------------------------------------------------ findings
+    # --- findings
 
     def add(
         self,
@@ -83,49 +111,52 @@ class Order(Accesses):
         """Look at records of native code: accesses by threads of one CTA, in the order in which they came.
 
         Args:
-            records: int64 (records, 7): kind, site, address, thread, write cell, mark in the read cell (-1:
-                none), and the sites that wrote (low half) and read (high half) the word last. Addresses count
-                from the CTA's own shared memory on, and become places in the cluster's here.
+            records: int64 (records, 7), the fields of `Record`. Addresses count from the CTA's own shared
+                memory on, and become places in the cluster's here.
             rank: the rank of the CTA.
         """
         if rank:
             records[records[:, 2] != GLOBAL_FLAG, 2] += rank * self.cluster.window
 
-        # Holders are threads that an atomic has told something which native code did not know yet.
+        # Threads whose atomics in this batch gave them order that native code had not seen. Their records are
+        # checked again.
         holders: set[int] = set()
         if (records[:, 0] >= c.FLAG_READ).sum() > MANY_FLAGS:
             self.lose_flags()
             records = records[records[:, 0] < c.FLAG_READ]
             holders.update(range(self.threads))
 
-        for kind, site, address, thread, cell, reader, others in records.tolist():
-            if kind >= c.FLAG_READ:
-                self._flag(kind, address >> 2, thread, atomic=bool(cell))
-                if cell:
-                    holders.add(thread)
-            elif thread in holders and self._known(thread, cell, reader):
+        for record in map(Record._make, records.tolist()):
+            access = record.site, record.address, record.thread
+            if record.kind >= c.FLAG_READ:
+                atomic = bool(record.cell)
+                self._flag(record.kind, record.address >> 2, record.thread, atomic)
+                if atomic:
+                    holders.add(record.thread)
+            elif record.thread in holders and self._known(record.thread, record.cell, record.reader):
                 continue
-            elif kind == c.CTA_GONE:
-                self.touched_after_exit(site, address, thread, "accesses")
-            elif kind == c.CTA_NOT_STARTED:
-                self._touched_before_start(site, address, thread)
-            elif kind == c.LOAD_UNWRITTEN:
-                self.findings.read_unwritten(site, address, thread)
+            elif record.kind == c.CTA_GONE:
+                self.touched_after_exit(*access, "accesses")
+            elif record.kind == c.CTA_NOT_STARTED:
+                self._touched_before_start(*access)
+            elif record.kind == c.LOAD_UNWRITTEN:
+                self.findings.read_unwritten(*access)
             else:
-                wrote, read = others & 0xFFFFFFFF, others >> 32 & 0xFFFFFFFF
-                self._unordered(kind, site, address, thread, cell & CELL_MASK, reader, wrote, read)
+                self._unordered(record)
 
-    def _unordered(
-        self, kind: int, site: int, address: int, thread: int, cell: int, reader: int, wrote: int, read: int
-    ) -> None:
-        """Keep the finding of an access by native code. `wrote` and `read` are the last sites at the word."""
+    def _unordered(self, record: Record) -> None:
+        """Keep the finding of an access that native code found in no order with an earlier one."""
+        kind, reader = record.kind, record.reader
+        access = record.site, record.address, record.thread
         if kind == c.STORE_AFTER_READ:
-            self._after_read(site, address, thread, reader, read)
-            return
-        if kind == c.LOAD_AFTER_WRITE and reader >= 0:
-            # After a strong write; the cell is that of an ordinary one before it.
-            cell, wrote = write_cell(0, reader & 255, reader >> 8 & 31, c.CELL_ATOMIC), read
-        self._after_write(VERBS[kind], site, address, thread, cell, wrote)
+            self._after_read(*access, reader, record.read_by)
+        elif kind == c.LOAD_AFTER_WRITE and reader >= 0:
+            # After a strong write. The record's cell is that of an ordinary write before it.
+            lane = READER_LANE.of(reader) & CELL_LANE.low
+            cell = write_cell(0, READER_COLUMN.of(reader), lane, c.CELL_ATOMIC)
+            self._after_write(VERBS[kind], *access, cell, record.read_by)
+        else:
+            self._after_write(VERBS[kind], *access, record.cell & CELL_MASK, record.written_by)
 
     def _flag(self, kind: int, word: int, thread: int, atomic: bool) -> None:
         if kind == c.FLAG_WRITTEN:
@@ -134,16 +165,16 @@ class Order(Accesses):
             self.flag_read(thread, word, atomic)
 
     def _known(self, thread: int, cell: int, reader: int) -> bool:
-        """Does the thread know of this access of another warp by now?"""
-        column, clock = reader & 255, (reader >> 20) * STEP
+        """Return whether the thread knows of this access of another warp by now."""
+        column, clock = READER_COLUMN.of(reader), READER_INTERVAL.of(reader) * STEP
         if reader < 0:
             column, clock = column_of(cell), cell & NEVER
         return column != thread >> 5 and int(self.order[thread, column]) >= clock
 
-    # ------------------------------------------------------------ the CTAs of a cluster
+    # --- the CTAs of a cluster
 
     def touched_after_exit(self, site: int, address: int, thread: int, what: str) -> None:
-        """A thread, or what it started, goes to the shared memory of a CTA that has exited."""
+        """Keep the finding that a thread, or its copy, goes to the shared memory of a CTA that has exited."""
         at, rank = self.findings.scene(site, address), self.cluster.rank_at(address)
         me, name = self.cluster.lane(thread), self.cluster.thread(thread)
         self._keep(at, findings.exited(at, rank, me, name, what))
@@ -153,7 +184,10 @@ class Order(Accesses):
         self._keep(at, findings.not_started(at, rank, self.cluster.lane(thread), self.cluster.thread(thread)))
 
     def leave(self, rank: int, known: np.ndarray) -> None:
-        """Check the exit of a CTA: what others do with its shared memory must be over, and `known` to be."""
+        """Check the exit of a CTA.
+
+        Accesses by other CTAs to its shared memory must be over, and `known` must cover them.
+        """
         first, n = rank * self.cluster.window // 4, self.cluster.window // 4
         words = slice(first, first + n)
         own = slice(rank * self.cluster.warps, min((rank + 1) * self.cluster.warps, self.warps))
@@ -188,10 +222,13 @@ class Order(Accesses):
         at = self.findings.scene(site, word * 4)
         self._keep(at, findings.exits_too_early(at, rank, self._reader(column), verb))
 
-    # ------------------------------------------------------------ mbarrier objects
+    # --- mbarrier objects
 
     def place_barrier(self, thread: int, address: int, site: int) -> None:
-        """Mark the words of an mbarrier. No thread reaches its clock: every ordinary access looks twice."""
+        """Mark the words of an mbarrier.
+
+        The cell's clock is NEVER, so every ordinary access takes the slow path and is reported.
+        """
         words, warp = slice(address >> 2, (address >> 2) + 2), thread >> 5
         self.seen = {key for key in self.seen if key[0] != address}
         self.placed[address] = (warp, int(self.clock[warp]), thread & 31)
@@ -216,6 +253,9 @@ class Order(Accesses):
             self.seen.add(key)
             return
         thread = int(ids[np.argmax(bad)])
-        at, where = self.findings.scene(site, address), self.findings.at(int(self.sites[address >> 2, 0]))
+        at, where = (
+            self.findings.scene(site, address),
+            self.findings.line_of(int(self.sites[address >> 2, 0])),
+        )
         me, them, apart = self.cluster.thread(thread), self.cluster.warp(column), self._apart(column, thread)
         self._keep(at, findings.mbarrier_init(at, me, them, where, apart))

@@ -1,4 +1,7 @@
-"""The memory profile of a launch: requests, sectors, wavefronts, bank conflicts, from its real addresses."""
+"""What a launch executed, and its memory profile: requests, sectors, wavefronts, bank conflicts.
+
+The memory profile is made from the addresses that the kernel really used.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from .report import Counters, LineCount, Request
 
 if TYPE_CHECKING:
     from ..errors import Location
-    from ..ptx.program import Instruction
+    from ..ptx.module import Instruction
     from ..translate.lower import Access
 
 SPACES = ("global", "shared", "generic")  # in the order of their numbers in requests.py
@@ -86,7 +89,7 @@ class Profile:
                     space = "const"  # served by a cache of its own, which has no sectors
 
                 # Several sites may lie on one line.
-                key = (*_places(ins.location), None if ins.location else ins.line, space, access.store)
+                key = (*_lines_of(ins.location), None if ins.location else ins.line, space, access.store)
                 line = lines.setdefault(key, LineCount(ins.location, ins.line, space, access.store))
                 line.requests += requests
                 line.bytes += lanes * access.bytes
@@ -123,7 +126,49 @@ class Profile:
         return found
 
 
-def _places(location: Location | None) -> Iterable[tuple[str, int]]:
+def executed(
+    code: Sequence[Instruction], blocks: Sequence[tuple[int, int]], counts: Sequence[int]
+) -> tuple[int, dict[str, int]]:
+    """Return how many instructions all threads executed, and how many of each class, the most first.
+
+    Block k of the code has ``blocks[k]`` = (first instruction, number of them) and ran ``counts[k]`` times.
+    """
+    classes: dict[str, int] = {}
+    total = 0
+    for (first, length), count in zip(blocks, counts, strict=False):
+        for ins in code[first : first + length]:
+            kind = instruction_class(ins.opcode, ins.modifiers)
+            classes[kind] = classes.get(kind, 0) + count
+        total += count * length
+    return total, dict(sorted(classes.items(), key=lambda item: -item[1]))
+
+
+def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
+    """Return the class under which an instruction is counted."""
+    if opcode in ("ld", "ldu", "st", "atom", "red"):
+        spaces = (m.split("::")[0] for m in modifiers)
+        known = ("global", "shared", "local", "const", "param")
+        space = next((space for space in spaces if space in known), "generic")
+        verb = "atomic" if opcode in ("atom", "red") else "load" if opcode.startswith("ld") else "store"
+        return f"{verb} {space}"
+    if opcode in ("bra", "brx", "ret", "exit", "call"):
+        return "control"
+    if opcode in ("bar", "barrier", "mbarrier", "fence", "membar"):
+        return "synchronisation"
+    if opcode in ("shfl", "vote", "match", "redux", "elect", "activemask"):
+        return "warp"
+    if opcode == "cp":
+        return "asynchronous copy"
+    if opcode == "wgmma":
+        return "tensor core"
+    if opcode in ("cvt", "cvta"):
+        return "conversion"
+    if any(m in ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2") for m in modifiers):
+        return "fma" if opcode in ("fma", "mad") else "floating point"
+    return "move" if opcode in ("mov", "selp") else "predicate" if opcode in ("setp", "set") else "integer"
+
+
+def _lines_of(location: Location | None) -> Iterable[tuple[str, int]]:
     """Yield a source line and the calls that led to it, without columns."""
     while location is not None:
         yield location.file, location.line

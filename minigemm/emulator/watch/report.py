@@ -40,7 +40,7 @@ class Hazard:
 
     def __str__(self) -> str:
         times = f" (seen {self.count:,} times)" if self.count > 1 else ""
-        lines = [f"{self.kind} at {place_in_words(self.location, self.ptx_line)}{times}"]
+        lines = [f"{self.kind} at {location_in_words(self.location, self.ptx_line)}{times}"]
         lines += [f"  what: {self.message}"]
         lines += [f"  who:  {' and '.join(self.parties)}"] if self.parties else []
         lines += [f"  fix:  {self.fix}"] if self.fix else []
@@ -65,8 +65,8 @@ class Event:
     location: Location | None = None
 
     def __str__(self) -> str:
-        place = f" ({self.location})" if self.location else ""
-        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}{place}"
+        where = f" ({self.location})" if self.location else ""
+        return f"{self.step:>5}  {self.agent}: {self.kind}, {self.detail}{where}"
 
 
 class Counters(dict[str, Any]):
@@ -137,9 +137,9 @@ class LineCount:
         return self.wavefronts - self.ideal_wavefronts
 
     def __str__(self) -> str:
-        place, cost = place_in_words(self.location, self.ptx_line), _cost(self)
+        where, cost = location_in_words(self.location, self.ptx_line), _cost(self)
         access = f"{self.space} {_verb(self.store)}: {self.requests:,} requests, {_bytes(self.bytes)}"
-        return f"{place}  {access}, {cost}" if cost else f"{place}  {access}"
+        return f"{where}  {access}, {cost}" if cost else f"{where}  {access}"
 
 
 @dataclass(frozen=True)
@@ -257,10 +257,10 @@ class Report:
         return f"<style>{_STYLE}</style><div class=minigemm-report>{body}</div>"
 
 
-# ------------------------------------------------------------ words
+# --- words
 
 
-def place_in_words(location: Location | None, ptx_line: int) -> str:
+def location_in_words(location: Location | None, ptx_line: int) -> str:
     """Return the source line, or the line of the PTX where that has none."""
     return str(location) if location else f"PTX line {ptx_line}"
 
@@ -323,7 +323,7 @@ def _costliest(lines: Iterable[LineCount]) -> list[LineCount]:
     return sorted(lines, key=lambda line: -max(line.sectors, line.wavefronts))
 
 
-# ------------------------------------------------------------ HTML
+# --- HTML
 
 # Colours are the page's own, thinned, so that both light and dark themes work. Only the marks have colours,
 # of middle lightness.
@@ -362,14 +362,14 @@ def _bar(counters: Counters) -> str:
 def _hazard_html(hazard: Hazard) -> str:
     times = f" &times;{hazard.count:,}" if hazard.count > 1 else ""
     fix = f"<br><i>Fix:</i> {escape(hazard.fix)}" if hazard.fix else ""
-    place = escape(place_in_words(hazard.location, hazard.ptx_line))
-    title = f"<b>{escape(hazard.kind)}</b> at <code>{place}</code>{times}"
+    where = escape(location_in_words(hazard.location, hazard.ptx_line))
+    title = f"<b>{escape(hazard.kind)}</b> at <code>{where}</code>{times}"
     return f"<div class=h>{title}<br>{escape(hazard.message)}{fix}</div>"
 
 
 def _line_html(line: LineCount) -> str:
     cells = (
-        place_in_words(line.location, line.ptx_line),
+        location_in_words(line.location, line.ptx_line),
         f"{line.space} {_verb(line.store)}",
         f"{line.requests:,}",
         _bytes(line.bytes),

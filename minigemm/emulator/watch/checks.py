@@ -14,13 +14,14 @@ import numpy as np
 from .. import context as c
 from ..clusters import Cluster
 from ..errors import Location
+from ..translate.shadow import MARK_KINDS, READER_ATOMIC, READER_COLUMN, READER_KINDS, READER_LANE
 from . import findings
 from .cells import SEVERAL_LANES, column_of, generic, lane_of, late_writes, unwritten, write_cell, writers
 from .clocks import STEP, VectorClocks
 from .findings import Findings, Scene
 from .report import Hazard
 
-__all__ = ["Accesses"]
+__all__ = ["AccessChecks"]
 
 NEVER = 0xFFFFFFFF  # a clock that no thread reaches
 VERBS = {
@@ -47,17 +48,17 @@ def _word(words: np.ndarray | slice, k: int) -> int:
     return words.start + k if isinstance(words, slice) else int(words[k])
 
 
-class Accesses(VectorClocks):
+class AccessChecks(VectorClocks):
     """Vector clocks, and the accesses of one CTA, or of the CTAs of a cluster, checked against them.
 
     Addresses are places in the cluster's shared memory, in bytes; a site is the index of an instruction.
     """
 
     def __init__(
-        self, cluster: Cluster, asynchronous: bool, place: Callable[[int], tuple[Location | None, int]]
+        self, cluster: Cluster, asynchronous: bool, source_of: Callable[[int], tuple[Location | None, int]]
     ) -> None:
-        """`place(site)` gives the source location and PTX line of an instruction index."""
-        self.findings = Findings(cluster, place)
+        """`source_of(site)` gives the source location and PTX line of an instruction index."""
+        self.findings = Findings(cluster, source_of)
         super().__init__(cluster, asynchronous)
         # Where native code finds the shadow.
         self.cells, self.sites, self.reads = self.shadow.cells, self.shadow.sites, self.shadow.reads
@@ -69,7 +70,7 @@ class Accesses(VectorClocks):
         self.called: dict[int, str] = {}
         self.swizzles: dict[int, int] = {}
 
-    # ------------------------------------------------------------ TMA
+    # --- TMA
 
     def asynchronous_write(
         self, thread: int, address: int, nbytes: int, column: int, clock: int, site: int, swizzle: int = 0
@@ -87,7 +88,7 @@ class Accesses(VectorClocks):
         elif reads.any():
             offset, reader = divmod(_first(reads), self.read_columns)
             word = words.start + offset
-            early = self.findings.unwritten.get(self.findings.at(int(self.sites[word, 1])))
+            early = self.findings.unwritten.get(self.findings.line_of(int(self.sites[word, 1])))
             if early is not None:
                 # Nobody had written what that read saw: it should have waited for this load.
                 self._load_not_complete(early[0], word * 4, early[2], "reads", column, site)
@@ -111,7 +112,7 @@ class Accesses(VectorClocks):
             self._keep(at, findings.store_without_fence(at, me, store, self._who(cell)))
         self.shadow.read(words, self.reader_column(thread) if column is None else column, clock, site)
 
-    # ------------------------------------------------------------ WGMMA
+    # --- WGMMA
 
     def tensor_core_read(
         self,
@@ -168,7 +169,7 @@ class Accesses(VectorClocks):
         """Let these threads know that all products up to this clock have read their operands."""
         self.order[ids, self.tensor_core_column(warpgroup)] = clock
 
-    # ------------------------------------------------------------ cp.async
+    # --- cp.async
 
     def stamp(self, thread: int) -> int:
         """Return the cell of an ordinary write of all four bytes by this thread, now."""
@@ -188,7 +189,7 @@ class Accesses(VectorClocks):
         """Complete a cp.async: an ordinary write, where no other has taken its place."""
         self.cells[words][self.cells[words] == cell] = np.uint64(now)
 
-    # ------------------------------------------------------------ whole warps
+    # --- whole warps
 
     def warp_write(self, rows: np.ndarray, nbytes: int, warps: np.ndarray, site: int) -> None:
         """Check a warp-wide store (stmatrix). One lane stands for its warp.
@@ -213,7 +214,7 @@ class Accesses(VectorClocks):
                 self._after_write("reads", site, word * 4, 32 * w, cell, other)
             self.shadow.read(words, w, int(self.clock[w]), site, lane=SEVERAL_LANES)
 
-    # ------------------------------------------------------------ what is checked
+    # --- what is checked
 
     def _check_written(self, words: np.ndarray | slice, cells: np.ndarray, site: int, thread: int) -> bool:
         """Remember a read of a word that nobody has written; returns whether it is one."""
@@ -234,7 +235,7 @@ class Accesses(VectorClocks):
         elif reads.any():
             k, reader = divmod(_first(reads), self.read_columns)
             word = _word(words, k)
-            mark = reader | (int(self.reads[word, reader]) & SEVERAL_LANES) << 8
+            mark = reader | (int(self.reads[word, reader]) & SEVERAL_LANES) << READER_LANE.shift
             self._after_read(site, word * 4, thread, mark, int(self.sites[word, 1]))
 
     def _late_write(
@@ -275,7 +276,7 @@ class Accesses(VectorClocks):
         word = _word(words, _first(unfenced))
         return word, int(self.cells[word]), int(self.sites[word, 0])
 
-    # ------------------------------------------------------------ which finding it is
+    # --- which finding it is
 
     def _after_write(self, verb: str, site: int, address: int, thread: int, cell: int, other: int) -> None:
         """Keep the finding of an access ("reads", ...) that is not ordered after the write in `cell`."""
@@ -296,10 +297,9 @@ class Accesses(VectorClocks):
     def _after_read(self, site: int, address: int, thread: int, reader: int, other: int) -> None:
         """Keep the finding of a write that is not ordered after a read (or a strong write) at `other`.
 
-        `reader` describes the mark in the read cell, as translate/shadow.py gives it: column, lane << 8,
-        kinds << 16, and 1 << 18 where the write is an atomic.
+        `reader` describes the mark in the read cell, by the READER fields of translate/shadow.py.
         """
-        column, lane = reader & 255, reader >> 8 & 63
+        column, lane = READER_COLUMN.of(reader), READER_LANE.of(reader)
         at, me = self.findings.scene(site, address, other), self.cluster.lane(thread)
         early = self.findings.unwritten.get(at.other) if column >= self.warps else None
         if early is not None:
@@ -311,8 +311,9 @@ class Accesses(VectorClocks):
             self._keep(at, findings.store_overwritten(at, me, self._reader(column, "a TMA store")))
         else:
             them = self.cluster.warp(column) + (f" (lane {lane})" if lane < 32 else "")
-            verb = "updates atomically" if reader >> 18 & 1 else "writes"
-            strong = reader >> 16 & 3 == 2  # a strong write, and no ordinary read besides
+            verb = "updates atomically" if READER_ATOMIC.of(reader) else "writes"
+            kinds = READER_KINDS.of(reader) << MARK_KINDS.shift
+            strong = kinds == c.MARK_WRITE  # a strong write, and no ordinary read besides
             if strong:
                 theirs, accesses, between = "writes (atomically, or as a flag)", "the two", " the two"
             else:
@@ -358,7 +359,7 @@ class Accesses(VectorClocks):
     def _keep(self, at: Scene, hazard: Hazard) -> None:
         self.findings.keep(at, hazard)
 
-    # ------------------------------------------------------------ who, in words
+    # --- who, in words
 
     def _who(self, cell: int) -> str:
         """Return who wrote a cell."""
@@ -382,7 +383,7 @@ class Accesses(VectorClocks):
         return "" if rank == self.cluster.rank_of(thread) else findings.slot_of_another_cta(rank)
 
     def _apart(self, warp: int, thread: int) -> bool:
-        """Are they of different CTAs?"""
+        """Return whether they are of different CTAs."""
         return self.cluster.ranks > 1 and warp // self.cluster.warps != self.cluster.rank_of(thread)
 
     def _barrier_between(self, accesses: str, warp: int, thread: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .. import context as c
-from ..ptx.program import Function, Module, symbols
+from ..ptx.module import Function, Module, symbols
 from .accumulators import RegisterMisuse
 from .sites import Access, Site
 

@@ -1,4 +1,4 @@
-"""One launch as all of its CTAs share it: the kernel, its memory, and what the report will say."""
+"""The state of one launch that all of its CTAs share: the kernel, its memory, and the report's contents."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Memory:
             self.ranges.append((base, nbytes, writable, owner))
 
     def table(self) -> np.ndarray:
-        """The ranges as native code reads them: int64, (base, end, writable) one after the other."""
+        """Return the ranges as native code reads them: int64, (base, end, writable) one after the other."""
         rows = [(base, base + n, int(writable)) for base, n, writable, _ in self.ranges] or [(0, 0, 0)]
         return np.array(rows, np.int64).reshape(-1)
 
     def bytes(self, address: int, n: int) -> np.ndarray:
-        """A writable uint8 view of `n` bytes. Raises Fault unless one buffer holds all of them."""
+        """Return a writable uint8 view of `n` bytes. Raises Fault unless one buffer holds all of them."""
         for base, size, _, _ in self.ranges:
             if base <= address and address + n <= base + size:
                 return np.ctypeslib.as_array((ctypes.c_uint8 * n).from_address(address))
@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass
-class Kernel:
+class LaunchState:
     """A kernel with its launch configuration, arguments and options; and the results that its CTAs add to."""
 
     program: Program
@@ -97,8 +97,8 @@ class Kernel:
         x, y, z = (n // m for n, m in zip(self.grid, self.cluster, strict=True))
         return x, y, z
 
-    def place(self, index: int) -> tuple[Location | None, int]:
-        """The source location and the PTX line of the instruction with this index."""
+    def source_of(self, index: int) -> tuple[Location | None, int]:
+        """Return the source location and the PTX line of the instruction with this index."""
         code = self.program.function.code
         if index >= len(code):
             return None, 0
