@@ -55,8 +55,8 @@ extern "C" __global__ void __launch_bounds__(128) probe_wgmma(
     }
     const bool accumulate = scale_d || step > 0;
     wgmma_fence();
-    wgmma_mma_async(acc, a_registers, base + descriptors[2 * step], base + descriptors[2 * step + 1],
-                    accumulate);
+    wgmma_mma_async(acc, a_registers, base + descriptors[2 * step],
+                    base + descriptors[2 * step + 1], accumulate);
     wgmma_commit_group();
     wgmma_wait_group<0>();
   }
