@@ -263,8 +263,8 @@ def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clust
     module = parse(ptx)
     function = inline_calls(module, _entry(module, kernel))
     program = translate(module, function, hazards=hazards, profile=profile, clusters=clusters)
-    # A kernel that uses the tensor core spends its time in the tensor core's arithmetic, which is compiled already.
-    # Optimizing the code around it takes 1 to 5 s and saves about 5 % of a launch.
+    # A kernel that uses the tensor core spends its time in the tensor core's arithmetic, which is compiled
+    # already. Optimizing the code around it takes 1 to 5 s and saves about 5 % of a launch.
     optimize = not any(site.accumulators for site in program.sites)
     code = native.compile_ir(program.ir, optimize)
     program.ir = ""

@@ -69,15 +69,17 @@ A_MAP, SFA_MAP, D_MAP, D, M = map(
 class Config(PromotedConfig):
     """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
 
-    stages: tiles of the ring.
-    consumers: warpgroups that each compute their share of the rows.
-    splits: as many times more consumers, which take turns along k for the same rows. Their sums are added up in
-        one order, another one for each number.
-    out_fp32: d is float32.
-    ctas: CTAs of a launch, 0 for one on each SM.
-    raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
-    accumulate: d += the product.
-    layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
+    Attributes:
+        block_m, block_n: rows and columns of d's tile.
+        stages: slots of the ring; each holds a tile of a and of b.
+        consumers: warpgroups that each compute their share of the rows.
+        splits: as many times more consumers, which take turns along k for the same rows. Their sums are added
+            up in one order, another one for each number.
+        out_fp32: d is float32.
+        ctas: CTAs of a launch, 0 for one on each SM.
+        raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
+        accumulate: d += the product.
+        layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
     """
 
     block_m: int = 256

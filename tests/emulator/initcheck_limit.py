@@ -1,5 +1,8 @@
-"""Shows a limit of compute-sanitizer: `compute-sanitizer --tool initcheck python -m tests.emulator.initcheck_limit` reports reads of `d` as
-uninitialised, though TMA wrote every byte of it (and the program checks that it did)."""
+"""Show a limit of compute-sanitizer.
+
+`compute-sanitizer --tool initcheck python -m tests.emulator.initcheck_limit` reports reads of `d` as
+uninitialised, though TMA wrote every byte of it (and the program checks that it did).
+"""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ def test_another_m_where_operands_share_memory(prepared, checked):
 
 
 def test_another_m_of_a_d_that_tma_can_or_cannot_write(prepared, checked):
-    """A d beside a multiple of 16 bytes is stored in another way: it neither lends a launch nor borrows one."""
+    """A d beside a multiple of 16 bytes is stored by threads: it neither lends a launch nor borrows one."""
     a, b = operands(60)
     expected = minigemm.fp8_gemm_nt(a, b)
     memory = torch.zeros(61 * 24, dtype=torch.bfloat16)
@@ -377,8 +377,7 @@ def test_another_m_under_other_settings(prepared):
         minigemm.set_num_sms(None)
 
 
-# --- the
-# GPU's prepared launch
+# --- the GPU's prepared launch
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ def cache_key(text: str) -> str:
 def compile_ir(ir: str, optimize: bool = True) -> bytes:
     """Compile LLVM IR to an object file with the function ``step``.
 
-    Without ``optimize`` the compilation is about ten times shorter, and the code runs up to 1.6 times as long. That
-    pays where the code around the machine's calls does little work itself.
+    Without ``optimize`` the compilation is about ten times shorter, and the code runs up to 1.6 times as
+    long. That pays where the code around the machine's calls does little work itself.
     """
     level = 2 if optimize else 0
     with _lock:
