@@ -127,7 +127,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _own(status: os.stat_result) -> bool:
-    """Does the file belong to this user, and can nobody else write it?
+    """Return whether the file belongs to this user, and nobody else can write it.
 
     On systems without such users, folders are protected by other means.
     """
@@ -157,7 +157,7 @@ def _write(path: Path, blob: bytes) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of the entry at `path`; yields False, and nothing may be written, if it is not to be had.
+    """Hold the lock of the entry at `path`; yields False, and nothing may be written, if it cannot be taken.
 
     The system lets go of a lock whose holder was killed. A few hundred locks serve all entries.
     """

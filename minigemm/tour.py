@@ -134,7 +134,7 @@ def _one(
             m, n, k = problem.m, problem.n, problem.k
             row["run_s"] = time_on_gpu(lambda: stage.gemm(a, b, config), device)
             row["tflops"] = 2 * m * n * k / row["run_s"] / 1e12
-            gpu = hopper.of(torch.cuda.get_device_name(device))
+            gpu = hopper.chip_of(torch.cuda.get_device_name(device))
             row["floor_share"] = gpu.floor(m, n, k) / row["run_s"]
 
         # Judge the result.

@@ -41,7 +41,7 @@ FLAGS = (
     "--ptxas-options=-v",  # registers and spills, which `minigemm.inspect` reads from the log
 )
 
-_FORMAT = 2  # of a cache entry
+_ENTRY_FORMAT = 2  # of the cache on disk
 PRELUDE = "prelude"  # the file name of what stands above the stage's own first line
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
@@ -181,7 +181,15 @@ def _stamp(path: str | Path) -> Stamp:
 
 
 def _key(unit: _Unit, name: str, kernel: str) -> str:
-    parts = [_FORMAT, compiler_version(), FLAGS, name, kernel, unit.rendered, sorted(unit.headers.items())]
+    parts = [
+        _ENTRY_FORMAT,
+        compiler_version(),
+        FLAGS,
+        name,
+        kernel,
+        unit.rendered,
+        sorted(unit.headers.items()),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -97,8 +97,8 @@ class Stage(Generic[C]):
             gives zeros; neither launches anything.
 
         Raises:
-            TypeError, ValueError: an argument is wrong. CompileError (a ValueError): `source` does not
-                compile. Nothing has run then.
+            TypeError, ValueError: an argument is wrong. Nothing has run then.
+            CompileError: (a ValueError) `source` does not compile. Nothing has run then.
             minigemm.emulator.Fault, Deadlock: the emulated kernel did what a GPU would fault on or hang on.
         """
         product = self.check(a, b, config, source, out_dtype)

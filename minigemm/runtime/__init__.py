@@ -27,10 +27,16 @@ def of(device: torch.device) -> ModuleType:
     """Return `runtime.cuda` for a GPU, `runtime.emulated` for the CPU. ValueError for other devices."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected tensors on a CPU (emulated) or on a CUDA device, got {device}")
-    return importlib.import_module(f"{__name__}.{'cuda' if device.type == 'cuda' else 'emulated'}")
+    if device.type == "cuda":
+        from . import cuda
+
+        return cuda
+    from . import emulated
+
+    return emulated
 
 
 def run(kernel: jit.Kernel, launch: Launch, device: torch.device) -> None:
     """Load a compiled kernel onto the device, and launch it as described."""
-    machine = of(device)
-    machine.launch(machine.load(kernel, launch.shared, device), launch)
+    device_runtime = of(device)
+    device_runtime.launch(device_runtime.load(kernel, launch.shared, device), launch)

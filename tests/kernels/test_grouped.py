@@ -322,6 +322,14 @@ def test_bad_launches():
         )
 
 
+def test_the_scheduler_knows_the_layouts_by_the_same_numbers():
+    """scheduler.cuh copies the values of `types.Layout` by hand."""
+    text = (s10_grouped.stage.source.parent / "scheduler.cuh").read_text()
+    values = text.partition("constexpr int DENSE")[2].partition(";")[0]
+    found = re.findall(r"(\w+) = (\d+)", "DENSE" + values)
+    assert [(name, int(value)) for name, value in found] == [(each.name, each.value) for each in Layout]
+
+
 def test_the_parameters_have_the_kernels_names():
     """In its order: `refit` tells places by these names."""
     text = s10_grouped.stage.source.read_text()
