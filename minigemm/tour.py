@@ -116,7 +116,7 @@ def _one(
         # Compile it, and run it once.
         progress(f"{stage.name}: compiling")
         row["compile_s"], row["warm_s"] = jit.measure(
-            stage.source, config, name=stage.name, kernel=stage.kernel
+            stage.source, config, name=stage.name, symbol=stage.symbol
         )
         progress(f"{stage.name}: running")
         with observe() as seen:

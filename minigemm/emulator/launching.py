@@ -97,9 +97,11 @@ def launch(
     Returns:
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
 
-    Raises: ValueError, TypeError: an argument is wrong; nothing has run.
-        Fault: a GPU would fault. Deadlock: a GPU would hang. Unsupported: an instruction that is not
-            emulated, by name.
+    Raises:
+        ValueError, TypeError: an argument is wrong; nothing has run.
+        Fault: a GPU would fault.
+        Deadlock: a GPU would hang.
+        Unsupported: an instruction that is not emulated, by name.
     """
     # The shape of the launch.
     if not isinstance(ptx, str):

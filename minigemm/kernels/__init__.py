@@ -77,7 +77,7 @@ def inspect(
                 f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}"
             )
         path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
-        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
+        kernel = kernel or getattr(getattr(module, "stage", None), "symbol", name)
         config = config or module.default_config(_INSPECTED)
     path = Path(source) if source is not None else path
-    return take_apart(path, config, name=name, kernel=kernel or name)
+    return take_apart(path, config, name=name, symbol=kernel or name)

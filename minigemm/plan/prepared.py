@@ -99,7 +99,7 @@ def clear() -> None:
 def compiled(config: Config) -> jit.Kernel:
     """Return the library's kernel under this config, compiled where no cache holds it."""
     stage = s10_grouped.stage
-    return jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
+    return jit.build(stage.source, config, name=stage.name, symbol=stage.symbol)
 
 
 def loaded(config: Config, device: torch.device) -> Any:

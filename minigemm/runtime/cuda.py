@@ -159,8 +159,8 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     driver = _driver()
     with _lock, _current(index), _capture_allows():
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
-        answer = driver.cuModuleGetFunction(module, kernel.kernel.encode())
-        function = _check(answer, f"finding {kernel.kernel}")
+        answer = driver.cuModuleGetFunction(module, kernel.symbol.encode())
+        function = _check(answer, f"finding {kernel.symbol}")
         if shared > 48 * 1024:  # bytes: more than a kernel may use without opting in
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             answer = driver.cuFuncSetAttribute(function, attribute, shared)

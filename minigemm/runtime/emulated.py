@@ -115,7 +115,7 @@ def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any
             launch.grid,
             launch.block,
             args,
-            kernel=kernel.kernel,
+            kernel=kernel.symbol,
             shared=launch.shared,
             cluster=launch.cluster,
             schedule=chosen.schedule,
