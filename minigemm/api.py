@@ -1,12 +1,13 @@
 """The library's calls: FP8 products, dense and grouped, with fine-grained scales.
 
-    d = minigemm.fp8_gemm_nt(a, b)      # a: (data, scales) or a Quantized, (m, k); b likewise, (n, k); d (m,
-    n) = a @ b.T
+    # a is (m, k), b is (n, k); each is (data, scales) or a Quantized
+    d = minigemm.fp8_gemm_nt(a, b)      # (m, n) = a @ b.T
 
 CUDA tensors run on their own Hopper GPU, on torch's current stream there, without waiting; CPU tensors run
 the same kernel on the emulator. A wrong argument raises TypeError or ValueError that names it, before
-anything is compiled or launched. No call reads device data on the host: what only the data shows (ids out of
-range, counts over the buffer) is checked for CPU tensors, and on a GPU where MINIGEMM_DEBUG=1 asks for it.
+anything is compiled or launched. No call reads a GPU tensor's data on the host, unless MINIGEMM_DEBUG=1 asks
+for it. What only the data shows (ids out of range, counts over the buffer) is checked for CPU tensors, and
+with that variable on a GPU too.
 
 Operands, common to all calls:
 
@@ -15,15 +16,18 @@ Operands, common to all calls:
 - scales of a: float32, one for each 1x128 block, (m, ceil(k / 128)). M-major with rows padded for TMA
   (`to_m_major`), as they are; any other order is laid out first, which is one small kernel more.
 - scales of b: float32, one for each 128x128 block, (ceil(n / 128), ceil(k / 128)), row-major.
-- d: bfloat16 or float32, made where it is not given. Rows contiguous; any row stride that keeps them apart.
+- d: bfloat16 or float32, made where it is not given; each row contiguous; any row stride of at least n.
 
-Every call goes two ways. `_repeat` starts a launch that an earlier call left prepared, if the tensors are the
-same or differ in m alone. Otherwise the call is checked, gets a config, and launches.
+A call takes one of two ways. The short way, `_repeat`, starts a launch that an earlier call left prepared. It
+is open when the tensors lie at the same addresses with the same shapes, or, for a dense product, when only m
+differs and `ceil(m / 64)` does not. Otherwise the call takes the long way: check, choose a config, describe,
+compile or load, launch.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,7 +74,8 @@ def fp8_gemm_nt(
         c: (m, n) of d's dtype to add, in FP32 before the result is rounded: d itself, or memory apart from
             it.
         out_dtype: the dtype of a d that is made: bfloat16 (the default) or float32.
-        config: a `kernels.s10_grouped.Config` instead of the one that is chosen.
+        config: a `kernels.s10_grouped.Config` instead of the one that is chosen. Such calls are checked and
+            described each time.
 
     Returns:
         d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale
@@ -191,27 +196,30 @@ def m_grouped_fp8_gemm_nt_masked(
         raise ValueError(
             f"b: expected ({groups}, n, {k}), as many groups as a has, got {tuple(data_b.shape)}"
         )
-    counts = checks.check_groups("masked_m", masked_m, groups, "a count for each group", data_a.device)
-    d = _output(d, c, out_dtype, (groups, rows, n), (data_a, data_b, scale_a, scale_b), masked_m=counts)
+    index = checks.check_groups("masked_m", masked_m, groups, "a count for each group", data_a.device)
+    d = _output(d, c, out_dtype, (groups, rows, n), (data_a, data_b, scale_a, scale_b), masked_m=index)
     if data_a.device.type == "cpu" or debugging():
-        checks.check_counts(counts, rows)
+        checks.check_counts(index, rows)
 
     fp32 = d.dtype == torch.float32
     product = Product(rows, n, k, MASKED, groups, expected, out_fp32=fp32, accumulate=c is not None)
-    return _launch(product, (data_a, scale_a, data_b, scale_b, d, counts), c, config, options)
+    return _launch(product, (data_a, scale_a, data_b, scale_b, d, index), c, config, options)
 
 
 # --- a repeated call
 
-# The look-up in os.environ encodes the name, and raises inside where there is none: half a microsecond, more
-# than all other checks of a repeated call. The dictionary behind it takes 20 ns.
-_environment = getattr(os.environ, "_data", {})
-_DEBUG = os.environ.encodekey("MINIGEMM_DEBUG")
-_OFF = tuple(map(os.environ.encodevalue, ("", "0")))
+# os.environ.get encodes the name and, when the variable is unset, raises and catches KeyError: 0.5 us. Its
+# private dictionary answers in 20 ns.
+_environment: Mapping[Any, Any] = os.environ
+_DEBUG: Any = "MINIGEMM_DEBUG"
+_OFF: tuple[Any, ...] = ("", "0")
+if hasattr(os.environ, "_data"):
+    _environment, _DEBUG = os.environ._data, os.environ.encodekey(_DEBUG)
+    _OFF = tuple(map(os.environ.encodevalue, _OFF))
 
 
 def debugging() -> bool:
-    """Tell whether MINIGEMM_DEBUG asks, now, for checks of what only the data shows, on a GPU too.
+    """Return whether MINIGEMM_DEBUG asks, now, for checks of what only the data shows, on a GPU too.
 
     Such checks wait for the GPU.
     """
@@ -226,11 +234,11 @@ def _repeat(
     c: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     config: Config | None,
-    groups: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Run a prepared launch, if an earlier call left one that fits.
 
-    Return d, or None: then the call must be checked.
+    Return d, or None: then the call must be checked. Errors of the launch itself pass through.
     """
     if config is not None or (c is not None and c is not d) or (_DEBUG in _environment and debugging()):
         return None
@@ -239,17 +247,23 @@ def _repeat(
         y, sfb = (b.data, b.scale) if type(b) is Quantized else b
         made = d is None
         if d is None:
-            if not x.is_cuda:
+            if not x.is_cuda:  # the emulator prepares nothing
                 return None
             dtype = torch.bfloat16 if out_dtype is None else out_dtype
             d = torch.empty((*x.shape[:-1], y.shape[-2]), dtype=dtype, device=x.device)
         elif out_dtype is not None and out_dtype is not d.dtype:
             return None
-        tensors = (x, sfa, y, sfb, d) if groups is None else (x, sfa, y, sfb, d, groups)
+        tensors = (x, sfa, y, sfb, d) if index is None else (x, sfa, y, sfb, d, index)
+
+        # `ready` does not ask for the labels: it knows these shapes of scales, and where two granularities
+        # have the same shape, they mean the same.
         start = prepared.ready(options, tensors)
         if start is None and _labelled(a, "1x128") and _labelled(b, "128x128"):
-            start = prepared.resized(options, tensors, apart=made)
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+            start = prepared.resized(options, tensors, overlap_checked=made)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        # Operands are not checked yet; whatever is wrong with them, the long way says so by name.
         return None
     if start is None:
         return None
@@ -258,7 +272,7 @@ def _repeat(
 
 
 def _labelled(operand: object, granularity: str) -> bool:
-    """Tell whether an operand is no Quantized, or one of that granularity."""
+    """Return whether the operand's granularity, if it states one, is the expected one."""
     return type(operand) is not Quantized or operand.granularity == granularity
 
 
@@ -277,11 +291,7 @@ def _operands(
     (_, data_a), (_, scale_a) = named_a
     (name_b, data_b), (_, scale_b) = named_b
     checks.check_same(name_b, data_b, data_a.device)
-    if data_a.shape[-1] != data_b.shape[-1]:
-        before = "groups, n" if dims_b == 3 else "n"
-        raise ValueError(
-            f"b: expected ({before}, {data_a.shape[-1]}), as many columns as a has, got {tuple(data_b.shape)}"
-        )
+    checks.check_columns(data_b, data_a)
     runtime.of(data_a.device).check_device(data_a.device)
     return data_a, scale_a, data_b, scale_b
 
@@ -292,11 +302,12 @@ def _output(
     out_dtype: object,
     shape: tuple[int, ...],
     read: tuple[torch.Tensor, ...],
-    **groups: torch.Tensor,
+    **index: torch.Tensor,
 ) -> torch.Tensor:
     """Check d, or make it.
 
-    It must not share memory with what the kernel reads: `read` (see READ) and `groups`.
+    It must not share memory with what the kernel reads: `read` (see READ), and for groups `index`, under the
+    name of the call's argument.
     """
     device = read[0].device
     dtype = checks.check_out_dtype(out_dtype, d)
@@ -305,7 +316,7 @@ def _output(
     if d is None:
         return torch.empty(shape, dtype=dtype, device=device)
     checks.check_out("d", d, shape, device)
-    checks.check_overlap(d, dict(zip(READ, read, strict=True)) | groups)
+    checks.check_overlap(d, dict(zip(READ, read, strict=True)) | index)
     return d
 
 
@@ -318,14 +329,20 @@ def _launch(
 ) -> torch.Tensor:
     """Launch what was checked, and return d.
 
-    tensors: a, its scales, b, its scales, d, and for groups the tensor that says which rows are whose.
+    Args:
+        product: of the tensors.
+        tensors: a, its scales, b, its scales, d, and for groups `index`: int32; each row's group, each
+            group's end, or each group's count, by layout.
+        c: what is added, if anything is.
+        config: the caller's own, if there is one.
+        options: as in `prepared.execute`.
     """
-    a, scale_a, b, scale_b, d, *groups = tensors
+    a, scale_a, b, scale_b, d, *index = tensors
     if config is not None:
         config = choose.suited(product, config)
 
     # What is added lies in d, where the kernel finds it.
-    apart = c is not None and c is not d
+    c_is_separate = c is not None and c is not d
     if c is not None and not checks.same_memory(c, d):
         d.copy_(c)
 
@@ -333,14 +350,15 @@ def _launch(
     if not d.numel():
         return d
     if not product.k or not product.groups:
-        return d if product.accumulate else _zeros(product, d, *groups)
+        return d if product.accumulate else _zeros(product, d, *index)
 
-    # `_repeat` has not asked for scales that were laid out just now, nor for a sum apart; where these lie
-    # repeats too.
+    # `_repeat` looked up the caller's own scales, or skipped a call whose c is not d. Now that the scales are
+    # M-major and c is in d, look again: torch's allocator often gives the new scales the address they had
+    # last time.
     sfa = to_m_major(scale_a)
-    tensors = (a, sfa, b, scale_b, d, *groups)
-    if config is None and (apart or sfa is not scale_a):
-        start = prepared.ready(options, tensors) or prepared.resized(options, tensors, apart=True)
+    tensors = (a, sfa, b, scale_b, d, *index)
+    if config is None and (c_is_separate or sfa is not scale_a):
+        start = prepared.ready(options, tensors) or prepared.resized(options, tensors, overlap_checked=True)
         if start is not None:
             start()
             return d
@@ -393,7 +411,7 @@ def set_batch_invariant(invariant: bool) -> None:
 
 
 def get_batch_invariant() -> bool:
-    """Tell whether `set_batch_invariant(True)` holds."""
+    """Return whether `set_batch_invariant(True)` holds."""
     return choose.settings().batch_invariant
 
 

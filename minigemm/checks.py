@@ -75,7 +75,7 @@ def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
 
 
 def _tensor(name: str, tensor: object) -> torch.Tensor:
-    """Return the tensor, which it has to be, and dense."""
+    """Check that the argument is a dense torch.Tensor, and return it."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
@@ -98,6 +98,9 @@ def check_data(named: Named, dims: int) -> None:
         raise ValueError(f"{name}: expected at most 2**30 rows and columns, got {tuple(data.shape)}")
     if not data.numel():
         return
+    if dims == 3 and data.shape[0] * ceil_div(k, BLOCK) > SIZE_LIMIT:
+        blocks = f"{data.shape[0]} * {ceil_div(k, BLOCK)}"
+        raise ValueError(f"{name}: expected at most 2**30 blocks of 128 columns in all groups, got {blocks}")
 
     # A tensor map describes rows of contiguous bytes at a pitch of 16 bytes, from an address that is a
     # multiple of 16.
@@ -116,8 +119,8 @@ def check_data(named: Named, dims: int) -> None:
 def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
     """Check FP32 scales: one for all of the data ("tensor"), or one for each of its 1x128 or 128x128 blocks.
 
-    Scales of 1x128 blocks may lie in any order, in which they do not overlap: what the kernel cannot read is
-    laid out for it.
+    Scales of 1x128 blocks may have any strides without overlap; the call copies them to M-major if they are
+    not.
     """
     name, scale = named
     *groups, rows, k = data.shape
@@ -140,7 +143,7 @@ def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
         return
     came = f"strides {tuple(scale.stride())} for shape {shape}"
     if granularity == "1x128":
-        if not _apart(scale):
+        if not _elements_are_distinct(scale):
             raise ValueError(f"{name}: expected scales that do not overlap, got {came}")
     elif groups:
         if not scale.is_contiguous():
@@ -156,7 +159,7 @@ def _check_start(name: str, tensor: torch.Tensor, alignment: int) -> None:
         raise ValueError(f"{name}: expected {expected}, got an address that is {past} bytes past one")
 
 
-def _apart(tensor: torch.Tensor) -> bool:
+def _elements_are_distinct(tensor: torch.Tensor) -> bool:
     """Return whether each element has a place of its own.
 
     It has if, in the order of the strides, each dimension steps over all elements of the dimensions before
@@ -332,9 +335,9 @@ def check_config(config: object, kind: type[Config], stage: str) -> None:
 # --- what only the data shows
 
 
-def check_ids(ids: torch.Tensor, groups: int, alignment: int) -> None:
+def check_ids(index: torch.Tensor, groups: int, alignment: int) -> None:
     """Check row ids: each is -1 or a group's; no two groups lie between two multiples of the alignment."""
-    values = ids.detach().cpu()
+    values = index.detach().cpu()
     outside = ((values < -1) | (values >= groups)).nonzero()
     if outside.numel():
         row = int(outside[0])
@@ -358,9 +361,9 @@ def check_ids(ids: torch.Tensor, groups: int, alignment: int) -> None:
         )
 
 
-def check_prefix_sums(ends: torch.Tensor, rows: int, alignment: int) -> None:
+def check_prefix_sums(index: torch.Tensor, rows: int, alignment: int) -> None:
     """Check that each group ends behind its aligned start, and inside a."""
-    values = ends.detach().cpu().tolist()
+    values = index.detach().cpu().tolist()
     for group, (before, end) in enumerate(pairwise([0, *values])):
         start = round_up(before, alignment)
         empty = end in (start, before)
@@ -371,9 +374,9 @@ def check_prefix_sums(ends: torch.Tensor, rows: int, alignment: int) -> None:
             )
 
 
-def check_counts(counts: torch.Tensor, rows: int) -> None:
+def check_counts(index: torch.Tensor, rows: int) -> None:
     """Check that the rows of each group fit its buffer."""
-    values = counts.detach().cpu()
+    values = index.detach().cpu()
     outside = ((values < 0) | (values > rows)).nonzero()
     if outside.numel():
         group = int(outside[0])

@@ -1,15 +1,20 @@
 """The Hopper GPU in numbers: the limits of a launch, the rates of an SM, and what the datasheets allow.
 
 Sources: CUDA C++ Programming Guide, "Compute Capabilities" (9.0); NVIDIA H100 and H200 datasheets. The
-emulator, which imports nothing of minigemm, has the limits and rates that it needs once more;
+emulator imports nothing of minigemm but the store, so it states the limits and rates that it needs itself;
 tests/house/test_hopper.py compares the two.
+
+Another Hopper GPU (H20, GH200, H100 PCIe) needs a `Chip` in CHIPS; SMS and CLOCK_HZ stay those of an H100
+SXM, for which the emulator stands, and so do the fitted rates of `plan/cost.py`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = [
+    "CHIPS",
     "CLOCK_HZ",
     "FLUSH_BYTES",
     "GRID_LIMIT",
@@ -22,7 +27,7 @@ __all__ = [
     "SM_REGISTERS",
     "THREAD_LIMIT",
     "Chip",
-    "of",
+    "chip_of",
 ]
 
 SMS = 132  # of an H100 or H200 SXM; the emulator stands for one of these
@@ -39,7 +44,10 @@ GRID_LIMIT = 65_535  # CTAs of a grid along y, and along z
 
 @dataclass(frozen=True)
 class Chip:
-    """The rates of a GPU by its datasheet: operations a second (dense, no sparsity), bytes a second."""
+    """The rates of a GPU by its datasheet: operations a second (dense, no sparsity), bytes a second.
+
+    The name begins with the word by which the driver's name is recognized.
+    """
 
     name: str
     fp8: float
@@ -63,6 +71,13 @@ H100 = Chip("H100 SXM", 1979e12, 67e12, 3.35e12, "NVIDIA H100 datasheet")
 H200 = Chip("H200 SXM", 1979e12, 67e12, 4.8e12, "NVIDIA H200 datasheet")
 
 
-def of(gpu: str) -> Chip:
-    """Return the datasheet of a GPU by the name that its driver gives; the H100's for others."""
-    return H200 if "H200" in gpu else H100
+CHIPS = (H100, H200)
+
+
+def chip_of(gpu: str) -> Chip:
+    """Return the datasheet of a GPU by its driver's name.
+
+    A GPU that is not in CHIPS gets the H100's; its floors and rooflines are then those of an H100.
+    """
+    words = re.findall(r"\w+", gpu)
+    return next((chip for chip in CHIPS if chip.name.split()[0] in words), H100)

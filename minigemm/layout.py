@@ -1,4 +1,6 @@
-"""How scales lie in memory: M-major with rows padded for TMA, or row-major as other libraries make them.
+"""How scales lie in memory (not `types.Layout`, which is how rows belong to groups).
+
+They lie M-major with rows padded for TMA, or row-major as other libraries make them.
 
 A TMA descriptor wants every stride but the innermost to be a multiple of 16 bytes. A kernel reads 1x128
 activation scales by columns of M (all rows of a tile, one block of K), so they are stored M-major: shape
@@ -55,7 +57,10 @@ def empty_m_major(
 
 
 def is_m_major(scale: torch.Tensor) -> bool:
-    """Do float32 scales (m, k) or (g, m, k) have the strides of `empty_m_major`, at an address for TMA?"""
+    """Return whether float32 scales, (m, k) or (g, m, k), have the strides of `empty_m_major`.
+
+    Their address must suit TMA, too.
+    """
     return scale.stride() == _strides(scale.shape) and scale.data_ptr() % TMA_ALIGNMENT == 0
 
 

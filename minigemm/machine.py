@@ -115,7 +115,7 @@ def _nvrtc() -> Finding:
     stage = stages()[0].stage
     config = stage.default_config(Product(256, 256, 512))
     try:
-        cold, warm = jit.measure(stage.source, config, name=stage.name, kernel=stage.kernel)
+        cold, warm = jit.measure(stage.source, config, name=stage.name, symbol=stage.symbol)
     except ValueError as error:
         return Finding("NVRTC", False, "cannot compile", str(error))
     if store.folder():

@@ -128,7 +128,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _own(status: os.stat_result) -> bool:
-    """Does the file belong to this user, and can nobody else write it?
+    """Return whether the file belongs to this user, and nobody else can write it.
 
     On systems without such users, folders are protected by other means.
     """

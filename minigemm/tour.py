@@ -116,7 +116,7 @@ def _one(
         # Compile it, and run it once.
         progress(f"{stage.name}: compiling")
         row["compile_s"], row["warm_s"] = jit.measure(
-            stage.source, config, name=stage.name, kernel=stage.kernel
+            stage.source, config, name=stage.name, symbol=stage.symbol
         )
         progress(f"{stage.name}: running")
         with observe() as seen:
@@ -134,7 +134,7 @@ def _one(
             m, n, k = problem.m, problem.n, problem.k
             row["run_s"] = time_on_gpu(lambda: stage.gemm(a, b, config), device)
             row["tflops"] = 2 * m * n * k / row["run_s"] / 1e12
-            gpu = hopper.of(torch.cuda.get_device_name(device))
+            gpu = hopper.chip_of(torch.cuda.get_device_name(device))
             row["floor_share"] = gpu.floor(m, n, k) / row["run_s"]
 
         # Judge the result.

@@ -1,6 +1,6 @@
 """The words that every layer shares: a product, a config, whether the two agree, and the parts of a launch.
 
-Nothing here imports the rest of minigemm, and nothing here decides.
+Nothing here imports the rest of minigemm, and it holds no logic.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Product(NamedTuple):
         accumulate: the product is added to what d holds.
         zero_padding: rows of no group are written as zeros.
 
-    A tuple, not a dataclass, because each call with a new m makes and hashes one.
+    A tuple, not a dataclass, because every call on the long way makes and hashes one.
     """
 
     m: int
@@ -82,7 +82,7 @@ class Product(NamedTuple):
         return self.m * self.groups if self.layout == Layout.MASKED else self.m
 
 
-#: The name that a dense product had before there were others.
+#: Former name of Product, kept for users.
 Problem = Product
 
 
@@ -136,8 +136,8 @@ class Launch:
     """One kernel launch, the same for both runtimes.
 
     Each of `args` becomes a parameter of the kernel: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
-    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes and NumPy scalars stay as
-    they are. `shared` is the dynamic shared memory in bytes.
+    `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes scalars stay as they are.
+    On the emulator NumPy scalars are taken too. `shared` is the dynamic shared memory in bytes.
     """
 
     grid: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""What every test shares: patience for the first compilation, and GPU tests only where there is a Hopper GPU."""
+"""What every test shares: patience for the first compilation, and GPU tests only on a Hopper GPU."""
 
 from __future__ import annotations
 

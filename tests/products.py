@@ -1,4 +1,4 @@
-"""Inputs that are the same on every machine, random problems, and a launch into a poisoned, guarded output."""
+"""Inputs that are the same on every machine, random problems, launches into a poisoned, guarded output."""
 
 from __future__ import annotations
 
@@ -239,14 +239,15 @@ def configs() -> list[tuple[str, Config]]:
 
 
 def matrix(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:
-    """Draw a float32 matrix (rows, k) from integers, so that every machine and every torch draws the same bits.
+    """Draw a float32 matrix (rows, k) from integers: every machine and every torch draws the same bits.
 
-    torch.randn does not: its last bits depend on the processor. A test that compares bits, counts or errors takes its
-    inputs from here. Every element is an integer below 2**24 times a power of two, which float32 holds exactly.
+    torch.randn does not: its last bits depend on the processor. A test that compares bits, counts or errors
+    takes its inputs from here. Every element is an integer below 2**24 times a power of two, which float32
+    holds exactly.
 
     Args:
-        kind: "activations" has heavy tails, and about one column in 100 is thirty times larger. "weights" is nearly
-            normal. "positive" is like "weights", without the signs.
+        kind: "activations" has heavy tails, and about one column in 100 is thirty times larger. "weights" is
+            nearly normal. "positive" is like "weights", without the signs.
     """
     bits = splitmix64(seed, rows * k).reshape(rows, k)
     # the sum of four uniform numbers of 12 bits is nearly normal
@@ -265,7 +266,7 @@ def matrix(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Ten
 def operands(
     m: int, n: int, k: int, seed: int, device: str, module: ModuleType | None = None
 ) -> tuple[Quantized, Quantized]:
-    """Draw a and b from integers and quantize them as the stage wants them; with one scale each where none is named."""
+    """Draw a and b from integers and quantize them as the stage wants; without a stage, with one scale."""
     of_a, of_b = module.stage.granularities if module else ("tensor", "tensor")
     a = quantize.quantize(matrix(m, k, 2 * seed).to(device), of_a)
     b = quantize.quantize(matrix(n, k, 2 * seed + 1, "weights").to(device), of_b)

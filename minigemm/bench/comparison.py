@@ -67,7 +67,7 @@ def compare(
     torch.cuda.set_device(device)
     machine = identity(device)
     progress("bandwidth")
-    chip = replace(hopper.of(machine["gpu"]), bandwidth=copy_bandwidth(device))
+    chip = replace(hopper.chip_of(machine["gpu"]), bandwidth=copy_bandwidth(device))
     run = _Comparison(device, chip, rounds, _started(machine, chip, rounds), progress, store)
     results, workloads = run.results, list(workloads)
     try:

@@ -46,7 +46,7 @@ def _row(stage: Any, product: Product, x: Any, w: Any) -> dict[str, Any]:
     import torch
 
     config = stage.default_config(product)
-    kernel = jit.build(stage.source, config, name=stage.name, kernel=stage.kernel)
+    kernel = jit.build(stage.source, config, name=stage.name, symbol=stage.symbol)
     a, b = map(quantize.quantize, (x, w), stage.granularities)
     d = torch.empty(product.m, product.n, dtype=torch.bfloat16)
     launch = stage.launch(a, b, d, product, config)
@@ -56,7 +56,7 @@ def _row(stage: Any, product: Product, x: Any, w: Any) -> dict[str, Any]:
 
 def _measure(kernel: jit.Kernel, launch: Launch, hazards: bool, profile: bool) -> dict[str, float]:
     """Translate and run a launch; return its figures in one mode."""
-    cold, stored = cached.translation_seconds(kernel.ptx, kernel.kernel, hazards, profile, REPEATS)
+    cold, stored = cached.translation_seconds(kernel.ptx, kernel.symbol, hazards, profile, REPEATS)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     runs = [
         emulator.launch(
@@ -64,7 +64,7 @@ def _measure(kernel: jit.Kernel, launch: Launch, hazards: bool, profile: bool) -
             launch.grid,
             launch.block,
             args,
-            kernel.kernel,
+            kernel.symbol,
             launch.shared,
             cluster=launch.cluster,
             hazards=hazards,

@@ -49,7 +49,7 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
     if device.type != "cuda":
         raise ValueError("bench --ladder needs a Hopper GPU (compute capability 9.0), and torch sees none")
     machine = identity(device)
-    chip = hopper.of(machine["gpu"])
+    chip = hopper.chip_of(machine["gpu"])
     return {
         "what": "TFLOPS by stage, python -m minigemm bench --ladder",
         "date": datetime.date.today().isoformat(),

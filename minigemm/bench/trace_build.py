@@ -26,9 +26,9 @@ def build(stage: Stage, config: Config, source: Path | None = None) -> jit.Kerne
     """
     path = stage.source if source is None else Path(source)
     with TemporaryDirectory(prefix="minigemm-trace-") as folder:
-        for name, text in _sources(path, stage.kernel).items():
+        for name, text in _sources(path, stage.symbol).items():
             Path(folder, name).write_text(text, encoding="utf-8")
-        return jit.build(Path(folder, path.name), config, name=stage.name, kernel=stage.kernel)
+        return jit.build(Path(folder, path.name), config, name=stage.name, symbol=stage.symbol)
 
 
 def files(path: Path) -> list[str]:
@@ -36,7 +36,7 @@ def files(path: Path) -> list[str]:
     return [path.name, *sorted(_headers(path).keys() - {"ptx.cuh"})]
 
 
-def _sources(path: Path, kernel: str) -> dict[str, str]:
+def _sources(path: Path, symbol: str) -> dict[str, str]:
     """Return a trace build's texts by file name: the stage, its headers, and ptx.cuh with the trace."""
     text = path.read_text(encoding="utf-8-sig")
     if not re.search(r'^\s*#\s*include\s*"ptx\.cuh"', text, re.MULTILINE):
@@ -45,7 +45,7 @@ def _sources(path: Path, kernel: str) -> dict[str, str]:
     headers = {name: file.read_text(encoding="utf-8-sig") for name, file in _headers(path).items()}
     numbered = {name: _numbered(headers[name], number) for number, name in enumerate(files(path)) if number}
     trace = f"{headers['ptx.cuh']}\n{_kinds()}\n{HEADER.read_text(encoding='utf-8')}"
-    return {**numbered, "ptx.cuh": trace, path.name: _guarded(text, kernel, path)}
+    return {**numbered, "ptx.cuh": trace, path.name: _guarded(text, symbol, path)}
 
 
 def _kinds() -> str:
@@ -66,19 +66,19 @@ def _numbered(text: str, number: int) -> str:
     return f"{before}{text}\n#undef TRACE_FILE\n#define TRACE_FILE 0\n"
 
 
-def _guarded(text: str, kernel: str, path: Path) -> str:
+def _guarded(text: str, symbol: str, path: Path) -> str:
     """Return the stage with a `TraceWarp` first in the kernel's body, on the line of its brace.
 
     It sees each warp begin, and leave by any return.
     """
     # Find the kernel's name, then the end of its parameter list, then the brace.
     plain = _HIDDEN.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
-    head = re.search(rf"__global__[^;{{}}]*?\b{re.escape(kernel)}\s*\(", plain)
+    head = re.search(rf"__global__[^;{{}}]*?\b{re.escape(symbol)}\s*\(", plain)
     at, depth = (head.end(), 1) if head else (0, 0)
     while head and depth and at < len(plain):
         depth += {"(": 1, ")": -1}.get(plain[at], 0)
         at += 1
     brace = plain.find("{", at)
     if not head or brace < 0:
-        raise ValueError(f'source: expected extern "C" __global__ void {kernel}(...) {{...}} in {path.name}')
+        raise ValueError(f'source: expected extern "C" __global__ void {symbol}(...) {{...}} in {path.name}')
     return f"{text[: brace + 1]} TraceWarp trace_warp;{text[brace + 1 :]}"

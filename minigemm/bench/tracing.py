@@ -231,7 +231,7 @@ class _Run:
         # A reader's own version is compiled as it is first, so that its errors are of the reader's file.
         path = stage.source if source is None else Path(source)
         if source is not None:
-            jit.build(path, config, name=stage.name, kernel=stage.kernel)
+            jit.build(path, config, name=stage.name, symbol=stage.symbol)
         kernel = build(stage, config, path)
         written = torch.zeros(warps, records, 4, dtype=torch.int32, device=device)
         times = torch.zeros(ctas, 4, dtype=torch.int64, device=device)
@@ -243,7 +243,7 @@ class _Run:
         d = torch.empty_like(self.d)
         args = tuple(_redirected(arg, self.d, d) for arg in self.description.args)
         launch = replace(self.description, args=args, shared=self.config.constants()["SHARED_BYTES"])
-        kernel = jit.build(self.source, self.config, name=self.stage.name, kernel=self.stage.kernel)
+        kernel = jit.build(self.source, self.config, name=self.stage.name, symbol=self.stage.symbol)
         return replace(self, kernel=kernel, description=launch, d=d, records=None, ctas=None, loaded=None)
 
     def launch(self) -> None:

@@ -80,7 +80,7 @@ class Inspection:
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
         """The kernel's SASS in program order, without the padding at its end."""
-        return _instructions(_disassembled(self.kernel.cubin), self.kernel.kernel, self.path.name)
+        return _instructions(_disassembled(self.kernel.cubin), self.kernel.symbol, self.path.name)
 
     @cached_property
     def sass(self) -> str:
@@ -152,20 +152,20 @@ class Inspection:
         )
 
 
-def take_apart(path: Path, config: Config, *, name: str, kernel: str) -> Inspection:
+def take_apart(path: Path, config: Config, *, name: str, symbol: str) -> Inspection:
     """Compile the CUDA C++ file at `path` under `config`, and take the result apart. Needs no GPU.
 
-    `name` and `kernel` go to `jit.build`. Raises ValueError when there is no such file, and CompileError (a
+    `name` and `symbol` go to `jit.build`. Raises ValueError when there is no such file, and CompileError (a
     ValueError) when it does not compile.
     """
-    built = jit.build(path, config, name=name, kernel=kernel)
-    usage = _usage(built.log, built.kernel)
+    built = jit.build(path, config, name=name, symbol=symbol)
+    usage = _usage(built.log, built.symbol)
     return Inspection(built, config, path, path.read_text(encoding="utf-8-sig"), *usage)
 
 
-def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:
+def _usage(log: str, symbol: str) -> tuple[int, int, int, int]:
     """Return registers, spilled bytes, stack and static shared memory, as `ptxas -v` reported them."""
-    _, _, told = log.partition(f"Compiling entry function '{kernel}'")
+    _, _, told = log.partition(f"Compiling entry function '{symbol}'")
     told = told.partition("Compiling entry function")[0]
 
     def figures(pattern: str) -> list[int]:
@@ -173,7 +173,7 @@ def _usage(log: str, kernel: str) -> tuple[int, int, int, int]:
 
     registers = figures(r"Used (\d+) registers")
     if not registers:
-        raise ValueError(f"ptxas reported no registers for {kernel}; its log:\n{log}")
+        raise ValueError(f"ptxas reported no registers for {symbol}; its log:\n{log}")
     spills = figures(r"(\d+) bytes spill stores") + figures(r"(\d+) bytes spill loads")
     stack = figures(r"(\d+) bytes cumulative stack size") or figures(r"(\d+) bytes stack frame")
     return registers[0], sum(spills), max(stack, default=0), sum(figures(r"(\d+) bytes smem"))
@@ -200,12 +200,12 @@ def _nvdisasm() -> str:
     raise ValueError("SASS is read with nvdisasm, which is not here: pip install nvidia-cuda-nvdisasm")
 
 
-def _instructions(listing: str, kernel: str, home: str) -> tuple[Instruction, ...]:
-    """Return the instructions of `kernel` in nvdisasm's listing.
+def _instructions(listing: str, symbol: str, home: str) -> tuple[Instruction, ...]:
+    """Return the instructions of `symbol` in nvdisasm's listing.
 
     Where calls are inlined, the innermost line in the file `home` counts.
     """
-    _, _, code = listing.partition(f".text.{kernel}:\n")
+    _, _, code = listing.partition(f".text.{symbol}:\n")
     code = code.partition("//-----")[0]
     found: list[Instruction] = []
     frames: list[tuple[str, int]] = []  # innermost first

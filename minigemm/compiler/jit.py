@@ -41,7 +41,7 @@ FLAGS = (
     "--ptxas-options=-v",  # registers and spills, which `minigemm.inspect` reads from the log
 )
 
-_FORMAT = 2  # of a cache entry
+_ENTRY_FORMAT = 2  # of the cache on disk
 PRELUDE = "prelude"  # the file name of what stands above the stage's own first line
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
@@ -52,13 +52,13 @@ _SETTLED_NS = 2_000_000_000  # a file younger than this may change again without
 class Kernel:
     """A compiled kernel, for both runtimes: the PTX for the emulator, the cubin (sm_90a) for a GPU.
 
-    `name` is the stage's name and `kernel` the `extern "C"` symbol. `source` is the compiled text, `log` the
+    `name` is the stage's name and `symbol` the `extern "C"` name. `source` is the compiled text, `log` the
     log of NVRTC and ptxas. `origin` says where this build found the kernel ("compiled", "disk" or "memory").
     `compile_s` is the seconds that it took to bring it into this process, from the compiler or the disk.
     """
 
     name: str
-    kernel: str
+    symbol: str
     ptx: str = field(repr=False)
     cubin: bytes = field(repr=False)
     source: str = field(repr=False)
@@ -94,44 +94,44 @@ _built: dict[tuple[object, ...], tuple[_Unit, Kernel]] = {}  # request -> what w
 _lock = threading.Lock()  # NVRTC compiles one program at a time
 
 
-def build(source: Path, config: Config, *, name: str, kernel: str) -> Kernel:
+def build(source: Path, config: Config, *, name: str, symbol: str) -> Kernel:
     """Return the kernel in the CUDA C++ file `source` under `config`: from memory, from disk, or compiled.
 
-    `name` is the stage's name, `kernel` the symbol to launch. For most stages they are equal: `s01_naive.cu`
-    holds `extern "C" __global__ void s01_naive(...)`, and so does a reader's own version, whatever the name
-    of its file. `#include "x.cuh"` finds x.cuh beside the file that includes it, beside `source`, or among
-    minigemm's kernels.
+    `name` is the stage's name, `symbol` the `extern "C"` name to launch. For most stages they are equal:
+    `s01_naive.cu` holds `extern "C" __global__ void s01_naive(...)`, and so does a reader's own version,
+    whatever the name of its file. `#include "x.cuh"` finds x.cuh beside the file that includes it, beside
+    `source`, or among minigemm's kernels.
 
     Raises CompileError (a ValueError) when the source does not compile, holds no such kernel, or there is no
     NVRTC, and ValueError when there is no such file. The compiler's warnings about a reader's own file become
     Python warnings.
     """
-    request = (os.fspath(source), config, name, kernel)
+    request = (os.fspath(source), config, name, symbol)
     held = _built.get(request)
     if held is not None and held[0].unchanged():
         return held[1]
     start = time.perf_counter()
     unit = _read(Path(source), config)
-    key = _key(unit, name, kernel)
+    key = _key(unit, name, symbol)
     with _lock:
         held = _built.get(request)
         if held is not None and held[1].key == key:
             _built[request] = unit, held[1]
             return held[1]
-        built = _build(unit, key, name, kernel, start)
+        built = _build(unit, key, name, symbol, start)
         _built[request] = unit, replace(built, origin="memory")
     return built
 
 
-def _build(unit: _Unit, key: str, name: str, kernel: str, start: float) -> Kernel:
-    entry, found = store.fetch(f"{key}.kernel", lambda: _compile(unit, key, kernel))
+def _build(unit: _Unit, key: str, name: str, symbol: str, start: float) -> Kernel:
+    entry, found = store.fetch(f"{key}.kernel", lambda: _compile(unit, key, symbol))
     kept = json.loads(entry)
     cubin = base64.b64decode(kept["cubin"])
     seconds = time.perf_counter() - start
     if unit.path.parent.absolute() != HEADERS.absolute():
         _warn(unit, kept["log"], kept["ptx"])
     origin = "disk" if found else "compiled"
-    return Kernel(name, kernel, kept["ptx"], cubin, unit.rendered, kept["log"], key, seconds, origin)
+    return Kernel(name, symbol, kept["ptx"], cubin, unit.rendered, kept["log"], key, seconds, origin)
 
 
 def _read(source: Path, config: Config) -> _Unit:
@@ -180,8 +180,16 @@ def _stamp(path: str | Path) -> Stamp:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
-def _key(unit: _Unit, name: str, kernel: str) -> str:
-    parts = [_FORMAT, compiler_version(), FLAGS, name, kernel, unit.rendered, sorted(unit.headers.items())]
+def _key(unit: _Unit, name: str, symbol: str) -> str:
+    parts = [
+        _ENTRY_FORMAT,
+        compiler_version(),
+        FLAGS,
+        name,
+        symbol,
+        unit.rendered,
+        sorted(unit.headers.items()),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -226,30 +234,30 @@ def _nvrtc() -> tuple[ModuleType, tuple[int, int]]:
     return nvrtc, (major, minor)
 
 
-def measure(source: Path, config: Config, *, name: str, kernel: str) -> tuple[float, float]:
+def measure(source: Path, config: Config, *, name: str, symbol: str) -> tuple[float, float]:
     """Return the seconds of a cold compilation, and of a start from the disk cache, of such a build."""
     started = time.perf_counter()
     unit = _read(Path(source), config)
-    _compile(unit, _key(unit, name, kernel), kernel)
+    _compile(unit, _key(unit, name, symbol), symbol)
     cold = time.perf_counter() - started
-    build(source, config, name=name, kernel=kernel)
-    _built.pop((os.fspath(source), config, name, kernel), None)
+    build(source, config, name=name, symbol=symbol)
+    _built.pop((os.fspath(source), config, name, symbol), None)
     started = time.perf_counter()
-    build(source, config, name=name, kernel=kernel)
+    build(source, config, name=name, symbol=symbol)
     return cold, time.perf_counter() - started
 
 
-def _compile(unit: _Unit, key: str, kernel: str) -> bytes:
+def _compile(unit: _Unit, key: str, symbol: str) -> bytes:
     """Return a cache entry: PTX, cubin and log in one JSON object."""
     compiled, ptx, cubin, log = _run_nvrtc(unit)
     ptx = _plain_names(ptx, [*unit.sources, PRELUDE])
     if not compiled:
         raise _error(unit, key, log, ptx)
     entries = _ENTRY.findall(ptx)
-    if kernel not in entries:
+    if symbol not in entries:
         held = f"the kernels in it are {', '.join(entries)}" if entries else "there is no kernel in it"
         raise CompileError(
-            f'{unit.path}: expected extern "C" __global__ void {kernel}(...); {held}', log, unit.path
+            f'{unit.path}: expected extern "C" __global__ void {symbol}(...); {held}', log, unit.path
         )
     return json.dumps({"ptx": ptx, "cubin": base64.b64encode(cubin).decode(), "log": log}).encode()
 

@@ -84,7 +84,7 @@ def launch(
         a :class:`Report`; tensors among the arguments hold what the kernel wrote.
 
     Raises:
-        ValueError, TypeError: an argument is wrong, nothing has run.
+        ValueError, TypeError: an argument is wrong; nothing has run.
         Fault: a GPU would fault.
         Deadlock: a GPU would hang.
         Unsupported: an instruction that is not emulated, by name.

@@ -1,7 +1,7 @@
 """The stages: from a naive kernel to the library's own, each a `.cu` beside the `.py` that launches it.
 
-    from minigemm.kernels import s03_tma d = s03_tma.gemm(a, b)          # two tensors from
-    minigemm.quantize.quantize(x, "tensor"), on a CPU or a Hopper GPU
+    from minigemm.kernels import s03_tma
+    d = s03_tma.gemm(a, b)  # a, b: quantize.quantize(x, "tensor"), on a CPU or a Hopper GPU
 
 Up to s06_warp_specialized a tensor has one scale; from s07_promoted on, a has "1x128" scales and b "128x128".
 """
@@ -63,8 +63,10 @@ def inspect(
         source: your own version of a stage's file, as in the stage's `gemm`.
         kernel: the `extern "C"` symbol; by default the stage's, or for a bare file the file's own name.
 
-    Raises ValueError for a stage or file that is not there, and CompileError (a ValueError) when it does not
-    compile.
+    Raises:
+        TypeError: `stage` is neither a module nor a name nor a path.
+        ValueError: there is no such stage or file.
+        CompileError: (a ValueError) it does not compile.
     """
     if isinstance(stage, Path) or (isinstance(stage, str) and stage.endswith(".cu")):
         path, name, config = Path(stage), Path(stage).stem, config or Config()
@@ -75,7 +77,7 @@ def inspect(
                 f"stage: expected a stage's module, its name or a path, got {type(stage).__name__}"
             )
         path, name = Path(module.__file__).with_suffix(".cu"), module.__name__.rpartition(".")[2]
-        kernel = kernel or getattr(getattr(module, "stage", None), "kernel", name)
+        kernel = kernel or getattr(getattr(module, "stage", None), "symbol", name)
         config = config or module.default_config(_INSPECTED)
     path = Path(source) if source is not None else path
-    return take_apart(path, config, name=name, kernel=kernel or name)
+    return take_apart(path, config, name=name, symbol=kernel or name)

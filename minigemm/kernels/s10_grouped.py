@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from ctypes import c_int64
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -60,24 +60,25 @@ PARAMETERS = (
     "a_map", "b_map", "sfa_map", "d_map", "d", "sfb", "index", "span", "zero_padding", "m", "n", "k", "groups",
     "ld_sfb", "group_sfb", "ldd", "aligned",
 )  # fmt: skip
-A_MAP, SFA_MAP, D_MAP, D, M = map(
-    PARAMETERS.index, ("a_map", "sfa_map", "d_map", "d", "m")
-)  # follow the rows
+#: The places of the parameters that follow the rows of a and d.
+A_MAP, SFA_MAP, D_MAP, D, M = map(PARAMETERS.index, ("a_map", "sfa_map", "d_map", "d", "m"))
 
 
 @dataclass(frozen=True)
 class Config(PromotedConfig):
     """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
 
-    stages: tiles of the ring.
-    consumers: warpgroups that each compute their share of the rows.
-    splits: as many times more consumers, which take turns along k for the same rows. Their sums are added up in
-        one order, another one for each number.
-    out_fp32: d is float32.
-    ctas: CTAs of a launch, 0 for one on each SM.
-    raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
-    accumulate: d += the product.
-    layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
+    Attributes:
+        block_m, block_n: rows and columns of d's tile.
+        stages: slots of the ring; each holds a tile of a and of b.
+        consumers: warpgroups that each compute their share of the rows.
+        splits: as many times more consumers, which take turns along k for the same rows. Their sums are added
+            up in one order, another one for each number.
+        out_fp32: d is float32.
+        ctas: CTAs of a launch, 0 for one on each SM.
+        raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
+        accumulate: d += the product.
+        layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
     """
 
     block_m: int = 256
@@ -118,7 +119,7 @@ class Config(PromotedConfig):
 
 
 def is_legal(config: Config, product: Product) -> Legality:
-    """Tell whether this config can run this product, and if not, why. m counts the rows of all groups."""
+    """Return whether this config can run this product, and if not, why. m counts the rows of all groups."""
     consumers, splits, stages, layout = config.consumers, config.splits, config.stages, config.layout
     if consumers not in (1, 2, 3):
         return Legality(f"consumers must be 1, 2 or 3, got {consumers}")
@@ -179,7 +180,7 @@ def launch_contiguous(
     b: torch.Tensor,
     sfb: torch.Tensor,
     d: torch.Tensor,
-    grouped_layout: torch.Tensor,
+    index: torch.Tensor,
     config: Config,
     *,
     alignment: int = BLOCK,
@@ -190,8 +191,8 @@ def launch_contiguous(
     Args:
         sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        grouped_layout: int32. The config's layout says which: CONTIGUOUS: (m,), the ids. PREFIX_SUMS:
-            (groups,), the ends.
+        index: int32. The config's layout says which: CONTIGUOUS: (m,), each row's group. PREFIX_SUMS:
+            (groups,), each group's end.
         alignment: groups start at multiples of it, with PREFIX_SUMS. Ids say themselves where groups start.
         zero_padding: True writes padding as zeros, False leaves it as it is.
     """
@@ -199,7 +200,7 @@ def launch_contiguous(
     if config.layout == PREFIX_SUMS:
         tiles += b.shape[0] + 1  # each group and the last padding may begin a tile
         layout, span = PREFIX_SUMS, alignment
-    return _launch(a, to_m_major(sfa).T, b, sfb, d, grouped_layout, config, layout, tiles, span, zero_padding)
+    return _launch(a, to_m_major(sfa).T, b, sfb, d, index, config, layout, tiles, span, zero_padding)
 
 
 def launch_masked(
@@ -208,10 +209,10 @@ def launch_masked(
     b: torch.Tensor,
     sfb: torch.Tensor,
     d: torch.Tensor,
-    counts: torch.Tensor,
+    index: torch.Tensor,
     config: Config,
 ) -> Launch:
-    """Describe the product of the first counts[g] rows of each group of a (groups, t, k) and its b.
+    """Describe the product of the first index[g] rows of each group of a (groups, t, k) and its b.
 
     b (groups, n, k), d (groups, t, n).
 
@@ -219,28 +220,46 @@ def launch_masked(
         sfa: (groups, t, ceil(k / 128)), each group's M-major as `layout.to_m_major` makes it; others are laid
             out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        counts: int32 (groups,).
+        index: int32 (groups,), each group's count.
     """
     groups, t = a.shape[:2]
     tiles = groups * ceil_div(t, config.block_m)
-    return _launch(_merged(a), _side_by_side(sfa), b, sfb, _merged(d), counts, config, MASKED, tiles, t)
+    return _launch(_merged(a), _side_by_side(sfa), b, sfb, _merged(d), index, config, MASKED, tiles, t)
 
 
-def refit(launch: Launch, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> dict[int, object]:
+class Forms(NamedTuple):
+    """The forms of a dense launch's tensor maps, each (box, swizzle) of a `TensorMap`, without its tensors.
+
+    Attributes:
+        a, sfa, d: of the map of a, of its scales, of d. None for a d that TMA does not write.
+    """
+
+    a: tuple[tuple[int, ...], int]
+    sfa: tuple[tuple[int, ...], int]
+    d: tuple[tuple[int, ...], int] | None
+
+
+def forms(launch: Launch) -> Forms:
+    """Return what `refit` needs to know of a dense launch. It keeps no tensor of the launch alive."""
+    maps = [launch.args[place] for place in (A_MAP, SFA_MAP, D_MAP)]
+    a, sfa, d = ((each.box, each.swizzle) for each in maps)  # type: ignore[attr-defined]
+    # where d is not written by TMA, a's map stands for its own
+    return Forms(a, sfa, None if maps[2] is maps[0] else d)
+
+
+def refit(forms: Forms, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> dict[int, object]:
     """Return the arguments, by their place, that a dense launch gets for other rows; all others stay.
 
-    So does the grid, as long as both m lie between the same multiples of 64.
+    So does the grid, as long as ceil(m / 64) stays.
 
     Args:
+        forms: of the launch.
         a: (m, k), of at least two rows.
         sfa: (m, ceil(k / 128)), M-major.
         d: (m, n), with the row stride of the launch's own d. Both begin at multiples of 16 bytes.
     """
-    old_a, old_sfa, old_d = (launch.args[place] for place in (A_MAP, SFA_MAP, D_MAP))
-    a_map = TensorMap(a, old_a.box, old_a.swizzle)  # type: ignore[attr-defined]
-    sfa_map = TensorMap(sfa.T, old_sfa.box)  # type: ignore[attr-defined]
-    # where d is not written by TMA, a's map stands for its own
-    d_map = a_map if old_d is old_a else TensorMap(d, old_d.box, old_d.swizzle)  # type: ignore[attr-defined]
+    a_map, sfa_map = TensorMap(a, *forms.a), TensorMap(sfa.T, *forms.sfa)
+    d_map = a_map if forms.d is None else TensorMap(d, *forms.d)
     return {A_MAP: a_map, SFA_MAP: sfa_map, D_MAP: d_map, D: d, M: a.shape[0]}
 
 
@@ -257,12 +276,24 @@ def _launch(
     span: int = 1,
     zero_padding: bool = True,
 ) -> Launch:
-    """a (m, k), sfa (rows of scales, m) as TMA reads them, b (groups, n, k), d (m, n)."""
+    """Describe a launch of any layout.
+
+    Args:
+        a: (m, k), the rows of all groups.
+        sfa: (rows of scales, m), as TMA reads them.
+        b: (groups, n, k).
+        sfb: (groups, ceil(n / 128), ceil(k / 128)).
+        d: (m, n).
+        index: ids, ends or counts; None when DENSE.
+        tiles_m: rows of tiles, at most.
+        span: PREFIX_SUMS: groups begin at multiples of it. MASKED: rows of each buffer. Else unused.
+        zero_padding: whether padding is written as zeros.
+    """
     (m, k), (groups, n, _) = a.shape, b.shape
-    if max(m, groups * n, groups * ceil_div(k, BLOCK)) > SIZE_LIMIT:
-        raise ValueError(
-            f"expected at most 2**30 rows of all groups together, got {m} of a and {groups * n} of b"
-        )
+    # `checks.check_data` has found the same for a call of the library.
+    for name, rows in (("a", m), ("b", groups * n), ("sfa", groups * ceil_div(k, BLOCK))):
+        if rows > SIZE_LIMIT:
+            raise ValueError(f"{name}: expected at most 2**30 rows of all groups together, got {rows}")
     if config.layout != layout:
         raise ValueError(f"config.layout: expected {layout:d}, that of the call, got {config.layout:d}")
     if not (legal := is_legal(config, Product(m, n, k))):
@@ -293,9 +324,12 @@ def _launch(
         "ldd": c_int64(ldd),
         "aligned": int(aligned),
     }
+
+    # Elsewhere than in a DENSE product the number of tiles is known on the device alone.
     tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
+    count = _even(tiles, most) if layout == DENSE else most
     return Launch(
-        grid=(min(_even(tiles, most) if layout == DENSE else most, tiles), 1, 1),
+        grid=(min(count, tiles), 1, 1),
         block=(config.threads, 1, 1),
         args=tuple(arguments[name] for name in PARAMETERS),
         shared=config.shared_bytes,

@@ -45,7 +45,7 @@ class Stage(Generic[C]):
         problem: the product that the tour runs unless it is told another one.
         sums: where the stage sums. "fp32"; "tensor core", whose short accumulator makes the error grow with
             k; "promoted", from the tensor core to FP32 every 128 along k.
-        symbol: the kernel's `extern "C"` name, if it is not the stage's own.
+        symbol: the kernel's `extern "C"` name; by default the stage's own.
     """
 
     name: str
@@ -61,10 +61,8 @@ class Stage(Generic[C]):
     sums: str = "fp32"
     symbol: str = ""
 
-    @property
-    def kernel(self) -> str:
-        """The kernel's `extern "C"` symbol."""
-        return self.symbol or self.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "symbol", self.symbol or self.name)
 
     @property
     def source(self) -> Path:
@@ -97,8 +95,8 @@ class Stage(Generic[C]):
             gives zeros; neither launches anything.
 
         Raises:
-            TypeError, ValueError: an argument is wrong. CompileError (a ValueError): `source` does not
-                compile. Nothing has run then.
+            TypeError, ValueError: an argument is wrong. Nothing has run then.
+            CompileError: (a ValueError) `source` does not compile. Nothing has run then.
             minigemm.emulator.Fault, Deadlock: the emulated kernel did what a GPU would fault on or hang on.
         """
         product = self.check(a, b, config, source, out_dtype)
@@ -116,7 +114,7 @@ class Stage(Generic[C]):
     ) -> None:
         """Compile the stage's kernel, or the reader's own `source`, under `config`, and launch it."""
         path = self.source if source is None else Path(source)
-        kernel = jit.build(path, config, name=self.name, kernel=self.kernel)
+        kernel = jit.build(path, config, name=self.name, symbol=self.symbol)
         runtime.run(kernel, launch, device)
 
     def check(

@@ -146,7 +146,7 @@ def _outcome(criterion: str, told: list[str]) -> Outcome:
 def _built(path: Path, config: Config) -> jit.Kernel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's: no points depend on them
-        return jit.build(path, config, name="s05_pipelined", kernel="s05_pipelined")
+        return jit.build(path, config, name="s05_pipelined", symbol="s05_pipelined")
 
 
 @functools.cache
@@ -173,7 +173,7 @@ def _run(
     d = torch.full((product.m, product.n), float("nan"), dtype=torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kernel = jit.build(path, config, name=stage.name, kernel=stage.kernel)
+        kernel = jit.build(path, config, name=stage.name, symbol=stage.symbol)
     launch = stage.launch(a, b, d, product, config)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     report = emulator.launch(
@@ -181,7 +181,7 @@ def _run(
         launch.grid,
         launch.block,
         args,
-        kernel=kernel.kernel,
+        kernel=kernel.symbol,
         shared=launch.shared,
         schedule=schedule,
         profile=False,

@@ -57,8 +57,8 @@ def precompile(
         The kernels, each once; `origin` says where each came from.
 
     Raises:
-        TypeError, ValueError: what is wrong with an argument; CompileError (a ValueError) where there is no
-            NVRTC.
+        TypeError, ValueError: an argument is wrong.
+        CompileError: (a ValueError) there is no NVRTC.
     """
     where = _device(device)
     product = _product(layout, groups, use_psum_layout, out_dtype, accumulate)
@@ -72,9 +72,8 @@ def precompile(
         if processes > 1:
             _in_processes(configs, processes, advance)
         kernels = []
-        for (
-            config
-        ) in configs:  # a kernel that no process has left in the cache is compiled here, or says why not
+        # a kernel that no process has left in the cache is compiled here, or says why not
+        for config in configs:
             kernels.append(prepared.compiled(config))
             prepared.loaded(config, where)
             if processes <= 1:

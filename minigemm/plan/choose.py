@@ -2,12 +2,12 @@
 
 Three steps lead to a config, and each remembers its answers:
 
-1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 60
+1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 80
    configs.
 2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k
    cost at most 12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing
    takes microseconds.
-3. `config_for` takes the cheapest of the menu for this m. All m between two multiples of 64 get the same
+3. `config_for` takes the cheapest of the menu for this m. All m with the same ceil(m / 64) get the same
    config, because every tile has a multiple of 64 rows.
 
 The settings are those that the library's setters change. They hold for all threads, from the next call on.
@@ -24,24 +24,36 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import hopper
-from ..kernels import s10_grouped as kernel
+from .. import checks, hopper
+from ..kernels import s10_grouped
 from ..kernels.s10_grouped import Config
 from ..layout import round_up
 from ..types import Product
-from .cost import H100, Machine, cost
+from .cost import H100_RATES, Machine, cost
 
 __all__ = [
-    "ROWS", "Settings", "candidates", "change", "cheapest", "clear", "config_for", "configs_for", "machine_of", "menu",
-    "settings", "sms_of", "suited",
-]  # fmt: skip
+    "M_STEP",
+    "Settings",
+    "candidates",
+    "change",
+    "cheapest",
+    "clear",
+    "config_for",
+    "configs_for",
+    "machine_of",
+    "menu",
+    "settings",
+    "sms_of",
+    "suited",
+]
 
-ROWS = 64  # every tile has a multiple of it
+M_STEP = 64  # rows; every tile has a multiple of it
 BLOCKS_M = (64, 128, 192, 256)
-BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 256)
+BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192)
 WARPGROUPS = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4))  # consumers, splits
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 MENU_LIMIT = 12  # configs for one n and k, whatever m comes
+# in order of importance: a menu keeps the first MENU_LIMIT different winners
 REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
 
 
@@ -51,9 +63,10 @@ REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 
 class Settings(NamedTuple):
     """The library's settings.
 
-    num_sms: SMs to use, None for all of the device.
-    batch_invariant: only configs that sum k in one order.
-    alignment: groups of a contiguous layout begin at multiples of so many rows.
+    Attributes:
+        num_sms: SMs to use, None for all of the device.
+        batch_invariant: only configs that sum k in one order.
+        alignment: groups of a contiguous layout begin at multiples of this number of rows.
     """
 
     num_sms: int | None = None
@@ -84,11 +97,10 @@ def change(**values: Any) -> None:
 def machine_of(device: torch.device) -> Machine:
     """Return the rates of a GPU; for the CPU those of an H100, which the emulator stands for."""
     if device.type != "cuda":
-        return H100
+        return H100_RATES
     properties = torch.cuda.get_device_properties(device)
-    copied = (
-        hopper.of(properties.name).bandwidth * 0.9
-    )  # a copy reaches 90 % of the datasheet's bytes per second
+    # a copy reaches 90 % of the datasheet's bytes per second
+    copied = hopper.chip_of(properties.name).bandwidth * 0.9
     return Machine(properties.multi_processor_count, memory_rate=int(copied / hopper.CLOCK_HZ))
 
 
@@ -109,6 +121,8 @@ def _usable(device: torch.device, under: Settings) -> Machine:
 def candidates() -> tuple[Config, ...]:
     """Return a config for every tile that the kernel can have, with as many stages as fit."""
 
+    anything = Product(1, 1, 16)
+
     def found() -> Iterator[Config]:
         for block_m in BLOCKS_M:
             for block_n in BLOCKS_N:
@@ -116,14 +130,13 @@ def candidates() -> tuple[Config, ...]:
                     counts = range(max(splits, 2), MOST_STAGES + 1, splits)
                     configs = (Config(block_m, block_n, stages, consumers, splits) for stages in counts)
                     # where some number of stages does not fit, no larger one does
-                    yield from [
-                        *takewhile(lambda config: kernel.is_legal(config, Product(1, 1, 16)), configs)
-                    ][-1:]
+                    fitting = takewhile(lambda config: s10_grouped.is_legal(config, anything), configs)
+                    yield from [*fitting][-1:]
 
     return tuple(found())
 
 
-def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H100) -> Config:
+def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H100_RATES) -> Config:
     """Return the config that costs least, the first of equals. ValueError where there is none."""
     found = min(configs, key=lambda config: cost(product, config, machine), default=None)
     if found is None:
@@ -132,13 +145,16 @@ def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H10
 
 
 @functools.lru_cache(maxsize=1024)
-def menu(product: Product, machine: Machine = H100, batch_invariant: bool = False) -> tuple[Config, ...]:
+def menu(
+    product: Product, machine: Machine = H100_RATES, batch_invariant: bool = False
+) -> tuple[Config, ...]:
     """Return at most MENU_LIMIT configs, among which every m finds a good one.
 
-    The product's own m is not looked at.
-
-    batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do not
-        depend on m.
+    Args:
+        product: its own m is not looked at.
+        machine: the rates of the GPU.
+        batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do
+            not depend on m.
     """
     legal = [config for config in candidates() if config.splits == 1 or not batch_invariant]
     best = (cheapest(legal, product._replace(m=m, expected_m=0), machine) for m in REPRESENTATIVE_M)
@@ -159,9 +175,9 @@ def _config_for(product: Product, device: torch.device, under: Settings) -> Conf
 def config_for(product: Product, device: torch.device) -> Config:
     """Return the config of a product on this device under the present settings.
 
-    It is the same for all m between two multiples of 64.
+    It is the same for all m with the same ceil(m / 64).
     """
-    whole = product._replace(m=round_up(product.m, ROWS), expected_m=round_up(product.expected_m, ROWS))
+    whole = product._replace(m=round_up(product.m, M_STEP), expected_m=round_up(product.expected_m, M_STEP))
     return _config_for(whole, device, _settings)
 
 
@@ -174,17 +190,12 @@ def configs_for(product: Product, device: torch.device) -> list[Config]:
 def suited(product: Product, config: Config) -> Config:
     """Return the config with the fields that the product decides.
 
-    TypeError or ValueError where it cannot run it.
+    TypeError or ValueError where the config cannot run the product.
     """
-    if not isinstance(config, Config):
-        came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
-        raise TypeError(f"config: expected a {kernel.stage.name}.Config, got {came}")
-    for field, value in vars(config).items():
-        if not isinstance(value, int):
-            raise TypeError(f"config.{field}: expected an int, got {value!r}")
+    checks.check_config(config, Config, s10_grouped.stage.name)
     out_fp32, accumulate, layout = product.out_fp32, product.accumulate, product.layout
     config = replace(config, out_fp32=out_fp32, accumulate=accumulate, layout=layout)
-    if not (legal := kernel.is_legal(config, Product(product.rows, product.n, product.k))):
+    if not (legal := s10_grouped.is_legal(config, Product(product.rows, product.n, product.k))):
         raise ValueError(f"config: {legal.reason}")
     return config
 

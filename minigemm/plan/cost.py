@@ -11,16 +11,15 @@ The model counts cycles of one SM. A *step* is 128 columns of k. The slowest of 
    turns along k, the less that counts.
 
 Promotion adds a part that nothing hides where a tile has two scales of b. A tile costs its steps and its
-epilogue. In the epilogue splits add up their sums; more consumers share it, so it takes less. All tiles take
-as many waves as there are tiles for each SM. Device memory delivers a, b and d meanwhile, and neither hides
-the other quite.
+epilogue. In the epilogue splits add up their sums; more consumers share it, so it takes less. The number of
+waves is ceil(tiles / SMs). Reading and writing device memory overlaps with computing, but not fully.
 
 The constants are fitted to 44 products (dense, contiguous, masked) with up to 60 tiles each, timed on an
 H100. The tile that the model chooses there takes 0.6 % more time than the best, on average. The constants
 rank tiles: they do not predict times to the per cent.
 
-FP32 sums run along k in one order whatever the tile is, so the choice does not change a single bit of the
-result; only `splits` do.
+FP32 sums run along k in one order whatever the tile is, so of a config's fields only `splits` can change the
+bits of the result.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ..kernels.s10_grouped import Config
 from ..layout import ceil_div
 from ..types import Layout, Product
 
-__all__ = ["H100", "Cost", "Machine", "cost", "tiles_of"]
+__all__ = ["H100_RATES", "Cost", "Machine", "cost", "tiles_of"]
 
 STEP = 128  # columns of k
 MMA_RATE = PRODUCTS_PER_CYCLE  # FP8 products per cycle and SM
@@ -66,7 +65,7 @@ class Machine:
     memory_rate: int = 1720
 
 
-H100 = Machine()
+H100_RATES = Machine()
 
 
 class Cost(NamedTuple):
@@ -99,7 +98,7 @@ def tiles_of(product: Product, config: Config) -> int:
     return rows_of_tiles * ceil_div(product.n, config.block_n)
 
 
-def cost(product: Product, config: Config, machine: Machine = H100) -> Cost:
+def cost(product: Product, config: Config, machine: Machine = H100_RATES) -> Cost:
     """Return the model's figures for the whole product; all zero where there is nothing to compute."""
     tiles = tiles_of(product, config)
     if tiles <= 0 or product.k <= 0:

@@ -2,21 +2,21 @@
 
 A model calls the same products step after step. The first call of a product takes the long way: checks, a
 config, a loaded kernel, a description, tensor maps. The calls after it take one of two short ways, each a
-table:
+table. In all of this module sfa and sfb are the scale factors of a and b.
 
 1. **The same tensors.** `_ready` goes from the addresses of a call's tensors to a launch with all its
    parameters. An address does not say shape, stride, dtype or device, so a guard compares these. The call is
    then a look-up, a comparison and a launch: 6.3 us of host time (docs/results/h100_bench.json).
 2. **The same weights, another m.** `_other_m` goes from the weights' addresses and m in steps of 64 to a
-   dense launch. Config and grid stay between two multiples of 64, so the kernel's module can say which
+   dense launch. Config and grid stay with the same ceil(m / 64), so the kernel's module can say which
    arguments change: `s10_grouped.refit`. All else stays, and nothing is checked or described again but what m
    could spoil.
 
-Below these tables lie two more: a menu of configs for each n and k (`choose`), and the compiled kernels
-(`compiler.jit`: memory, disk, compiler).
+Below lie the caches of the long way: `choose` (the menu, and the config of each product), `_loaded` here,
+`compiler.jit` (memory, disk), and `runtime.cuda` (loaded modules, tensor maps).
 
-Nothing of the tensors' data is ever remembered. The emulator has no use for the short ways (`runtime`): there
-every call is checked and described anew.
+No tensor is kept alive, and nothing of a tensor's data is ever remembered. The emulator has no use for the
+short ways (`runtime`): there every call is checked and described anew.
 
 Threads share the tables. An entry never changes after it is made; the lock guards against settings that
 change between the making of an entry and its keeping.
@@ -32,7 +32,7 @@ import torch
 
 from .. import checks, runtime
 from ..compiler import jit
-from ..kernels import s10_grouped as kernel
+from ..kernels import s10_grouped
 from ..kernels.s10_grouped import Config
 from ..layout import ceil_div, is_m_major
 from ..types import Launch, Layout, Product
@@ -53,14 +53,17 @@ Guard = Callable[..., bool]
 
 
 class OtherM(NamedTuple):
-    """A prepared dense launch that serves every m between the same multiples of 64.
+    """A prepared dense launch that serves every m with the same ceil(m / 64). It holds no tensor.
 
-    guard(tensors): do they match in all but m?
+    Attributes:
+        guard: whether a call's tensors match in all but m.
+        forms: the forms of the launch's tensor maps, for `s10_grouped.refit`.
+        prepared: the launch as the device's runtime prepared it, a `runtime.cuda.Prepared`.
     """
 
     guard: Guard
-    description: Launch
-    launch: Any
+    forms: s10_grouped.Forms
+    prepared: Any
 
 
 _lock = threading.Lock()
@@ -95,7 +98,8 @@ def clear() -> None:
 
 def compiled(config: Config) -> jit.Kernel:
     """Return the library's kernel under this config, compiled where no cache holds it."""
-    return jit.build(kernel.stage.source, config, name=kernel.stage.name, kernel=kernel.stage.kernel)
+    stage = s10_grouped.stage
+    return jit.build(stage.source, config, name=stage.name, symbol=stage.symbol)
 
 
 def loaded(config: Config, device: torch.device) -> Any:
@@ -108,16 +112,17 @@ def loaded(config: Config, device: torch.device) -> Any:
 
 
 def describe(product: Product, tensors: Sequence[torch.Tensor], config: Config) -> Launch:
-    """Describe the launch on a, sfa, b, sfb, d, and for groups the tensor that says which rows are whose."""
-    a, sfa, b, sfb, d, *groups = tensors
+    """Describe the launch on a, sfa, b, sfb, d, and for groups `index` (see `execute`)."""
+    a, sfa, b, sfb, d = tensors[:5]
     if product.layout == Layout.DENSE:
-        return kernel.launch_dense(a, sfa, b, sfb, d, config)
+        return s10_grouped.launch_dense(a, sfa, b, sfb, d, config)
+    index = tensors[5]
     if product.layout == Layout.MASKED:
-        return kernel.launch_masked(a, sfa, b, sfb, d, groups[0], config)
+        return s10_grouped.launch_masked(a, sfa, b, sfb, d, index, config)
     zeros = product.zero_padding and not product.accumulate
     alignment = product.alignment
-    return kernel.launch_contiguous(
-        a, sfa, b, sfb, d, groups[0], config, alignment=alignment, zero_padding=zeros
+    return s10_grouped.launch_contiguous(
+        a, sfa, b, sfb, d, index, config, alignment=alignment, zero_padding=zeros
     )
 
 
@@ -130,8 +135,9 @@ def execute(
     """Launch the kernel on checked tensors.
 
     Args:
-        tensors: a, sfa, b, sfb, d, and for groups the tensor that says which rows are whose.
-            sfa lies M-major, so that the launch points into these tensors alone.
+        tensors: a, sfa, b, sfb, d, and for groups `index`: int32; each row's group, each group's end, or
+            each group's count, by layout. sfa lies M-major, so that the launch points into these tensors
+            alone.
         config: by default the one that suits the product.
         options: what tells this call's launch from others on the same tensors. With it the launch stays
             prepared for the next call, where the runtime prepares any.
@@ -139,16 +145,17 @@ def execute(
     device, under = tensors[0].device, choose.settings()
     config = config or choose.config_for(product, device)
     launch = describe(product, tensors, config)
-    machine, function = runtime.of(device), loaded(config, device)
-    if options is None or machine.prepare is None:
-        machine.launch(function, launch)
+    device_runtime, function = runtime.of(device), loaded(config, device)
+    if options is None or device_runtime.prepare is None:
+        device_runtime.launch(function, launch)
         return
 
-    prepared = machine.prepare(function, launch)
+    prepared = device_runtime.prepare(function, launch)
     _keep(_ready, _key(options, tensors), (_guard(tensors), prepared.start), under)
-    # A single row may have any stride, and a d beside a multiple of 16 bytes is stored in another way.
+    # Not for m = 1, whose tensors may have any stride, nor for a d that is not 16-byte aligned, which threads
+    # store instead of TMA: neither launch can be refitted.
     if product.layout == Layout.DENSE and product.m > 1 and tensors[4].data_ptr() % 16 == 0:
-        other_m = OtherM(_guard_but_m(tensors), launch, prepared)
+        other_m = OtherM(_guard_but_m(tensors), s10_grouped.forms(launch), prepared)
         _keep(_other_m, _key_but_m(options, tensors), other_m, under)
     prepared.start()
 
@@ -162,29 +169,40 @@ def ready(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> Start
     return held[1] if held is not None and held[0](*tensors) else None
 
 
-def resized(options: tuple[object, ...], tensors: Sequence[torch.Tensor], apart: bool) -> Start | None:
-    """Return a start function made from an earlier dense launch with another m.
+def resized(
+    options: tuple[object, ...], tensors: Sequence[torch.Tensor], overlap_checked: bool
+) -> Start | None:
+    """Return what refits an earlier dense launch to another m, keeps the result, and starts it.
 
-    None if the call must be checked.
+    Args:
+        options, tensors: as in `execute`.
+        overlap_checked: d is known to share no memory with the others.
 
-    apart: d is known to share no memory with the others. Where it is not known, ValueError if d does.
+    Returns:
+        None if the call must be checked. Errors of the driver come when the result is called.
+
+    Raises:
+        ValueError: `overlap_checked` is false, and d shares memory with the others.
     """
     under, other = choose.settings(), _other_m.get(_key_but_m(options, tensors))
     if other is None or not other.guard(*tensors):
         return None
 
     # The guard has compared all but m: the rows of a, sfa and d, and where they lie.
-    a, sfa, b, sfb, d = tensors
+    a, sfa, b, sfb, d = tensors  # `_other_m` holds dense launches only (execute).
     m = a.shape[0]
     if m < 2 or sfa.shape[0] != m or d.shape[0] != m or not is_m_major(sfa):
         return None
     if (a.data_ptr() | d.data_ptr()) % 16:  # bytes, as TMA wants them
         return None
-    if not apart:
+    if not overlap_checked:
         checks.check_overlap(d, {"a": a, "b": b, "the scales of a": sfa, "the scales of b": sfb})
 
-    start: Start = other.launch.replaced(kernel.refit(other.description, a, sfa, d)).start
-    _keep(_ready, _key(options, tensors), (_guard(tensors), start), under)
+    def start() -> None:
+        launch = other.prepared.replaced(s10_grouped.refit(other.forms, a, sfa, d))
+        _keep(_ready, _key(options, tensors), (_guard(tensors), launch.start), under)
+        launch.start()
+
     return start
 
 
@@ -194,7 +212,7 @@ def _key(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> tuple[
 
 def _key_but_m(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> tuple[object, ...]:
     a, _, b, sfb = tensors[:4]
-    return options, b.data_ptr(), sfb.data_ptr(), ceil_div(a.shape[0], choose.ROWS)
+    return options, b.data_ptr(), sfb.data_ptr(), ceil_div(a.shape[0], choose.M_STEP)
 
 
 def _keep(table: dict[Any, Any], key: tuple[object, ...], value: object, under: choose.Settings) -> None:

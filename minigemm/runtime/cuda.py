@@ -159,9 +159,9 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
     driver = _driver()
     with _lock, _current(index), _capture_allows():
         module = _check(driver.cuModuleLoadData(kernel.cubin), f"loading {kernel.name}")
-        answer = driver.cuModuleGetFunction(module, kernel.kernel.encode())
-        function = _check(answer, f"finding {kernel.kernel}")
-        if shared > 48 * 1024:  # bytes, which need no permission
+        answer = driver.cuModuleGetFunction(module, kernel.symbol.encode())
+        function = _check(answer, f"finding {kernel.symbol}")
+        if shared > 48 * 1024:  # bytes: more than a kernel may use without opting in
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             answer = driver.cuFuncSetAttribute(function, attribute, shared)
             _check(answer, f"{shared} bytes of shared memory for {kernel.name}")
@@ -252,7 +252,10 @@ def _address(stored: Any) -> int:
 def launch(loaded: Loaded, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
     """Launch on torch's current stream of the kernel's GPU, without waiting.
 
-    variables: values of the module's variables, by name.
+    Args:
+        loaded: the kernel, from `load`.
+        launch: the launch's description.
+        variables: values of the module's variables, by name.
     """
     if variables:
         _set_variables(loaded, variables)
@@ -291,9 +294,13 @@ class Prepared:
     __slots__ = ("_addresses", "_device", "_kept", "_launch", "start")
 
     def __init__(self, launch: Callable[..., tuple], device: int, addresses: array[int], kept: object):
-        """launch(stream, parameters, 0) starts the kernel.
+        """Make a launch.
 
-        `addresses` point at its parameters; `kept` owns their memory.
+        Args:
+            launch: `launch(stream, parameters, 0)` starts the kernel.
+            device: the GPU's index.
+            addresses: of the kernel's parameters.
+            kept: owns the parameters' memory.
         """
         self._launch, self._device, self._addresses, self._kept = launch, device, addresses, kept
         self.start = _starter(launch, device, addresses, kept)
@@ -330,10 +337,11 @@ def _starter(
     parameters, _ = addresses.buffer_info()
     current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
 
+    # the default argument keeps the parameters' memory alive as long as this function
     def start(kept: object = (addresses, kept)) -> None:
         if current_device() == device and not launch(current_stream(device), parameters, 0)[0]:
             return
-        # another device is the current one, or this thread has no context yet; any other error comes again
+        # Retry in the device's context; an error with another cause recurs and is raised.
         with _current(device):
             _check(launch(current_stream(device), parameters, 0), "launch")
 
@@ -345,7 +353,10 @@ def _launch_clusters(
 ) -> tuple:
     """Do what `cuLaunchKernel` does, for a grid of clusters.
 
-    what: the function, its grid and block (three numbers each), and its bytes of shared memory.
+    Args:
+        what: the function, its grid and block (three numbers each), and its bytes of shared memory.
+        cluster: the CTAs of a cluster along x, y and z.
+        stream, parameters, extra: as in `cuLaunchKernel`.
     """
     driver = _driver()
     attribute = driver.CUlaunchAttribute()

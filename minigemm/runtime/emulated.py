@@ -101,7 +101,10 @@ def tensor_map(description: types.TensorMap) -> emulator.TensorMap:
 def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any] | None = None) -> None:
     """Run the launch to its end.
 
-    variables: values of the module's variables, by name.
+    Args:
+        kernel: the compiled kernel.
+        launch: the launch's description.
+        variables: values of the module's variables, by name.
     """
     observation = _observing.get()
     chosen = observation or _Observation()
@@ -112,7 +115,7 @@ def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any
             launch.grid,
             launch.block,
             args,
-            kernel=kernel.kernel,
+            kernel=kernel.symbol,
             shared=launch.shared,
             cluster=launch.cluster,
             schedule=chosen.schedule,

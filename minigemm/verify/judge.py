@@ -56,9 +56,13 @@ def _first(q: Quantized, rows: int) -> Quantized:
 def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1) -> torch.Tensor:
     """Compute what a stage with WGMMA computes before it rounds to the dtype of d, every bit of it.
 
-    splits: as in the config. So many sums take turns along k, 128 at a time, and are added up in order.
+    Args:
+        stage, a, b: as in `Stage.gemm`.
+        splits: as in the config: the number of sums that take turns along k, 128 at a time, and are added up
+            in order.
 
-    Returns float32 (m, n) on the CPU.
+    Returns:
+        float32 (m, n) on the CPU.
     """
     a, b = a.to("cpu"), b.to("cpu")
     if stage.sums == "tensor core":

@@ -299,7 +299,10 @@ def _alignment(rows: int) -> Iterator[None]:
 def record(path: Path, device: torch.device, run: dict[str, Any]) -> int:
     """Compute every case on a GPU and write them to a file. Return how many there are.
 
-    run: what identifies the GPU and its software.
+    Args:
+        path: the file.
+        device: the GPU.
+        run: what identifies the GPU and its software.
     """
     sources = sorted(Path(__file__).parents[1].joinpath("kernels").glob("*.cu*"))
     bits = {case.name: output(case, device) for case in cases()}

@@ -184,7 +184,7 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
         args=(*tensors, d, steps, int(case.scale_d)),
         shared=-(-end // ALIGN) * ALIGN,
     )
-    kernel = jit.build(SOURCE, case.config, name="probe_wgmma", kernel="probe_wgmma")
+    kernel = jit.build(SOURCE, case.config, name="probe_wgmma", symbol="probe_wgmma")
     runtime.run(kernel, launch, device)
     return d.cpu().numpy().view(np.uint32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..hopper import of
+from ..hopper import chip_of
 from ..verify import results
 from .shapes import label
 from .style import BLUE, GREY, ORANGE, PALE, Picture, drawn, figure
@@ -25,7 +25,7 @@ def ladder(file: Path | str = results.FOLDER / "h100_ladder.json") -> Picture:
         )
     runs = [run for run in data["stages"] if run["default"]]
     products = list(dict.fromkeys((run["m"], run["n"], run["k"]) for run in runs))
-    machine, chip = data["machine"], of(data["machine"]["gpu"])
+    machine, chip = data["machine"], chip_of(data["machine"]["gpu"])
     roof = chip.fp8 / 1e12  # TFLOPS
 
     # A panel for each product, where the datasheet's rate stands behind every bar.

@@ -91,7 +91,7 @@ def tile_order(
     count = ceil_div(m, constants["BLOCK_M"]) * ceil_div(n, constants["BLOCK_N"])
     found = torch.full((ctas, count // ctas + 2, 2), -1, dtype=torch.int32)
     with _beside(scheduler) as folder:
-        kernel = jit.build(folder / "tiles.cu", config, name="probe_tiles", kernel="probe_tiles")
+        kernel = jit.build(folder / "tiles.cu", config, name="probe_tiles", symbol="probe_tiles")
         emulated.launch(kernel, Launch((ctas, 1, 1), (1, 1, 1), (found, m, n, found.shape[1])))
     return [[(i, j) for i, j in cta if i >= 0] for cta in found.tolist()]
 
@@ -207,7 +207,7 @@ def _walk(
     found = torch.full((ctas, most, 6), NOTHING, dtype=torch.int32)
     log = torch.full((max(events, 1), EVENT), -1, dtype=torch.int32)
     numbers = torch.tensor(list(index), dtype=torch.int32)
-    kernel = jit.build(FOLDER / "groups.cu", config, name="probe_groups", kernel="probe_groups")
+    kernel = jit.build(FOLDER / "groups.cu", config, name="probe_groups", symbol="probe_groups")
     arguments = (found, log, events, watched, numbers, rows, n, groups, span, int(zero_padding), most)
     emulated.launch(kernel, Launch((ctas, 1, 1), (WARP, 1, 1), arguments))
     parts = [[Part(*part) for part in cta if part[0] != NOTHING] for cta in found.tolist()]

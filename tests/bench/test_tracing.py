@@ -330,7 +330,7 @@ def test_variables_of_a_module(tmp_path):
         "__constant__ int* to; __device__ int number = 3;\n"
         'extern "C" __global__ void k(int* also) { *to = number; *also = 1; }'
     )
-    ptx = jit.build(source, s04_wgmma.Config(), name="k", kernel="k").ptx
+    ptx = jit.build(source, s04_wgmma.Config(), name="k", symbol="k").ptx
     to, also = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     emulator.launch(ptx, 1, 1, (also,), variables={"to": to})
     assert to.item() == 3 and also.item() == 1

@@ -398,6 +398,8 @@ TABLE = {
         ValueError, r"d: expected shape \(3, 24, 160\), got \(72, 160\)"),
     "masked: d apart": ("masked", GA, GB, {"masked_m": COUNTS, "d": out(G, T, 2 * N)[..., :N]},
         ValueError, "d: expected groups that lie one behind the other"),
+    "masked: too many blocks": ("masked", (fp8(2**20, 1, 2**18, device="meta"), ONE), GB,
+        {"masked_m": COUNTS, "c": out(T, N)}, ValueError, r"a\[0\]: expected at most 2\*\*30 blocks"),
     "masked: c shape": ("masked", GA, GB, {"masked_m": COUNTS, "c": out(T, N)},
         ValueError, r"c: expected shape \(3, 24, 160\), got \(24, 160\)"),
     "masked: over the buffer": ("masked", GA, GB, {"masked_m": COUNTS + 1},

@@ -61,7 +61,7 @@ def test_a_stage_by_its_module(stage: types.ModuleType) -> None:
     assert 8 <= found.registers <= 64
     assert (found.spills, found.stack, found.shared_memory) == (0, 0, 2 * 32 * 4)
     assert "ptxas info" in found.log
-    assert found.kernel.name == found.kernel.kernel == "s99_test"
+    assert found.kernel.name == found.kernel.symbol == "s99_test"
     assert found.warnings == ""
 
 

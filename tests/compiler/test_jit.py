@@ -52,7 +52,7 @@ def forget(monkeypatch: pytest.MonkeyPatch):
 
 
 def build(path: Path, config: Config | None = None) -> jit.Kernel:
-    return jit.build(path, config or Tile(), name="s99_test", kernel="s99_test")
+    return jit.build(path, config or Tile(), name="s99_test", symbol="s99_test")
 
 
 def written(folder: Path, text: str = KERNEL, name: str = "mine.cu") -> Path:
@@ -73,7 +73,7 @@ def refused(path: Path, config: Config | None = None) -> CompileError:
 
 def test_a_kernel_has_everything_for_both_runtimes(place: Path) -> None:
     kernel = build(written(place), Tile(block_m=96))
-    assert (kernel.name, kernel.kernel, kernel.origin) == ("s99_test", "s99_test", "compiled")
+    assert (kernel.name, kernel.symbol, kernel.origin) == ("s99_test", "s99_test", "compiled")
     assert ".target sm_90a" in kernel.ptx and ".entry s99_test(" in kernel.ptx
     assert "\0" not in kernel.ptx + kernel.log
     assert kernel.cubin.startswith(b"\x7fELF")
@@ -263,7 +263,7 @@ def test_eight_processes_compile_a_kernel_once(place: Path) -> None:
         for _ in range(8):
             if os.fork() == 0:
                 time.sleep(max(0, begin - time.time()))
-                kernel = jit.build(Path({str(written(place))!r}), Config(), name="s99_test", kernel="s99_test")
+                kernel = jit.build(Path({str(written(place))!r}), Config(), name="s99_test", symbol="s99_test")
                 os.write(1, f"{{kernel.origin}}\\n".encode())
                 os._exit(0)
         for _ in range(8):
@@ -394,7 +394,7 @@ def test_a_failed_compile_is_not_kept(place: Path) -> None:
 )
 def test_bad_arguments(place: Path, make, config, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        jit.build(make(place), config, name="s99_test", kernel="s99_test")
+        jit.build(make(place), config, name="s99_test", symbol="s99_test")
 
 
 def latin(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from tests.emulator.nvrtc import KERNELS
 
 device = torch.device("cuda", 0)
 d = torch.empty(1, 128, dtype=torch.uint8, device=device)
-kernel = jit.build(KERNELS / "tma_store.cu", Config(), name="tma_store", kernel="tma_store")
+kernel = jit.build(KERNELS / "tma_store.cu", Config(), name="tma_store", symbol="tma_store")
 cuda.launch(cuda.load(kernel, 0, device), Launch((1, 1, 1), (128, 1, 1), (TensorMap(d, (1, 128)),)))
 assert torch.equal(d.cpu()[0], torch.arange(128, dtype=torch.uint8))
 print("every byte was written")

@@ -36,7 +36,7 @@ class Run:
 
 def launch(run: Run, device: str) -> list[np.ndarray]:
     args = [arg.clone().to(device) if isinstance(arg, torch.Tensor) else arg for arg in run.args]
-    kernel = jit.build(SOURCE, Config(), name="ordinary", kernel=run.kernel)
+    kernel = jit.build(SOURCE, Config(), name="ordinary", symbol=run.kernel)
     machine = runtime.of(torch.device(device))
     machine.launch(
         machine.load(kernel, run.shared, torch.device(device)),
@@ -206,7 +206,7 @@ def test_generic_pointers(which, expected):
         _fields_ = [("first", ctypes.c_int), ("second", ctypes.c_float), ("name", ctypes.c_char)]
 
     out = torch.full((4,), 50, dtype=torch.int32)
-    text = jit.build(SOURCE, Config(), name="ordinary", kernel="generic_pointers").ptx
+    text = jit.build(SOURCE, Config(), name="ordinary", symbol="generic_pointers").ptx
     report = emulator.launch(text, 1, 4, [Pair(7, 1.5, b"A"), out, which], kernel="generic_pointers")
     assert out[0] == expected + 3 + 65 and not report.hazards
 
@@ -215,7 +215,7 @@ def test_printf(capsys):
     class Pair(ctypes.Structure):
         _fields_ = [("first", ctypes.c_int), ("second", ctypes.c_float), ("name", ctypes.c_char)]
 
-    text = jit.build(SOURCE, Config(), name="ordinary", kernel="generic_pointers").ptx
+    text = jit.build(SOURCE, Config(), name="ordinary", symbol="generic_pointers").ptx
     emulator.launch(
         text, 1, 32, [Pair(7, 1.5, b"A"), torch.zeros(4, dtype=torch.int32), 3], kernel="generic_pointers"
     )

@@ -124,7 +124,9 @@ def test_bad_commands(arguments, capsys):
 
 
 def test_the_floor_is_the_larger_of_both():
-    assert hopper.of("NVIDIA H200") is hopper.H200 and hopper.of("NVIDIA H100 80GB HBM3") is hopper.H100
+    assert hopper.chip_of("NVIDIA H200") is hopper.H200
+    for others in ("NVIDIA H100 80GB HBM3", "NVIDIA H20", "NVIDIA GH200 480GB"):
+        assert hopper.chip_of(others) is hopper.H100
     assert hopper.H200.floor(4096, 4096, 4096) == pytest.approx(2 * 4096**3 / 1979e12)
     assert hopper.H200.floor(1, 4096, 4096) == pytest.approx((4096 * 4097 + 2 * 4096) / 4.8e12)
     assert hopper.H100.floor(1, 4096, 4096) == pytest.approx((4096 * 4097 + 2 * 4096) / 3.35e12)

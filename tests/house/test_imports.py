@@ -1,7 +1,7 @@
 """Imports point one way.
 
-The graph is drawn from the source with ast, imports inside functions included: an edge that points up is wrong wherever
-it is written. A new module has to be given its place in ROOMS.
+The graph is drawn from the source with ast, imports inside functions included: an edge that points up is
+wrong wherever it is written. A new module has to be given its place in ROOMS.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imported(name: str, path: Path) -> set[str]:
-    """The modules of minigemm that the file at `path` names in its imports, the most specific ones that exist."""
+    """Return the modules of minigemm that the file at `path` imports, the most specific ones that exist."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -56,13 +56,14 @@ def imported(name: str, path: Path) -> set[str]:
     return {target for target in found if target.split(".")[0] == "minigemm"} - {name}
 
 
-# The package itself only forwards names, lazily, so it is no part of the order; who may use it is checked below.
+# The package itself only forwards names, lazily, so it is no part of the order; who may use it is checked
+# below.
 GRAPH = {name: imported(name, path) for name, path in MODULES.items() if name != "minigemm"}
 EDGES = sorted((source, target) for source, targets in GRAPH.items() for target in targets)
 
 
 def part(name: str) -> str:
-    """`jit` of `minigemm.jit`, `kernels` of `minigemm.kernels.s01_naive`."""
+    """Return the room: `compiler` of `minigemm.compiler.jit`, `api` of `minigemm.api`."""
     return name.split(".")[1]
 
 

@@ -1,4 +1,4 @@
-"""The law for text, where ruff does not hold it: lines, statements, classes, and steps that read as a diff."""
+"""The law for text, where ruff does not hold it: lines, statements, classes, steps that read as a diff."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def test_schedules_give_the_same_bits_and_no_hazard(config, schedule):
         owner, ends = ends_of([1, 0, 70, 64], 8)
         check_contiguous(owner, ends, 4, 40, 400, config, "cpu", kind=PREFIX_SUMS, alignment=8)
         check_masked([0, 70, 1], 70, 77, 400, config, "cpu")
-    assert len([report for report in seen if report.kernel == s10_grouped.stage.kernel]) == 3
+    assert len([report for report in seen if report.kernel == s10_grouped.stage.symbol]) == 3
     assert not any(report.hazards for report in seen)
 
 
@@ -322,10 +322,18 @@ def test_bad_launches():
         )
 
 
+def test_the_scheduler_knows_the_layouts_by_the_same_numbers():
+    """scheduler.cuh copies the values of `types.Layout` by hand."""
+    text = (s10_grouped.stage.source.parent / "scheduler.cuh").read_text()
+    values = text.partition("constexpr int DENSE")[2].partition(";")[0]
+    found = re.findall(r"(\w+) = (\d+)", "DENSE" + values)
+    assert [(name, int(value)) for name, value in found] == [(each.name, each.value) for each in Layout]
+
+
 def test_the_parameters_have_the_kernels_names():
     """In its order: `refit` tells places by these names."""
     text = s10_grouped.stage.source.read_text()
-    header = re.sub(r"//.*", "", text.partition(s10_grouped.stage.kernel + "(")[2].partition(") {")[0])
+    header = re.sub(r"//.*", "", text.partition(s10_grouped.stage.symbol + "(")[2].partition(") {")[0])
     names = tuple(re.findall(r"(\w+) *(?:,|$)", header.strip()))
     assert names == s10_grouped.PARAMETERS
 

@@ -359,8 +359,8 @@ def test_planted_bug(bug, tile, tmp_path):
     mine = tmp_path / f"{name}.cu"
     mine.write_text(text)
     config = STAGES[name].Config(**TILES[name][tile])
-    # two tiles each way, and more steps along k than the ring has slots twice over, if the ring goes from tile to tile
-    # with all of a CTA's tiles
+    # two tiles each way, and more steps along k than the ring has slots twice over, if the ring goes from
+    # tile to tile with all of a CTA's tiles
     steps = 3 if name < "s05" else 4 if name > "s08" else min(2 * config.stages + 1, 8)
     a, b = operands(70, 72, 192 if name < "s04" else 128 * steps, 0, "cpu", STAGES[name])
     with warnings.catch_warnings():

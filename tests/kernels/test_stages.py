@@ -206,7 +206,7 @@ def test_stages_with_the_same_sums_have_the_same_bits(device):
     "name", ["s06_warp_specialized", "s07_promoted", "s08_persistent", "s09_multicast", "s10_grouped"]
 )
 def test_every_config_has_the_same_bits(name):
-    """Configs that split k alike, that is: another number of splits adds up in another order, within the bound."""
+    """Configs that split k alike: another number of splits adds up in another order, within the bound."""
     a, b = operands(90, 200, 400, 9, "cpu", STAGES[name])
     results: dict[int, list[torch.Tensor]] = {}
     for stage, config in configs():

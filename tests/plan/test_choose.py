@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigemm.kernels import s10_grouped
 from minigemm.plan import choose, cost, prepared
-from minigemm.plan.cost import H100, Machine
+from minigemm.plan.cost import H100_RATES, Machine
 from minigemm.types import Layout, Product
 from tests.plan.test_cost import LEGAL, MACHINES, PRODUCTS
 
@@ -113,7 +113,11 @@ def test_kernels_of_a_call_with_any_m():
 def test_one_config_between_two_multiples_of_64(product, expected):
     product = product._replace(expected_m=expected)
     config = choose.config_for(product, CPU)
-    assert config.ctas == H100.sms and config.layout == product.layout and config.out_fp32 == product.out_fp32
+    assert (
+        config.ctas == H100_RATES.sms
+        and config.layout == product.layout
+        and config.out_fp32 == product.out_fp32
+    )
     for m in (product.m - (product.m - 1) % 64, product.m + -product.m % 64):
         assert choose.config_for(product._replace(m=m, zero_padding=False), CPU) == config
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigemm.plan import choose, cost
-from minigemm.plan.cost import H100, Cost, Machine
+from minigemm.plan.cost import H100_RATES, Cost, Machine
 from minigemm.types import Layout, Product
 
 MACHINES = st.builds(Machine, st.integers(1, 200), st.integers(1000, 10000), st.integers(200, 4000))
@@ -95,4 +95,4 @@ def test_nothing_to_do_costs_nothing():
 
 
 def test_the_defaults_are_an_h100():
-    assert (H100.sms, H100.l2_rate, H100.memory_rate) == (132, 9100, 1720)
+    assert (H100_RATES.sms, H100_RATES.l2_rate, H100_RATES.memory_rate) == (132, 9100, 1720)

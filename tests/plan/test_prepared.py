@@ -6,10 +6,12 @@ The driver is played by a stand-in where there is none.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -204,6 +206,32 @@ def test_an_error_of_a_launch_is_not_swallowed(prepared):
         minigemm.fp8_gemm_nt(a, b, d)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a tensor map: CUDA_ERROR_X"), torch.cuda.OutOfMemoryError()])
+def test_an_error_of_a_resized_launch_is_not_swallowed(prepared, checked, monkeypatch, error):
+    a, b = operands()
+    minigemm.fp8_gemm_nt(a, b, torch.zeros(20, 24, dtype=torch.bfloat16))
+    (entry,) = plan._other_m.values()
+
+    def broken(changes):
+        raise error
+
+    monkeypatch.setattr(type(entry.prepared), "replaced", lambda self, changes: broken(changes))
+    with pytest.raises(type(error)):
+        x = a[0][:10], minigemm.to_m_major(a[1][:10])
+        minigemm.fp8_gemm_nt(x, b, torch.zeros(10, 24, dtype=torch.bfloat16))
+    assert len(checked) == 1
+
+
+def test_operands_of_no_dimensions_are_named(prepared):
+    """The short way meets them before any check."""
+    a, b = operands()
+    d = torch.zeros(20, 24, dtype=torch.bfloat16)
+    minigemm.fp8_gemm_nt(a, b, d)
+    nothing = torch.zeros(1, dtype=torch.uint8).view(torch.float8_e4m3fn)[0]
+    with pytest.raises(ValueError, match=r"a\[0\]: expected \(rows, k\), got shape \(\)"):
+        minigemm.fp8_gemm_nt((nothing, a[1]), b, d)
+
+
 def test_debugging_is_read_at_each_call(prepared, checked, monkeypatch):
     """Set after the import, MINIGEMM_DEBUG checks first calls and repeated ones alike."""
     a, b = operands()
@@ -352,7 +380,7 @@ def test_another_m_where_operands_share_memory(prepared, checked):
 
 
 def test_another_m_of_a_d_that_tma_can_or_cannot_write(prepared, checked):
-    """A d beside a multiple of 16 bytes is stored in another way: it neither lends a launch nor borrows one."""
+    """A d beside a multiple of 16 bytes is stored by threads: it neither lends a launch nor borrows one."""
     a, b = operands(60)
     expected = minigemm.fp8_gemm_nt(a, b)
     memory = torch.zeros(61 * 24, dtype=torch.bfloat16)
@@ -377,8 +405,7 @@ def test_another_m_under_other_settings(prepared):
         minigemm.set_num_sms(None)
 
 
-# --- the
-# GPU's prepared launch
+# --- the GPU's prepared launch
 
 
 @pytest.fixture
@@ -479,6 +506,28 @@ def test_threads_share_a_prepared_launch(driver):
     for thread in threads:
         thread.join()
     assert len(driver.launches) == 200
+
+
+def test_no_tensor_outlives_its_call(driver, monkeypatch):
+    """What stays prepared holds addresses and forms: activations and results are freed with their owners."""
+    loaded = cuda_runtime.Loaded("function", 1, None)
+    monkeypatch.setattr(runtime.of(CPU), "prepare", lambda _, launch: cuda_runtime.prepare(loaded, launch))
+    plan.clear()
+    tensors = []
+
+    def call(m):
+        (data, scale), b = operands(m)
+        d = torch.zeros(m, 24, dtype=torch.bfloat16)
+        minigemm.fp8_gemm_nt((data, scale), weights, d)
+        tensors.extend(map(weakref.ref, (data, scale, d, *b)))
+
+    _, weights = operands()
+    for m in (20, 10, 30):  # the long way, then twice the launch of another m
+        call(m)
+    gc.collect()
+    assert len(plan._other_m) == 1 and len(plan._ready) == len(driver.launches) == 3
+    assert not any(tensor() is not None for tensor in tensors)
+    plan.clear()
 
 
 # --- precompilation

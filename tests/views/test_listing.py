@@ -11,6 +11,7 @@ import pytest
 
 import minigemm
 from minigemm import views
+from minigemm.compiler.inspection import Inspection
 from minigemm.kernels import s01_naive, s02_tiled
 from minigemm.views import Html
 
@@ -46,7 +47,7 @@ def read(shown: Html) -> str:
 
 
 @pytest.fixture(scope="module")
-def naive() -> minigemm.inspection.Inspection:
+def naive() -> Inspection:
     return minigemm.inspect(s01_naive)
 
 
