@@ -25,6 +25,7 @@ tour: .venv/ready-run  ## run every stage on this machine and show what it did
 test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/ready-dev  ## lint, check types, run the tests
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check --quiet .
 	@echo 'mypy, beside the tests'; $(BIN)/python -m mypy >.venv/mypy.log 2>&1 & types=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS); tests=$$?; \
 	wait $$types; types=$$?; echo 'mypy:'; cat .venv/mypy.log; \
