@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..layout import ceil_div, round_up
+from ..plan.ahead import LAYOUTS
 from ..quantize import BLOCK
 from ..types import Layout, Product
 
 __all__ = ["CALIBRATION", "DEFAULT", "LAYOUTS", "Workload", "contiguous", "dense", "masked", "parse"]
 
 #: The layouts that are timed, by their name on the command line and in results.
-LAYOUTS = {str(layout): layout for layout in (Layout.DENSE, Layout.CONTIGUOUS, Layout.MASKED)}
 MASKED_ROWS = 4096  # of a masked group's buffer, unless a group has more
 #: Each group's rows over the rows that it is meant to have: uneven, as routers are, and the same in every
 #: run.
