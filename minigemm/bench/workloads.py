@@ -14,7 +14,6 @@ from ..types import Layout, Product
 
 __all__ = ["CALIBRATION", "DEFAULT", "LAYOUTS", "Workload", "contiguous", "dense", "masked", "parse"]
 
-#: The layouts that are timed, by their name on the command line and in results.
 MASKED_ROWS = 4096  # of a masked group's buffer, unless a group has more
 #: Each group's rows over the rows that it is meant to have: uneven, as routers are, and the same in every
 #: run.
