@@ -23,7 +23,6 @@ __all__ = ["LAYOUTS", "precompile"]
 
 KERNELS_PER_PROCESS = 8  # with fewer, one more process takes longer to start than it saves
 #: The layouts by the names that `precompile` and the command line give them.
-#: The layouts that a caller can name.
 LAYOUTS = {"dense": Layout.DENSE, "contiguous": Layout.CONTIGUOUS, "masked": Layout.MASKED}
 
 
