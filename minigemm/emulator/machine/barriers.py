@@ -106,6 +106,7 @@ class Barriers(Unit):
         """`mbarrier.init [mbar], count`."""
         block = self.block
         for t in ids.tolist():
+            # An mbarrier is 8 bytes of shared memory, aligned to 8.
             place, count = block.place(int(block.arguments[t, 0]), site, t), int(block.arguments[t, 1] & U32)
             memory = block.shared_bytes(place, 8, site, "mbarrier.init")
             if place % 8:
@@ -113,6 +114,9 @@ class Barriers(Unit):
                 raise block.fault(
                     f"mbarrier.init at shared address {spot}: an mbarrier is 8-byte aligned", site, ids
                 )
+
+            # Its state is kept beside the memory. After a misuse it has a count that is allowed, so that the
+            # kernel goes on.
             memory[:] = 0
             old = self.at_place.get(place)
             try:
@@ -123,6 +127,8 @@ class Barriers(Unit):
             except BarrierMisuse as misuse:
                 self.misused(site, place, t, misuse)
                 self.at_place[place] = Barrier(place, MBarrier(max(1, min(count, COUNT_MAX))))
+
+            # From here on, ordinary accesses to these bytes are reported.
             if block.order:
                 block.order.place_barrier(t, place, site.index)
                 block.order.barrier_column(place)
@@ -154,6 +160,7 @@ class Barriers(Unit):
 
     def _arrive(self, barrier: Barrier, site: Site, ids: np.ndarray) -> None:
         """Let threads arrive at one mbarrier: what they know, when, and what it does to the state."""
+        # A release publishes all that the threads know, a relaxed arrival only what their fences covered.
         block, state = self.block, barrier.state
         if block.cluster.ranks > 1:
             self._remember(barrier, site, ids)
@@ -162,6 +169,8 @@ class Barriers(Unit):
             self.collect(barrier, block.order.covered_by_fences(ids) if relaxed else block.order.release(ids))
         barrier.latest = max(barrier.latest, block.now(ids))
 
+        # Threads that execute together arrive one after the other; each gets the state before its own
+        # arrival.
         before = state.phase
         for t in ids.tolist():
             operands = [int(v) & U32 for v in block.arguments[t, 1 : len(site.arguments)]]
@@ -171,6 +180,8 @@ class Barriers(Unit):
                     block.results[t, 0] = token
             except BarrierMisuse as misuse:
                 self.misused(site, barrier.place, t, misuse)
+
+        # One group of threads that completes several phases is the sign of a count that is too small.
         if state.phase - before > 1:
             message = (
                 f"{len(ids)} threads arrive at once and complete {state.phase - before} phases: the count given "
@@ -190,6 +201,7 @@ class Barriers(Unit):
 
     def wait(self, site: Site, ids: np.ndarray) -> None:
         """`mbarrier.try_wait done, [mbar], state` waits for the end of a phase, `.test_wait` does not."""
+        # The threads of one warp may wait on different mbarriers, or for different phases.
         block, modifiers = self.block, site.instruction.modifiers
         blocks, by_parity = modifiers[0] == "try_wait", "parity" in modifiers
         places = block.places(block.arguments[ids, 0], site, ids)
@@ -198,6 +210,8 @@ class Barriers(Unit):
             values = values & U32
         for place, value in sorted(set(zip(places.tolist(), values.tolist(), strict=True))):
             group = ids[(places == place) & (values == value)]
+
+            # After a misuse the parity alone decides, so that the kernel goes on.
             barrier = self.at(place, site, group)
             state = barrier.state
             try:
@@ -206,6 +220,7 @@ class Barriers(Unit):
                 self.misused(site, place, int(group[0]), misuse)
                 done = state.phase & 1 != value & 1
 
+            # Only try_wait puts threads to sleep; test_wait answers "not yet", and the kernel asks again.
             if done:
                 self._pass(barrier, group, site)
                 block.go(group)
@@ -320,15 +335,19 @@ class Barriers(Unit):
 
         `passed` is what it knows from the last cluster barrier at which it waited.
         """
+        # Only a kernel whose order is watched can tell what the CTA knows.
         block = self.block
         order, cluster = block.order, block.cluster
         if not order:
             return
         known = order.knowledge(rank, passed)
         for barrier in self.at_place.values():
+            # The mbarriers of the other CTAs stay in use.
             if cluster.rank_at(barrier.place) != rank:
                 continue
             spot = cluster.spot(barrier.place)
+
+            # A copy that another CTA issued may land after the exit, unless this CTA has waited for it.
             if barrier.unawaited and barrier.last_load and cluster.rank_of(barrier.last_load[2]) != rank:
                 _, site, thread = barrier.last_load
                 name, barrier.left = cluster.thread(thread), True
@@ -338,6 +357,8 @@ class Barriers(Unit):
                 )
                 parties = (name, f"CTA rank {rank}")
                 block.hazard("cta-exited", site, barrier.place, thread, message, parties, UNAWAITED)
+
+            # An arrival from another CTA may come after the exit, unless it is ordered before it.
             for warp, (clock, thread, site) in barrier.remote.items():
                 if clock > known[warp]:
                     name = cluster.thread(thread)
@@ -347,15 +368,20 @@ class Barriers(Unit):
                     )
                     parties = (name, f"CTA rank {rank}")
                     block.hazard("cta-exited", site, barrier.place, thread, message, parties, STAY)
+
+        # The same question for ordinary accesses to the CTA's shared memory.
         order.leave(rank, known)
 
     def end(self) -> None:
         """Report loads that nobody waited for, and bytes that nobody expected: all threads have exited."""
         block = self.block
         for barrier in self.at_place.values():
+            # The exit of its CTA has been reported already.
             problem = barrier.state.leftover()
             if barrier.left:
                 continue
+
+            # The bytes are right, but nobody made sure that the last copy had landed.
             if not problem and barrier.unawaited and barrier.last_load:
                 _, site, thread = barrier.last_load
                 name = block.cluster.thread(thread)
@@ -365,6 +391,8 @@ class Barriers(Unit):
                 )
                 parties = (name, "TMA load")
                 block.hazard("tma-load-not-awaited", site, barrier.place, thread, message, parties, UNUSED)
+
+            # No one instruction is at fault for wrong bytes: blame the first that announces any.
             sites = block.launch.program.sites
             if problem and sites:
                 site = next((site for site in sites if _announces_bytes(site)), sites[0])

@@ -96,10 +96,13 @@ def shuffle(mode: str, value: NDArray, lane: ArrayLike, clamp: ArrayLike, presen
     `mode` is up, down, bfly, idx. Bits 4-0 of c clamp the source lane, bits 12-8 split the warp into
     segments. Out of range, a lane keeps its own value and its predicate is False.
     """
+    # A lane reads within its own segment, and no farther than the clamp.
     b, c = np.asarray(lane, np.int64) & 31, np.asarray(clamp, np.int64)
     segment = c >> 8 & 31
     first = _LANE & segment
     last = first | (c & 31 & ~segment)  # for .up, whose c is 0, the first lane of the segment
+
+    # For .up the limit is the lowest lane to read from, for the other modes the highest.
     if mode == "up":
         source = _LANE - b
         in_range = source >= last
@@ -113,6 +116,8 @@ def shuffle(mode: str, value: NDArray, lane: ArrayLike, clamp: ArrayLike, presen
         else:
             raise Unsupported(f"shfl.sync.{mode}")
         in_range = source <= last
+
+    # Lanes out of range read themselves. A source that takes no part has no defined value.
     predicate = np.broadcast_to(in_range, value.shape) & present
     source = np.where(predicate, source, _LANE)
     undefined = predicate & ~np.take_along_axis(np.broadcast_to(present, value.shape), source, -1)

@@ -324,6 +324,7 @@ class Copies(Unit):
 
         It is one of each, in one CTA; with a mask it is the same offsets in each CTA of the mask.
         """
+        # Without a multicast the data and its mbarrier must be in the same CTA.
         block, cluster = self.block, self.block.cluster
         mbar = block.place(mbar, site, thread, own=False)
         if mask is None:
@@ -336,6 +337,7 @@ class Copies(Unit):
                 raise block.fault(message, site, np.array([thread]))
             return [(place, mbar)]
 
+        # A mask must name CTAs of this cluster, and at least one.
         mask &= 0xFFFF
         message = ""
         if not mask:
@@ -350,6 +352,8 @@ class Copies(Unit):
             message = f"a multicast with the mask {mask:#06x} names CTA rank {highest}: the cluster {has}"
         if message:
             raise block.fault(message, site, np.array([thread]))
+
+        # Every CTA of the mask gets the data at the same offset, and counts it on its own mbarrier.
         if cluster.ranks == 1:
             return [(place, mbar)]
         window = cluster.window
@@ -358,6 +362,7 @@ class Copies(Unit):
 
     def _load(self, load: Load, destinations: list[tuple[int, int]]) -> None:
         """Start a load to each of these (place, mbarrier)."""
+        # A multicast is one transaction, however many CTAs get its bytes.
         block, site, thread = self.block, load.site, load.thread
         one = np.array([thread])
         block.launch.add_traffic("tma_transactions", 1)
@@ -368,13 +373,19 @@ class Copies(Unit):
             at = block.model.copy(thread >> 5, load.nbytes, what, str(site.instruction.location))
 
         for place, mbar in destinations:
+            # A CTA that has exited gets nothing.
             if self.barriers.report_if_gone(place, site, one, "starts a copy to"):
                 continue
+
+            # Loads are numbered on their mbarrier, whose phase publishes up to which number all have landed.
             barrier = self.barriers.at(mbar, site, one)
             number = barrier.issued
             barrier.issued += 1
             barrier.in_flight.add(number)
             barrier.last_load = barrier.state.phase, site, thread
+
+            # Whoever reads these bytes must have waited on the mbarrier: it publishes this clock, or a later
+            # one, when the load has landed.
             if block.order:
                 column = block.order.barrier_column(mbar)
                 if load.name != "TMA load":
@@ -383,6 +394,8 @@ class Copies(Unit):
                 block.order.asynchronous_write(
                     thread, place, load.span, column, clock, site.index, load.swizzle
                 )
+
+            # The schedule chooses when the load lands.
             if block.watched:
                 detail = self._described(load, place, mbar)
                 block.event("tma load issued", block.cluster.thread(thread), detail, site)

@@ -193,12 +193,16 @@ class TensorCores(Unit):
         Arguments are A (a descriptor, or four registers), the descriptor of B, scale-d, imm-scale-a,
         imm-scale-b.
         """
+        # The first thread's scalars stand for the whole warpgroup, so its descriptors must be the same in all
+        # threads. A scale of -1 flips the signs of an operand.
         block = self.block
         arguments = block.arguments[ids, : len(site.arguments)]
         at_b = 4 if shape.from_registers else 1
         descriptor_b, scale_d, *signs = arguments[0, at_b:].tolist()
         self._check_uniform(site, ids, arguments[:, at_b], "the descriptor of B")
         flip_a, flip_b = (SIGN if signed(sign) < 0 else np.uint8(0) for sign in (signs + [1, 1])[:2])
+
+        # Registers are read now; what lies in shared memory is read when the product is computed.
         registers, in_memory = None, []
         if shape.from_registers:
             registers = (arguments[:, :4] & 0xFFFFFFFF).astype(np.uint32)

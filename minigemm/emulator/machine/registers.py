@@ -57,11 +57,15 @@ class Registers(Unit):
         """
         block, raises = self.block, "inc" in site.instruction.modifiers
         for group in self.warpgroups.meet(site, ids):
+            # A count that the instruction cannot encode ends the launch.
             file, warps = self._file(group), self._warps(group)
             count, have = int(block.arguments[group[0], 0]), int(file.limits[warps[0]])
             if count % STEP or not FEWEST <= count <= MOST:
                 message = f"setmaxnreg {count}: expected a multiple of {STEP} from {FEWEST} to {MOST}"
                 raise block.fault(message, site, group)
+
+            # PTX lets .inc only raise the limit and .dec only lower it. Anything else is reported and changes
+            # nothing.
             if (raises and count < have) or (not raises and count > have):
                 name = block.cluster.warpgroup(int(group[0]) // WARPGROUP)
                 verb, other = ("inc", "dec") if raises else ("dec", "inc")
@@ -70,6 +74,8 @@ class Registers(Unit):
                 block.hazard("setmaxnreg", site, 0, int(group[0]), message, (name,), fix)
                 block.go(group)
                 continue
+
+            # Every .inc joins the queue; if the pool has enough, it is served at once.
             if raises:
                 ticket = block.wait(group, site, partial(self._why, file, count, len(group)))
                 file.waiters.append(RegisterWaiter(group, ticket, count))

@@ -56,6 +56,8 @@ def format_of(kind: str) -> Format:
     """Return the tables of "e4m3" or "e5m2"."""
     if kind not in KINDS:
         raise ValueError(f'kind: expected "e4m3" or "e5m2", got {kind!r}')
+
+    # Both formats get significands with three fraction bits, so that one rule multiplies them.
     fraction_bits = 3 if kind == "e4m3" else 2
     bias, exponent_bits = (7, 4) if kind == "e4m3" else (15, 5)
     codes = np.arange(256)
@@ -64,6 +66,8 @@ def format_of(kind: str) -> Format:
     magnitude = (
         np.where(stored > 0, (1 << fraction_bits) + fraction, fraction) << (3 - fraction_bits)
     ).astype(np.int32)
+
+    # e4m3 has no infinities, and one NaN of each sign; e5m2 has the special codes of IEEE 754.
     special = np.full(256, _FINITE, np.int32)
     if kind == "e4m3":
         special[codes & 0x7F == 0x7F] = _NAN
@@ -72,6 +76,8 @@ def format_of(kind: str) -> Format:
         special[codes & 0x7F > 0x7C] = _NAN
     magnitude[special == _INF] = 8  # only the sign of an infinity counts
     magnitude[special == _NAN] = 0
+
+    # A zero must never have the largest exponent. A subnormal has the exponent of the smallest normal number.
     exponent = np.where(magnitude == 0, _ZERO, np.maximum(stored, 1) - bias).astype(np.int32)
     value = torch.arange(256, dtype=torch.uint8).view(_DTYPES[kind]).float().numpy()
     return Format(np.where(codes >> 7, -magnitude, magnitude).astype(np.int32), exponent, special, value)
@@ -245,6 +251,7 @@ def wgmma(
     Raises:
         TypeError, ValueError: a dtype, shape or kind that is none of these.
     """
+    # The dtype says the format; uint8 patterns have the format that the caller names.
     kinds = []
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, torch.Tensor):
@@ -257,12 +264,16 @@ def wgmma(
         if x.device.type != "cpu":
             raise ValueError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
         kinds.append(found or kind or "e4m3")
+
+    # These are the shapes that a chain of m64nNk32 instructions takes.
     if a.dim() != 2 or a.shape[0] != ROWS or a.shape[1] % STEP:
         raise ValueError(f"a: expected ({ROWS}, K) with K a multiple of {STEP}, got {tuple(a.shape)}")
     if b.dim() != 2 or b.shape[1] != a.shape[1]:
         raise ValueError(f"b: expected (N, {a.shape[1]}), got {tuple(b.shape)}")
     if a.dtype != b.dtype:
         raise TypeError(f"b: expected the dtype of a, {a.dtype}, got {b.dtype}")
+
+    # The caller's accumulators stay as they are.
     if c is None:
         d = torch.zeros(ROWS, b.shape[0])
     else:
@@ -273,6 +284,8 @@ def wgmma(
         if tuple(c.shape) != (ROWS, b.shape[0]):
             raise ValueError(f"c: expected ({ROWS}, {b.shape[0]}), got {tuple(c.shape)}")
         d = c.clone(memory_format=torch.contiguous_format)
+
+    # The sums are written into d through a view of its bits.
     left, right = (x.contiguous().view(torch.uint8).numpy() for x in (a, b))
     accumulate(left, right, d.view(torch.int32).numpy().view(np.uint32), *kinds)
     return d

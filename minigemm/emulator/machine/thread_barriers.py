@@ -173,6 +173,7 @@ class ClusterBarrier(Unit):
 
     def arrive(self, site: Site, ids: np.ndarray) -> None:
         """`barrier.cluster.arrive{.release, .relaxed}{.aligned}`."""
+        # A second arrival without a wait is reported, and the kernel goes on as if the thread had waited.
         block = self.block
         again = ids[self.arrivals[ids] > self.waits[ids]]
         if len(again):
@@ -184,15 +185,20 @@ class ClusterBarrier(Unit):
             fix = "barrier.cluster.wait between two barrier.cluster.arrive of a thread"
             block.hazard("cluster-barrier", site, 0, int(again[0]), message, (who,), fix)
             self.waits[again] = self.arrivals[again]
+
+        # A thread that has already arrived in this phase is no new arrival of it.
         self.groups.append((ids[self.arrivals[ids] == self.phase], site))
         self.arrivals[ids] += 1
 
+        # A release publishes all that the threads know, a relaxed arrival only what their fences covered.
         if order := block.order:
             covered, clocks = order.covered_by_fences(ids), order.release(ids)
             came = clocks.order
             self._came = came if self._came is None else np.maximum(order.fit_row(self._came), came)
             relaxed = "relaxed" in site.instruction.modifiers
             self._collected = order.join(self._collected, covered if relaxed else clocks)
+
+        # These may have been the last threads that the phase lacked.
         block.go(ids)
         self._complete()
 

@@ -334,17 +334,22 @@ def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool
     `coordinates` are innermost first, signed. `store`: the box is written or reduced into the tensor. Raises
     Fault where a GPU faults. Returns a warning, or "".
     """
+    # The instruction says how many coordinates it gives, the map how many it needs.
     if len(coordinates) != len(descriptor.dims):
         raise Fault(
             f"{len(coordinates)} coordinates for a tensor map of {len(descriptor.dims)} dimensions: the .1d to .5d "
             "of the instruction must be the map's"
         )
+
+    # Every row of a box must begin at a whole 16-byte chunk.
     size = descriptor.type.size
     if coordinates[0] * size % CHUNK:
         raise Fault(
             f"misaligned box: the first coordinate, {coordinates[0]}, is {coordinates[0] * size} bytes into a row, "
             "no multiple of 16. A GPU stops at such a copy with an illegal instruction"
         )
+
+    # A load may lie outside the tensor on any side, a store only beyond the far end.
     if not store:
         return ""
     if min(coordinates) < 0:
@@ -352,6 +357,8 @@ def check_box(descriptor: Descriptor, coordinates: Sequence[int], *, store: bool
             f"a TMA store to negative coordinates, {tuple(coordinates)}: a GPU stops at it with an illegal "
             "instruction. Loads fill what lies before the tensor; stores may hang over its far end only"
         )
+
+    # A store that a GPU accepts can still write more than the tensor.
     width, right = descriptor.dims[0] * size, (coordinates[0] + descriptor.extents[0]) * size
     if width % CHUNK and right > width:
         return (
@@ -404,6 +411,7 @@ class _Clipped:
     __slots__ = ("_address", "_shape", "_span", "_strides", "empty", "part", "shape", "whole")
 
     def __init__(self, descriptor: Descriptor, coordinates: Sequence[int], *, store: bool = False):
+        # The loop below adds one dimension after the other, from the innermost outward.
         check_box(descriptor, coordinates, store=store)
         size = descriptor.type.size
         self._address, self._span = descriptor.address, size
@@ -413,19 +421,26 @@ class _Clipped:
         self._shape: tuple[int, ...] = ()
         self._strides: tuple[int, ...] = ()
         for i, extent in enumerate(descriptor.extents):
+            # Elements low to high of the box lie inside the tensor in this dimension.
             step, start = descriptor.element_strides[i], int(coordinates[i])
             low = max(0, -(start // step))
             end = descriptor.dims[i]
             if store and not i:
                 end += -end % (CHUNK // size)  # a store ends with a whole chunk
             high = min(extent, -((start - end) // step))
+
+            # One dimension without elements makes the whole box empty.
             if high <= low:
                 self.empty, self.whole = True, False
             elif low > 0 or high < extent:
                 self.whole = False
+
+            # The span reaches from the first byte that is touched in global memory to the last.
             stride = descriptor.strides[i]
             self._address += (start + low * step) * stride
             self._span += (high - low - 1) * step * stride
+
+            # Arrays are indexed from the outermost dimension, so each new one goes in front.
             unit = 1 if i else size  # the innermost dimension is counted in bytes
             self.shape = (extent * unit, *self.shape)
             self.part = (slice(low * unit, high * unit), *self.part)

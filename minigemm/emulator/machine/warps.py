@@ -98,6 +98,7 @@ class Warps(Unit):
 
     def _gather(self, site: Site, ids: np.ndarray, masks: np.ndarray) -> list[Complete]:
         """Collect lanes until all members have come. Returns the complete warps; other lanes wait."""
+        # The common case needs neither masks nor waiting.
         warps = warps_of(ids)
         if len(ids) == 32 * len(warps) and (masks == FULL).all():  # mostly: whole warps
             return [Complete(w, ids[32 * i : 32 * i + 32]) for i, w in enumerate(warps.tolist())]
@@ -105,10 +106,13 @@ class Warps(Unit):
         block, name = self.block, site.instruction.name
         complete = []
         for w in warps.tolist():
+            # Lanes of one warp may come with different member masks, each a gathering of its own.
             here = ids >> 5 == w
             mine, named = ids[here], masks[here]
             for mask in distinct(named):
                 group = mine[named == mask]
+
+                # PTX leaves it undefined to execute the instruction with a mask that lacks the own lane.
                 outside = group[np.int64(mask) >> (group & 31) & 1 == 0]
                 if len(outside):
                     message = (
@@ -116,9 +120,13 @@ class Warps(Unit):
                         "hold it"
                     )
                     raise block.fault(message, site, outside)
+
+                # All members have come at once, so none has to wait.
                 if len(group) == 32 or self._members(w, mask) == len(group):
                     complete.append(Complete(w, group))
                     continue
+
+                # The other members are elsewhere in the code, or wait already and lacked only these lanes.
                 gathering = self._gatherings.setdefault((w, name, mask), Gathering(w, name, mask))
                 ticket = block.wait(group, site, partial(self._why, gathering))
                 gathering.groups.append((group, site, ticket))

@@ -118,27 +118,36 @@ def _expression(tokens: list[str], level: int, resolve: Callable[[str], int | st
 
 def _unary(tokens: list[str], resolve: Callable[[str], int | str]) -> tuple[str, int]:
     """Take a number, a name, an expression in parentheses or a unary operator with its operand."""
+    # A leading zero makes a number octal, as in C.
     if not tokens:
         raise ValueError("an operand is missing")
     token = tokens.pop()
     if token[0].isdigit():
         octal = len(token) > 1 and token.isdigit() and token[0] == "0"
         return "", int(token, 8 if octal else 0)
+
+    # `generic(x)` names the generic address of x, and is treated as x in parentheses.
     if token == "(" or (token == "generic" and tokens and tokens[-1] == "("):
         if token == "generic":
             tokens.pop()
         inside = _expression(tokens, _QUESTION, resolve)
         _take(tokens, ")")
         return inside
+
+    # Values are Python integers of any size, so a cast cuts them to 64 bits.
     if token[0] == "(":  # a cast
         symbol, value = _unary(tokens, resolve)
         value &= 0xFFFF_FFFF_FFFF_FFFF
         return symbol, value - (1 << 64) if ".s64" in token and value >> 63 else value
+
+    # An operator may have another one as its operand.
     if token in _UNARY:
         symbol, value = _unary(tokens, resolve)
         if symbol:
             raise ValueError(f"an address takes only an offset, not '{token}'")
         return "", int(_UNARY[token](value))
+
+    # What is left is a name: the resolver gives a constant's value, or a variable's own name.
     if token in _LEVEL or token in ")?:":
         raise ValueError(f"'{token}' is not expected here")
     name = resolve(token)

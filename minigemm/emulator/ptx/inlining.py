@@ -189,6 +189,7 @@ class _Inliner:
 
     def call(self, call: Instruction, caller: _Instance) -> None:
         """Splice in a call: arguments, code, results; all of it behind a branch if the call has a guard."""
+        # Only the body of a function known by name can be spliced in; functions without one stay calls.
         returns, function, arguments, *_ = call.operands
         if not isinstance(function, Symbol):
             raise Unsupported(
@@ -198,22 +199,31 @@ class _Inliner:
         if not callee.defined:
             self.result.code.append(call)
             return
+
+        # A function that calls itself would be spliced in without end.
         if callee.name in caller.chain:
             circle = (*caller.chain[caller.chain.index(callee.name) :], callee.name)
             raise Unsupported(f"recursion: {' calls '.join(circle)}", call.location)
 
+        # The number keeps the names of this instance apart from those of all others.
         self.count += 1
         instance = _Instance(callee, f"#{self.count}", {}, call.location, (*caller.chain, callee.name))
         skip = "skip" + instance.tag
+
+        # A branch around the whole call replaces its guard.
         if call.guard:
             self.result.code.append(
                 replace(call, opcode="bra", operands=(Label(skip),), negated=not call.negated)
             )
+
+        # Matching comes first: the callee's code needs the names that its parameters get.
         passed = self.passed(callee.parameters, arguments, instance, call)
         returned = self.passed(callee.returns, returns, instance, call)
         self.result.code += [_move(call, inner, outer, kind) for inner, outer, kind in passed]
         self.splice(instance)
         self.result.code += [_move(call, outer, inner, kind) for inner, outer, kind in returned]
+
+        # The branch leads to the instruction after the call.
         if call.guard:
             self.result.labels[skip] = len(self.result.code)
 

@@ -126,6 +126,7 @@ class _Parser:
         self.opcodes: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def parse(self) -> Module:
+        # Match one directive of the top level at a time.
         position = 0
         end = len(self.text.rstrip())
         while position < end:
@@ -133,6 +134,9 @@ class _Parser:
             if found is None:
                 raise self.error(position, "this is no PTX directive")
             position = found.end()
+
+            # A directive that is not named here, such as .pragma, needs nothing. An error gets the place of
+            # its directive.
             try:
                 if found["header"]:
                     position = self.function(found["header"], found["body"] == "{", position)
@@ -237,6 +241,7 @@ class _Body:
 
     def parse(self, position: int) -> int:
         """Read up to the closing brace. Returns where it ends."""
+        # Every kernel goes through this loop, so what it looks up each time is a local variable.
         text = self.parser.text
         opcodes = self.parser.opcodes
         code = self.function.code
@@ -251,13 +256,18 @@ class _Body:
                     raise ValueError(
                         "this is no PTX statement" if text[start:].strip() else "a closing brace is missing"
                     )
+
+                # The last group that matched tells the kind of the statement.
                 group = found.lastindex
                 if group == 5:
+                    # Count lines from the instruction before, not from the beginning of the text.
                     _, sign, guard, name, rest = found.group(1, 2, 3, 4, 5)
                     begin = found.start(4)
                     line += text.count("\n", counted, begin)
                     counted = begin
                     opcode, modifiers = opcodes.get(name) or self.opcode(name)
+
+                    # The operands of branches and calls have a syntax of their own, and are filled in below.
                     if opcode in ("bra", "brx", "call"):
                         operands: tuple[Operand, ...] = ()
                     else:
@@ -267,11 +277,14 @@ class _Body:
                         opcode, modifiers, operands, condition, sign == "!", line, self.location
                     )
                     code.append(instruction)
+
+                    # The label that a branch names may come later.
                     if opcode == "call":
                         instruction.operands = self.call(rest)
                     elif opcode in ("bra", "brx"):
                         self.jump(instruction, rest, start)
                 elif group == 1:
+                    # A label stands for the next instruction.
                     label = self.scopes[-1].unique(found[1])
                     if label in self.function.labels:
                         raise ValueError(f"label '{found[1]}' is declared twice")
@@ -281,6 +294,8 @@ class _Body:
                 elif group == 8:
                     self.directive(found[7], found[8], label, start)
                 elif found[9] == "{":
+                    # Names declared between these braces get the number of the scope. The outermost brace
+                    # ends the body.
                     self.count += 1
                     self.scopes.append(_Scope(self.count))
                 elif found[9] == "}":
@@ -290,6 +305,8 @@ class _Body:
                 start = found.end()
         except ValueError as error:
             raise self.parser.error(start, str(error), self.location) from error
+
+        # Now all labels are known.
         self.resolve_jumps()
         return found.end()
 
@@ -339,6 +356,7 @@ class _Body:
 
     def spelled(self, text: str) -> Operand:
         """Return an operand by its form. The frequent forms come first."""
+        # The first characters, or the whole pattern, tell these forms apart.
         if _DECIMAL.fullmatch(text):
             return Immediate(int(text))
         if text.startswith("["):
@@ -353,6 +371,8 @@ class _Body:
             return Immediate(*decimal)
         if pair := _PAIR.fullmatch(text):
             return Pair(self.operand(pair[1]), self.operand(pair[2]))
+
+        # All else is a constant expression: a number, or a variable's address plus an offset.
         symbol, value = evaluate(text, self.base)
         if not symbol:
             return Immediate(value)

@@ -190,6 +190,7 @@ def exact_sum(mode: str) -> str:
 
 @operation("fma")
 def fma(b: Builder, ins: Instruction) -> None:
+    # The product of halves is exact in double. The sum is rounded to odd: only the last rounding shows.
     kind = type_of(ins)
     if kind in HALVES:
 
@@ -200,6 +201,8 @@ def fma(b: Builder, ins: Instruction) -> None:
             return b.let(f"call float @to_float_odd(double {total})")
 
         return halfwise(b, ins, kind, once)
+
+    # LLVM's fma rounds to nearest. For other modes a double holds the product exactly.
     ftz, t, mode = "ftz" in ins.modifiers, FLOATS[kind], rounding(ins)
     x, y, z = (read_float(b, o, kind, ftz) for o in ins.operands[1:4])
     if mode == "rn":
@@ -765,6 +768,7 @@ def mov(b: Builder, ins: Instruction) -> None:
 
 @operation("cvt")
 def cvt(b: Builder, ins: Instruction) -> None:
+    # FP8 values come in pairs, and have functions of their own.
     to, source = types(ins)[:2]
     mode = rounding(ins)
     if to in ("e4m3x2", "e5m2x2"):
@@ -776,6 +780,8 @@ def cvt(b: Builder, ins: Instruction) -> None:
         if "relu" in ins.modifiers:
             raise b.unsupported(ins, ".relu on this conversion")
         return b.write(ins.operands[0], bits, width)
+
+    # A packed result has two sources, the high half first.
     if to in ("f16x2", "bf16x2"):  # d = {a (high), b (low)}
         parts = []
         for operand in (ins.operands[2], ins.operands[1]):
@@ -783,9 +789,13 @@ def cvt(b: Builder, ins: Instruction) -> None:
             parts.append(narrow(b, relu(b, value) if "relu" in ins.modifiers else value, to[:-2], mode))
         bits, width = join(b, parts)
         return b.write(ins.operands[0], bits, width)
+
+    # TF32 is a float with fewer bits.
     if to == "tf32":
         value = b.let(f"call i32 @tf32_{mode}(i32 {b.read(ins.operands[1], 32)})")
         return b.write(ins.operands[0], value, 32)
+
+    # The other conversions have one value on each side.
     source_float, to_float = source in FLOATS or source in HALVES, to in FLOATS or to in HALVES
     if not source_float and not to_float:
         return integer_to_integer(b, ins, to, source)

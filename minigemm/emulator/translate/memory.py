@@ -79,27 +79,34 @@ class Memory:
 
     def generic(self, request: Request, where: str) -> str:
         """Tell by a generic address which memory it is in."""
+        # Only the running kernel knows the memory, so the code has a branch for each. All leave their pointer
+        # in one place.
         b = self.b
         tag = b.number()
         shared, elsewhere, local, buffer, done = (f"{name}{tag}" for name in ("gs", "gl", "go", "gg", "gd"))
         b.branch(self.in_shared_window(where), shared, elsewhere)
 
+        # A generic address may lie in the shared memory of any CTA of the cluster.
         b.label(shared)
         offset = b.let(f"and i64 {where}, {SHARED_ADDRESS}")
         b.emit(f"store ptr {self.shared(request, offset, anywhere=True)}, ptr %generic")
         b.jump(f"br label %{done}")
 
+        # Local memory lies in the thread's context; anything else must be in a buffer of the launch.
         b.label(elsewhere)
         b.branch(self.in_own_context(where), local, buffer)
 
+        # The thread's own local memory.
         b.label(local)
         b.emit(f"store ptr {self.local(request, where)}, ptr %generic")
         b.jump(f"br label %{done}")
 
+        # A buffer of the launch, or a fault.
         b.label(buffer)
         b.emit(f"store ptr {self.in_buffer(request, where)}, ptr %generic")
         b.jump(f"br label %{done}")
 
+        # The counters call the access generic, whatever the branches called it.
         b.label(done)
         b.emit(f"%generic{tag} = load ptr, ptr %generic")
         b.program.accesses[request.index] = Access("generic", request.size, request.store)

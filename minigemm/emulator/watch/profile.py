@@ -145,12 +145,15 @@ def executed(
 
 def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
     """Return the class under which an instruction is counted."""
+    # Accesses are told apart by their state space, too.
     if opcode in ("ld", "ldu", "st", "atom", "red"):
         spaces = (m.split("::")[0] for m in modifiers)
         known = ("global", "shared", "local", "const", "param")
         space = next((space for space in spaces if space in known), "generic")
         verb = "atomic" if opcode in ("atom", "red") else "load" if opcode.startswith("ld") else "store"
         return f"{verb} {space}"
+
+    # The opcode alone tells these classes.
     if opcode in ("bra", "brx", "ret", "exit", "call"):
         return "control"
     if opcode in ("bar", "barrier", "mbarrier", "fence", "membar"):
@@ -163,6 +166,8 @@ def instruction_class(opcode: str, modifiers: tuple[str, ...]) -> str:
         return "tensor core"
     if opcode in ("cvt", "cvta"):
         return "conversion"
+
+    # The types tell floating-point arithmetic from integer arithmetic.
     if any(m in ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2") for m in modifiers):
         return "fma" if opcode in ("fma", "mad") else "floating point"
     return "move" if opcode in ("mov", "selp") else "predicate" if opcode in ("setp", "set") else "integer"

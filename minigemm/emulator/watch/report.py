@@ -211,12 +211,14 @@ class Report:
 
     def _facts(self) -> list[tuple[str, str]]:
         """Return (name, value) pairs, the title first; kinds of accesses that did not happen are left out."""
+        # Every launch has these.
         n = self.counters
         cluster = f"cluster {_dim(self.cluster)}, " if self.cluster != (1, 1, 1) else ""
         launch = f"grid {_dim(self.grid)}, {cluster}block {_dim(self.block)}, schedule {self.schedule}"
         time = f"{_seconds(self.seconds)}, translation {_seconds(self.translate_seconds)} ({self.origin})"
         facts = [(self.kernel, launch), ("time", time), ("instructions", f"{n['instructions']:,}" + _mix(n))]
 
+        # The rest says what the kernel used, and how well.
         if n["global_requests"]:
             sectors = n["global_sectors"] / n["global_requests"]
             facts.append(("global", f"{_moved(n, 'global')}; {sectors:.2f} sectors a request"))
