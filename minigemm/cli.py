@@ -23,12 +23,14 @@ DEFAULT = {"m": 256, "n": 256, "k": 512}  # of the tour, where only some of the 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when all went well."""
+    # The labs read their own options, so their words are handed on unread.
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == ["grade"]:  # has a parser of its own
         from .labs.commands import main as labs
 
         return labs(words)
 
+    # All other commands share one parser, and `run` has the function of each.
     parser = argparse.ArgumentParser(
         prog="minigemm", description="FP8 GEMMs for Hopper, stage by stage, on a GPU or on an emulator."
     )
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "precompile": _precompile,
         "test-gpu": _test_gpu,
     }
+
+    # The help lists the commands in the order in which they are added here.
     _add_tour(commands)
     doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
     doctor.add_argument("--json", action="store_true")
@@ -52,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_bench(commands)
     _add_precompile(commands)
     _add_test_gpu(commands)
+
+    # This entry is for the help only: `grade` was handled above.
     commands.add_parser("grade", help="grade a class's submissions to a lab: python -m minigemm.labs")
     options = parser.parse_args(words)
     return run[options.command](options)
@@ -251,6 +257,7 @@ def _add_bench(commands: Any) -> None:
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
 
+    # Results that could not be stored in the end are refused before time goes into measuring them.
     if refused := _refuse_folder("bench", options):
         return _fail(refused)
     documents: list[dict[str, Any]] = []
@@ -268,6 +275,7 @@ def _bench(options: argparse.Namespace) -> int:
         documents.append(results)
         return options.json != "-"
 
+    # Each of these measurements adds one document, if it was asked for.
     status = 0
     try:
         for wanted, measure, as_text in (
@@ -277,12 +285,16 @@ def _bench(options: argparse.Namespace) -> int:
         ):
             if wanted and done(results := measure()):
                 print(as_text(results))
+
+        # Whatever ncu could not count makes the command fail.
         if options.ncu is not None:
             from .bench import counters
 
             if done(results := counters.count(options.ncu)):
                 counters.show(results)
             status = 1 if results["lost"] or results["skipped"] else 0
+
+        # The comparison is also what runs when nothing was chosen.
         if options.peers or options.host or not documents:
             if done(results := _compared(options, store)):
                 bench.show(results)
@@ -292,6 +304,8 @@ def _bench(options: argparse.Namespace) -> int:
                 status = 1
     except (ValueError, OSError) as error:
         return _fail(str(error))
+
+    # With JSON on stdout nothing else is printed there.
     if options.json == "-":
         for document in documents:
             print(json.dumps(document, indent=1))
@@ -306,6 +320,7 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
     from . import bench
     from .bench import report, workloads
 
+    # All options are read before the first measurement, so that a wrong one costs no time.
     if options.rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {options.rounds}")
     if options.plot is not None:
@@ -316,6 +331,7 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
     peers = bench.named(options.peer)
     reference = bench.Reference.read(options.reference) if options.reference is not None else None
 
+    # The progress is shown on stderr, since stdout may hold JSON.
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting")
@@ -348,12 +364,15 @@ def _precompile(options: argparse.Namespace) -> int:
 
     from .plan.ahead import precompile
 
+    # A shape that is no row of numbers gets a message, not a traceback.
     try:
         shapes = [tuple(int(size) for size in shape.split(",")) for shape in options.shapes]
     except ValueError:
         return _fail(
             f"precompile: expected shapes like 2112,7168 or 64,2112,7168, got {' '.join(options.shapes)}"
         )
+
+    # So does a shape or an option that no kernel fits.
     try:
         kernels = precompile(
             shapes,
@@ -364,6 +383,8 @@ def _precompile(options: argparse.Namespace) -> int:
         )
     except (TypeError, ValueError) as error:
         return _fail(str(error))
+
+    # Kernels that were there already cost no time, so the new ones are counted apart.
     compiled = sum(kernel.origin == "compiled" for kernel in kernels)
     print(f"{len(kernels)} kernels, {compiled} of them compiled now")
     return 0

@@ -74,6 +74,7 @@ def identity(device: torch.device) -> dict[str, Any]:
 
     from .compiler import jit
 
+    # The software and the processor can be told on every machine.
     found: dict[str, Any] = {
         "runtime": "cuda" if device.type == "cuda" else "emulated",
         "python": platform.python_version(),
@@ -82,6 +83,8 @@ def identity(device: torch.device) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
+
+    # An emulated run has no GPU to name.
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found.update(

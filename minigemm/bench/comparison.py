@@ -61,14 +61,19 @@ def compare(
     """
     import torch
 
+    # The kernels need Hopper, so a machine without such a GPU is refused at once.
     device = best_device()
     if device.type != "cuda":
         raise ValueError(NO_GPU)
     torch.cuda.set_device(device)
+
+    # The least time of a workload depends on the bandwidth, so it is measured on this very GPU.
     machine = identity(device)
     progress("bandwidth")
     chip = replace(hopper.chip_of(machine["gpu"]), bandwidth=copy_bandwidth(device))
     run = _Comparison(device, chip, rounds, _started(machine, chip, rounds), progress, store)
+
+    # A fault that ends the GPU's work must not cost the results so far.
     results, workloads = run.results, list(workloads)
     try:
         if with_host:
@@ -80,6 +85,8 @@ def compare(
             results["reference"] = refer(results["rows"], reference, device, rounds)
     except Lost as lost:
         results["lost"] = str(lost)
+
+    # The means cover whatever rows there are, even after an early end.
     results["means"] = means(results["rows"])
     return results
 
@@ -152,6 +159,7 @@ def _present(peers: Iterable[Peer], results: dict[str, Any], progress: Callable[
 
 def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, chip: Chip) -> dict[str, Any]:
     """Let each peer compute the workload, check the results, and time whoever is right."""
+    # Without tensors nobody can compute, so every peer is skipped for the same reason.
     peers = list(peers)
     try:
         case = cases.make(workload, device)
@@ -160,6 +168,7 @@ def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, ch
         why = f"failed: no tensors: {reason(error)}"
         return row_of(workload, {}, chip, skipped={peer.name: why for peer in peers})
 
+    # Only peers with right results are timed; any other gets its reason in `skipped`.
     calls: dict[str, Callable[[], Any]] = {}
     errors: dict[str, float] = {}
     skipped: dict[str, str] = {}
@@ -183,6 +192,7 @@ def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, ch
         else:
             skipped[name] = f"wrong: relative error {errors[name]:.1e}, above {peer.tolerance:.0e}"
 
+    # The timing may still add to `skipped`, so the row is made after it.
     seconds, alone = _timed(calls, device, rounds, workload, skipped)
     row = row_of(workload, seconds, chip, errors, skipped, config)
     return row | ({"alone": True} if alone else {})
@@ -221,6 +231,7 @@ def row_of(
     config: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return a workload's row of the results, from everybody's seconds. The chip's rates make the floor."""
+    # A peer is judged by its median call, with the extremes beside it.
     floor = workload.floor(chip.bandwidth, chip.fp8)
     timed = {}
     for name, times in seconds.items():
@@ -234,6 +245,8 @@ def row_of(
             "floor_share": floor / median,
             "rel_err": (errors or {}).get(name),
         }
+
+    # The row says which of the two bounds made the floor.
     moving, computing = workload.bytes / chip.bandwidth, workload.operations / chip.fp8
     return {
         **workload.sizes(),

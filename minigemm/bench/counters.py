@@ -98,6 +98,7 @@ def count(wanted: Sequence[str] = ()) -> dict[str, Any]:
             holds what ncu said. A call that fails ends nothing: it is in `skipped`, with the reason. If all
             ended early, `lost` says how.
     """
+    # A missing GPU or ncu is reported before anything is counted.
     wanted = [text if text in (MULTICAST, STAGES) else _with_layout(text) for text in wanted or DEFAULT]
     device = best_device()
     if device.type != "cuda":
@@ -106,6 +107,7 @@ def count(wanted: Sequence[str] = ()) -> dict[str, Any]:
     machine = {**identity(device), "ncu": version_of(ncu)}
     metrics, missing = known_metrics(ncu, METRICS.values())
 
+    # A child makes the calls under ncu, and its kernels are then assigned to the calls.
     calls, kernels, lost = _counted(ncu, metrics, wanted)
     rows, skipped = rows_of(calls["calls"], kernels, machine["sms"])
     return {

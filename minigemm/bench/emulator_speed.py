@@ -56,6 +56,7 @@ def _row(stage: Any, product: Product, x: Any, w: Any) -> dict[str, Any]:
 
 def _measure(kernel: jit.Kernel, launch: Launch, hazards: bool, profile: bool) -> dict[str, float]:
     """Translate and run a launch; return its figures in one mode."""
+    # The translation is timed apart from the runs: without any cache, and loaded from the store.
     cold, stored = cached.translation_seconds(kernel.ptx, kernel.symbol, hazards, profile, REPEATS)
     args = [emulated.tensor_map(arg) if isinstance(arg, TensorMap) else arg for arg in launch.args]
     runs = [
@@ -72,6 +73,8 @@ def _measure(kernel: jit.Kernel, launch: Launch, hazards: bool, profile: bool) -
         )
         for _ in range(1 + REPEATS)
     ]
+
+    # The median keeps one slow run from deciding the time.
     seconds = statistics.median(report.seconds for report in runs[1:])  # the first one warms up
     instructions = runs[0].counters["instructions"]
     return {

@@ -39,6 +39,7 @@ class Reference:
     @staticmethod
     def read(path: str | Path) -> Reference:
         """Return the reference in this file. ValueError if the file holds none."""
+        # Entries of other kinds are passed over: the file may hold more than minigemm compares with.
         try:
             entries = json.loads(Path(path).read_text(encoding="utf-8"))
             times, gpu = {}, ""
@@ -56,6 +57,8 @@ class Reference:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             got = f"{path} ({type(error).__name__}: {error})"
             raise ValueError(f"reference: expected a JSON list of timed shapes, got {got}") from error
+
+        # Without the calibration product the times of two machines cannot be compared.
         found = Reference(Path(path).name, gpu, times)
         if found.us(CALIBRATION, "cublaslt_unscaled_us") is None:
             wanted = f"cublaslt_unscaled_us of {CALIBRATION}, by which machines are compared"

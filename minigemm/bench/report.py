@@ -94,6 +94,7 @@ def _print_means(results: Mapping[str, Any], console: Console) -> None:
 
 def table(results: Mapping[str, Any]) -> Table:
     """Return a table, a row per workload: the floor, minigemm, and each peer that was timed at least once."""
+    # The columns depend on who was timed at all, and on whether there is a reference.
     rows = results["rows"]
     others = [name for name in results["peers"] if name != OWN and any(name in row["timed"] for row in rows)]
     referred = any(row.get("reference") for row in rows)
@@ -101,6 +102,7 @@ def table(results: Mapping[str, Any]) -> Table:
     numbers += ["DG", "DG over\nminigemm"] if referred else []
     made = empty_table(("shape", "tile"), numbers)
 
+    # A line sets each layout's rows apart. Figures that minigemm has no time for stay dashes.
     layout = None
     for row in rows:
         if row["layout"] != layout and layout is not None:
@@ -114,6 +116,8 @@ def table(results: Mapping[str, Any]) -> Table:
                 f"{own['tflops']:.0f}",
                 f"{own['floor_share']:.0%}",
             )
+
+        # A peer without a time gets a mark that stands for the reason.
         for name in others:
             time = f"{timed[name]['median_us']:.2f}" if name in timed else _mark(row["skipped"].get(name, ""))
             cells.append(time)

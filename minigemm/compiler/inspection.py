@@ -123,12 +123,15 @@ class Inspection:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        # The figures stand side by side, each above its name.
         tile = "display:inline-block;margin:0 1.6em .4em 0"
         tiles = "".join(
             f'<span style="{tile}"><b style="font-size:1.25em">{value}</b><br>'
             f'<span style="opacity:.65">{name}</span></span>'
             for name, value in self._figures().items()
         )
+
+        # The busiest line sets the scale of the bars beside the source.
         by_line: dict[int, Counter[str]] = {}
         for each in self.instructions:
             by_line.setdefault(each.line, Counter())[each.opcode] += 1
@@ -137,6 +140,8 @@ class Inspection:
             _row(number, text, by_line.get(number, Counter()), most)
             for number, text in enumerate(self.source.splitlines(), 1)
         )
+
+        # Warnings stay visible above the source, which is folded away.
         told = (
             f'<pre style="border-left:3px solid #d97706;padding-left:.8em">{html.escape(self.warnings)}</pre>'
         )

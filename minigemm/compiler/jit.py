@@ -265,6 +265,7 @@ def _compile(unit: _Unit, key: str, symbol: str) -> bytes:
 def _run_nvrtc(unit: _Unit) -> tuple[bool, str, bytes, str]:
     nvrtc, _ = _nvrtc()
 
+    # Every answer of NVRTC is a tuple that begins with a status.
     def checked(answer: tuple) -> Any:
         if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"NVRTC failed: {answer[0].name}")
@@ -275,12 +276,15 @@ def _run_nvrtc(unit: _Unit) -> tuple[bool, str, bytes, str]:
         checked(getattr(nvrtc, f"nvrtcGet{what}")(program, buffer))
         return bytes(buffer)
 
+    # The headers are passed along with the source, by name.
     names = [name.encode() for name in unit.headers]
     texts = [text.encode() for text in unit.headers.values()]
     options = [flag.encode() for flag in FLAGS]
     program = checked(
         nvrtc.nvrtcCreateProgram(unit.rendered.encode(), PRELUDE.encode(), len(names), texts, names)
     )
+
+    # A source that does not compile is an answer for the caller; any other failure raises.
     try:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         log = fetched("ProgramLog").replace(b"\0", b"\n").decode(errors="replace").strip()

@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. The exit status is 0 when everything was graded, whatever the points."""
+    # Options that make no sense are refused before any submission is graded.
     options = _parser().parse_args(arguments)
     if not options.folder.is_dir():
         return _fail(f"expected a folder with .cu files, got {str(options.folder)!r}, which is no folder")
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not paths:
         return _fail(f"there is no .cu file in {options.folder}")
 
+    # Grading takes a while, so a line on stderr counts what is done.
     lab, limits = LABS[options.lab], Limits(seconds=options.seconds, memory=options.memory << 20)
     console = Console(stderr=True)
     with console.status(f"0 of {len(paths)} graded") as status:
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         grades = grade(paths, lab, limits, options.jobs, heard)
 
+    # The output is for a program with --json, and for a person without.
     if options.json:
         points = {criterion.name: criterion.points for criterion in lab.criteria}
         found = [each.to_dict() for each in grades]

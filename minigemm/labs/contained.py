@@ -159,10 +159,13 @@ def _collect(
     limits: Limits,
 ) -> str:
     """Add the child's outcomes to the list. Returns why it stopped before its end; "" when it did not."""
+    # This reason stands unless the child says that it is done, or fails in another way.
     stopped = (
         f"no answer after {limits.seconds:g} seconds, and the submission was stopped: does a loop never end, "
         "in the kernel or while it is compiled?"
     )
+
+    # The child runs a stranger's code, so its messages are limited in size and checked.
     try:
         while ours.poll(max(0.0, end - time.perf_counter())):
             told = json.loads(ours.recv_bytes(1 << 20))
@@ -181,6 +184,8 @@ def _collect(
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         stopped = f"the process gave no proper answer ({type(error).__name__})"
+
+    # A child that is done gets a moment to leave; any other is ended.
     if not stopped:
         process.join(5)
     if stopped or process.is_alive():

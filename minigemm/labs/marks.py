@@ -64,6 +64,7 @@ def _todo(indent: str, sign: str, title: str, lines: list[str], instead: list[st
 def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] | None], list[str]]) -> str:
     """Replace every marked part by what `render` makes of it. Raises ValueError where the marks do not fit
     together."""
+    # `begun` is the mark that opened a part; `lines` and `instead` are the two halves of that part.
     out: list[str] = []
     begun: re.Match[str] | None = None
     lines: list[str] = []
@@ -71,12 +72,16 @@ def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] |
     for number, line in enumerate(text.split("\n"), 1):
         match = _MARK.fullmatch(line)
         mark = match["mark"] if match else ""
+
+        # A mark out of place would drop lines silently, so it is an error.
         if match:
             out_of_place = (mark == "BEGIN SOLUTION") != (begun is None)
             repeated = mark == "INSTEAD" and instead is not None
             another_language = begun is not None and begun["sign"] != match["sign"]
             if out_of_place or repeated or another_language:
                 raise ValueError(f"line {number}: {line.strip()!r} does not belong here: {_MARKS}")
+
+        # The marks go; every other line is kept in the text or in the open half of a part.
         if mark == "BEGIN SOLUTION":
             begun, lines, instead = match, [], None
         elif mark == "INSTEAD":
@@ -86,6 +91,8 @@ def _rendered(text: str, render: Callable[[str, str, str, list[str], list[str] |
             begun = None
         else:
             (out if begun is None else lines if instead is None else instead).append(line)
+
+    # The lines of a part that never ends would be lost, too.
     if begun is not None:
         raise ValueError(f"{begun[0].strip()!r} has no END SOLUTION")
     return "\n".join(out)

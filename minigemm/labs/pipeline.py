@@ -110,6 +110,7 @@ class _Runs:
 def judge(path: Path) -> Iterator[Outcome]:
     """Yield an outcome for each criterion, the cheap ones first: they stay known when a later one never
     ends."""
+    # Without a compiled kernel nothing else can be judged.
     try:
         for config in (MAIN, SMALL):
             _built(path, config)
@@ -119,12 +120,14 @@ def judge(path: Path) -> Iterator[Outcome]:
         return
     yield Outcome("compiles", True)
 
+    # A run that fails can take long, so the cases end after some of them.
     runs = _Runs()
     for config, product in CASES:
         for schedule in SCHEDULES:
             if len(runs.failed) < PATIENCE:
                 _try(path, config, product, schedule, runs)
 
+    # A failed run tells nothing for sure about hazards and bytes, so they cannot count as met.
     endless = "the kernel does not come to its end in every case: repair that first, then this can be judged"
     first = [endless] if runs.failed else []
     yield _outcome("result", [*runs.failed, *runs.wrong])

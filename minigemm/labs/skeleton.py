@@ -37,6 +37,7 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
     piece of the difference that not exactly one task or given text knows, and for a task or given text
     without a piece.
     """
+    # Equal lines need no marks; every other piece must be known as a task or as given.
     old, new = before.split("\n"), after.split("\n")
     out: list[str] = []
     found: list[str] = []
@@ -44,6 +45,8 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
         if tag == "equal":
             out += old[i:j]
             continue
+
+        # A piece that no text knows, or two do, shows that the tasks do not fit the stages.
         piece = "\n".join(new[k:end])
         named = [task for task in tasks if task.anchor in piece]
         free = [text for text in given if text in piece]
@@ -52,12 +55,16 @@ def marked(before: str, after: str, tasks: Sequence[Task], given: Sequence[str])
             raise ValueError(
                 f"{count} tasks know this piece of the difference between the stages, and one should:\n{piece or went}"
             )
+
+        # The student writes the tasks; given pieces stay in the copy.
         found += [task.anchor for task in named] + free
         if named:
             title = f"{tasks.index(named[0]) + 1}. {named[0].title}"
             out += marks.marked(title, new[k:end], old[i:j])
         else:
             out += new[k:end]
+
+    # A text that was found twice or never is an error, too: its anchor is wrong.
     missing = [text for text in (*(task.anchor for task in tasks), *given) if found.count(text) != 1]
     if missing:
         pieces = f"{found.count(missing[0])} pieces with {missing[0]!r}"

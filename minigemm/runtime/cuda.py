@@ -68,6 +68,7 @@ def _check(answer: tuple, what: str) -> Any:
 @functools.cache
 def check_device(device: torch.device) -> None:
     """Raise ValueError if the device is no Hopper GPU, or its driver is older than the compiler."""
+    # The kernels use instructions of compute capability 9.0 that no other has.
     capability = torch.cuda.get_device_capability(device)
     if capability != (9, 0):
         name = torch.cuda.get_device_name(device)
@@ -77,6 +78,7 @@ def check_device(device: torch.device) -> None:
             "move the tensors to the CPU (.cpu()) to run the same kernels on the emulator"
         )
 
+    # The driver must know the CUDA of the compiler, or else the message names both remedies.
     import cuda.bindings
 
     driver = _check(_driver().cuDriverGetVersion(), "the driver's version")

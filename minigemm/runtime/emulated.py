@@ -106,9 +106,12 @@ def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any
         launch: the launch's description.
         variables: values of the module's variables, by name.
     """
+    # Outside of an observation the defaults hold.
     observation = _observing.get()
     chosen = observation or _Observation()
     args = [tensor_map(arg) if isinstance(arg, types.TensorMap) else arg for arg in launch.args]
+
+    # An observation keeps the report of a failed run, too: it shows what went wrong.
     try:
         report = emulator.launch(
             kernel.ptx,
@@ -130,10 +133,13 @@ def launch(kernel: jit.Kernel, launch: types.Launch, variables: Mapping[str, Any
         if observation is not None and error.report is not None:
             observation.reports.append(error.report)
         raise
+
+    # Who observes finds the hazards in the report, so no warning is needed.
     if observation is not None:
         observation.reports.append(report)
         return
 
+    # Everybody else is warned once for each kernel and place.
     for hazard in report.hazards:
         place = (kernel.key, f"{hazard.kind} {hazard.location}")
         if place not in _warned:

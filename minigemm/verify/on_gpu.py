@@ -38,6 +38,7 @@ def run(
 
     A part that cannot run here says so, and is no pass.
     """
+    # Nothing can pass without a GPU; a status of its own tells that from a failure.
     device = best_device()
     if device.type != "cuda":
         print(
@@ -47,6 +48,7 @@ def run(
         )
         return 2
 
+    # The tests come with the repository only.
     failures = 0
     folder = Path(__file__).parents[2] / "tests"
     if not tests:
@@ -57,6 +59,7 @@ def run(
     else:
         print("tests: not run (the tests are in the repository, not in the wheel)")
 
+    # A failed test does not keep the sanitizer and the recordings from running.
     if sanitizer:
         failures += run_sanitizer()
     if record is not None:

@@ -33,6 +33,7 @@ def requests_at(
     Raises ValueError when the report kept no requests at all, when `space` has another name, or when `source`
     has no such line.
     """
+    # A question that nothing can answer is an error, since an empty list would look like an answer.
     if space not in ("global", "shared"):
         raise ValueError(f'space: expected "global" or "shared", got {space!r}')
     if not report.requests:
@@ -41,6 +42,8 @@ def requests_at(
         )
     if source and text not in source:
         raise ValueError(f"text: the source has no line that reads {text!r}")
+
+    # A line in a function counts for its callers, so the whole chain of inlined places is searched.
     lines = source.splitlines()
 
     def fits(request: Request) -> bool:
@@ -226,6 +229,7 @@ def bank_rows(row_bytes: int, paddings: Sequence[int] = (0, 16), rows: int = 8, 
 def _padded_rows(axes: Any, row_bytes: int, padding: int, rows: int, k: int, lines: int) -> tuple[int, int]:
     """Draw one panel of `bank_rows`. Returns the most marked words of one bank, and how many banks have
     any."""
+    # Each word is a cell under its bank, whichever row of the tile it belongs to.
     words = (row_bytes + padding) // WORD
     marked: Counter[int] = Counter()  # by bank
     for word in range(lines * BANKS):
@@ -238,10 +242,14 @@ def _padded_rows(axes: Any, row_bytes: int, padding: int, rows: int, k: int, lin
             _cell(axes, bank, y, colour, alpha=1.0 if mine else 0.3)
         elif row < rows:
             _cell(axes, bank, y, "white", GREY, 0.5)
+
+        # The words that hold k are counted by bank: several in one bank conflict.
         if mine:
             marked[bank] += 1
             _cell(axes, bank, y, "none", INK, 1.6)
             label(axes, bank + 0.5, y + 0.5, str(row), color=ink_on(colour))
+
+    # The addresses at the left are in bytes, like the distance of the rows.
     axes.set(xlim=(-0.1, BANKS + 0.1), ylim=(lines, -0.05))
     axes.set_yticks(
         [y + 0.5 for y in range(lines)], [str(y * BANKS * WORD) for y in range(lines)], fontsize=7

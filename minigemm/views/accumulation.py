@@ -51,6 +51,7 @@ def accumulation_errors(
     if inputs not in INPUTS:
         raise ValueError(f'inputs: expected "zero-mean" or "positive", got {inputs!r}')
 
+    # The exact product begins with the cast numbers, so that the cast is no part of the error.
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn((rows, k), generator=generator) for rows in (ROWS, COLUMNS))
     if inputs == "positive":
@@ -58,11 +59,14 @@ def accumulation_errors(
     left, right = quantize.quantize(a).data, quantize.quantize(b).data
     exact = left.double() @ right.double().T
 
+    # Within a step of 32, float64 adds the products; FP32 adds the steps.
     plain, promoted = torch.zeros(ROWS, COLUMNS), torch.zeros(ROWS, COLUMNS)
     for at in range(0, k, tensor_core.STEP):
         part = slice(at, at + tensor_core.STEP)
         plain += (left[:, part].double() @ right[:, part].double().T).float()
     sums = {SHORT: tensor_core.wgmma(left, right), FULL: plain}
+
+    # With promotion the tensor core adds up short stretches of K, and FP32 adds those.
     if promote:
         for at in range(0, k, promote):
             promoted += tensor_core.wgmma(left[:, at : at + promote], right[:, at : at + promote])
@@ -78,11 +82,13 @@ def accumulation(
 
     Raises ValueError when there are fewer than two K or no inputs, and as `accumulation_errors` does.
     """
+    # A curve needs two points, and the plot needs a curve.
     if len(ks) < 2:
         raise ValueError(f"ks: expected at least two, got {tuple(ks)}")
     if not inputs:
         raise ValueError("inputs: expected at least one of " + ", ".join(INPUTS) + ", got none")
 
+    # A colour stands for the inputs and a line style for the way of adding.
     made, axes = figure(8.4, 5)
     said, smallest = [], 1.0
     for kind in inputs:
@@ -96,9 +102,12 @@ def accumulation(
             values = ", ".join(f"{error:.2e} at K = {k:,}" for k, error in zip(ks, errors, strict=True))
             said.append(f"{way}: {values}")
 
+    # The result loses up to 2**-9 by its rounding to BF16; a larger error is worse than that.
     axes.axhspan(2.0**-9, 1, color=PALE, alpha=0.5, linewidth=0, zorder=0)
     note = "grey: worse than one rounding to BF16"
     axes.text(0.01, 0.985, note, transform=axes.transAxes, fontsize=8, va="top")
+
+    # The lowest error sets the lower end of the logarithmic axis.
     axes.set(xscale="log", yscale="log", ylim=(max(smallest, 1e-12) / 2, 1))
     axes.set(xlabel="K, products in each sum", ylabel="relative error against float64")
     axes.set_xticks(ks, [f"{k:,}" for k in ks], fontsize=8)

@@ -208,11 +208,14 @@ def _draw(
     axes: Any, rows: list[tuple[str, Fraction, int, str]], top: int, bottom: int, largest: int, title: str
 ) -> None:
     """Draw rows of (name, value, exponent of the lowest bit that is kept, note), the sum last."""
+    # The sum stands a little apart from its terms.
     count = top - bottom + 1
     for number, (name, value, cut, note) in enumerate(rows):
         y = number + (0.35 if name == "sum" else 0)
         magnitude = abs(value)
         highest = math.frexp(float(magnitude))[1] - 1 if magnitude else bottom - 1
+
+        # Red bits are lost. Zeros are written only between the highest one and the last bit that is kept.
         for x, exponent in enumerate(range(top, bottom - 1, -1)):
             one = int(magnitude // Fraction(2) ** exponent) & 1
             inside = exponent >= cut
@@ -222,12 +225,18 @@ def _draw(
             if one or (exponent <= highest and inside):
                 ink = ink_on(face) if one else GREY
                 label(axes, x + 0.5, y + 0.45, str(one), family="monospace", color=ink)
+
+        # The bits show a magnitude, so the sum's sign is told in words.
         shown = f"{name} (negative)" if value < 0 and name == "sum" else name
         label(axes, -0.3, y + 0.45, shown, ha="right", size=9)
         label(axes, count + 0.3, y + 0.45, note, ha="left", size=9)
+
+    # The dashed lines enclose the bits that are kept, from the exponent `largest` down.
     for edge in (top - largest, top - largest + _KEPT):
         axes.plot([edge] * 2, [-0.15, len(rows) + 0.3], color=INK, linewidth=1.2, linestyle="--")
     label(axes, top - largest + _KEPT / 2, -0.3, f"the {_KEPT} bits that are kept", va="bottom", size=8.5)
+
+    # Each column has its power of two below it.
     axes.set(xlim=(-3.2, count + 5), ylim=(len(rows) + 0.35, -1.1), yticks=[], title=title)
     powers = [f"$2^{{{exponent}}}$" for exponent in range(top, bottom - 1, -1)]
     axes.set_xticks([x + 0.5 for x in range(count)], powers, fontsize=7)

@@ -41,6 +41,7 @@ def parts(report: Report, step: int = 0) -> list[Part]:
 
     Raises ValueError for a report of a kernel without clusters, and for a step that is not there.
     """
+    # A rank's next step begins where its loads go to another barrier than before.
     found: dict[tuple[int, int, str, int], list[int]] = {}
     barriers: dict[int, list[str]] = {}  # by asking rank: a step's barrier, step by step
     last: dict[int, str] = {}
@@ -54,6 +55,8 @@ def parts(report: Report, step: int = 0) -> list[Part]:
                 barriers.setdefault(rank, []).append(match[5])
             if len(barriers[rank]) == step + 1:
                 found.setdefault((int(match[2], 16), rank, match[1], int(match[4])), []).append(int(match[3]))
+
+    # No load at all and a step too far are different mistakes.
     if not barriers:
         raise ValueError(
             "report: expected one of a kernel with clusters that loads by TMA, got one without such events"
@@ -61,6 +64,8 @@ def parts(report: Report, step: int = 0) -> list[Part]:
     if not found:
         steps = max(map(len, barriers.values()))
         raise ValueError(f"step: expected one of the {steps} of the first cluster, got {step}")
+
+    # The keys begin with the shared address, so sorting them gives the order.
     loaded = []
     for (to, rank, at, size), got in sorted(found.items()):
         loaded.append(Part(rank, tuple(sorted(got)), tuple(map(int, at.split(","))), to, size))

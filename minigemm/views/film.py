@@ -83,6 +83,7 @@ def ring_film(report: Report, title: str = "", products: int = 0) -> Film:
 
 def _frame(number: int, moment: Moment) -> str:
     """Draw the ring at one moment as SVG: a sector for each slot, clockwise from the top."""
+    # The picture grows with the ring, since each slot has a line of text.
     count = len(moment.slots)
     height = max(230, 56 + 26 * count)
     font = f'font-family="sans-serif" font-size="13" fill="{INK}"'
@@ -90,6 +91,8 @@ def _frame(number: int, moment: Moment) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {box} {font}><rect width="880" height="{height}" fill="white"/>'
     ]
+
+    # Each slot gets a sector, the tiles that it holds, and its line of text.
     for i, slot in enumerate(moment.slots):
         colour = COLOURS[slot.state]
         around = 'stroke="white" stroke-width="3" fill-rule="evenodd"'
@@ -100,6 +103,8 @@ def _frame(number: int, moment: Moment) -> str:
         tile = "+".join(map(str, slot.tiles)) or "-"
         parts.append(f'<text x="{x:.0f}" y="{y + 5:.0f}" {look}>{tile}</text>')
         parts.append(_line(i, slot))
+
+    # The heading tells what happened, and the ring's middle what its numbers are.
     parts.append(f'<text x="240" y="24" font-weight="bold">{number}. {escape(moment.what)}</text>')
     parts.append(
         f'<text x="115" y="{height / 2 + 5:.0f}" text-anchor="middle" fill="{GREY}">tile</text></svg>'

@@ -68,12 +68,14 @@ def number_line() -> Picture:
 @drawn
 def bits(value: float) -> Picture:
     """Draw the e4m3 that a number rounds to, bit by bit."""
+    # A bool is an int in Python, so it is refused by name.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"value: expected a number, got {value!r}")
     rounded = cast(torch.tensor(float(value)))
     code, got = int(rounded.view(torch.uint8)), float(rounded)
     sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
 
+    # The colours tell the three fields apart.
     made, axes = figure(7.5, 1.5)
     for i, bit in enumerate(f"{code:08b}"):
         colour = RED if i == 0 else GREEN if i < 5 else BLUE
@@ -82,6 +84,7 @@ def bits(value: float) -> Picture:
     for x, name in ((0.5, "sign"), (3, "exponent"), (6.5, "mantissa")):
         label(axes, x, 1.1, name, va="bottom", size=9)
 
+    # NaN has no formula, and a subnormal number has no leading 1.
     minus = "-" if sign else ""
     if code & 127 == 127:
         formula = "NaN"

@@ -277,11 +277,15 @@ def search(one: Search, groups: int) -> Picture:
     """
     if not one.batches:
         raise ValueError("one: expected a search that looked at groups, got none")
+
+    # The figure grows with the most lanes of a panel and with the steps of the prefix sum.
     shown = [min(32, max(1, groups - batch.group0)) for batch in one.batches]
     steps = len(one.batches[0].sums)
     width, height = max(6.5, 1.9 + 0.3 * max(shown)), 0.55 + len(shown) * (0.75 + 0.27 * (steps + 3))
     made, panels = figure(width, height, len(shown), squeeze=False)
     made.get_layout_engine().set(h_pad=0.08)
+
+    # A panel's heading says in words what the 32 groups told the warp.
     said = []
     for axes, batch, lanes in zip(panels[:, 0], one.batches, shown, strict=True):
         winner = batch.reached.index(True) if any(batch.reached) else -1
@@ -297,12 +301,15 @@ def search(one: Search, groups: int) -> Picture:
             total, last = batch.up_to[-1], batch.group0 + lanes - 1
             said.append(f"number {one.number} is not among the {total} tiles of groups 0 to {last}")
         axes.set_title(said[-1])
+
+    # One label below the last panel serves all of them.
     panels[-1, 0].set_xlabel("lane; blue: changed by the step", loc="left")
     return Picture(made, "\n".join(said))
 
 
 def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -> None:
     """Draw what a warp's lanes held while it looked at 32 groups, a row for each step."""
+    # Groups before these 32 get a row only when they have tiles to add.
     rows: list[tuple[str, Sequence[int | str]]] = [
         ("group", range(batch.group0, batch.group0 + lanes)),
         ("its tiles", batch.tiles),
@@ -312,6 +319,7 @@ def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -
         rows.append((f"+ {batch.before} of groups before", batch.up_to))
     rows.append((f"{number} < sum?", ["yes" if yes else "no" for yes in batch.reached]))
 
+    # Blue marks values that a step changed; in the ballot green marks the lanes that say yes.
     earlier: Sequence[int | str] = ()
     for y, (_, values) in enumerate(rows):
         ballot = y == len(rows) - 1
@@ -324,8 +332,12 @@ def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -
             ink = ink_on(face) if face in (SKY, GREEN) else INK
             label(axes, lane + 0.5, y + 0.52, str(value), size=7.5, color=ink)
         earlier = list(values)[:lanes]
+
+    # A frame joins the lane that won to everything that it held.
     if winner >= 0:
         rectangle(axes, winner, 0, 1, len(rows), fill=False, edgecolor=GREEN, linewidth=2, zorder=4)
+
+    # The first step is at the top.
     axes.set_ylim(len(rows), 0)
     axes.set_yticks([y + 0.5 for y in range(len(rows))], [name for name, _ in rows], fontsize=8)
     axes.set_xticks([lane + 0.5 for lane in range(lanes)], [str(lane) for lane in range(lanes)], fontsize=7)

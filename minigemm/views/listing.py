@@ -104,10 +104,13 @@ def code(stage: str | Path, part: str = "", mark: str = "") -> Html:
 def diff(old: str | Path, new: str | Path, context: int = 3) -> Html:
     """Show the changes from one stage, or file, to another: removed lines with -, added with +, and `context`
     equal lines around them."""
+    # Lines that occur often, such as a lone brace, are compared like all others.
     before, after = _file(old, "old"), _file(new, "new")
     left = before.read_text(encoding="utf-8").splitlines()
     right = after.read_text(encoding="utf-8").splitlines()
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+
+    # Every row is made twice, as HTML and as plain text.
     rows, text, added, removed = [], [], 0, 0
     for number, group in enumerate(matcher.get_grouped_opcodes(context)):
         if number:
@@ -123,6 +126,8 @@ def diff(old: str | Path, new: str | Path, context: int = 3) -> Html:
             rows += [_row("", "-", line, "background:rgba(213,94,0,.16)") for line in left[i1:i2]]
             rows += [_row(str(j + 1), "+", right[j], "background:rgba(0,114,178,.14)") for j in range(j1, j2)]
             text += [f"- {line}" for line in left[i1:i2]] + [f"+ {line}" for line in right[j1:j2]]
+
+    # A file and its edited copy share a name, so the heading tells them from two stages.
     names = f"{before.name}, edited" if before.name == after.name else f"{before.name} -> {after.name}"
     changes = f"{amount(added, 'line')} added, {removed} removed" if rows else "no line differs"
     title = f"{names}: {changes}"
@@ -208,11 +213,13 @@ def loop(inspection: Inspection) -> tuple[Instruction, ...]:
 def loop_mix(inspection: Inspection) -> Picture:
     """Draw the SASS instructions that one pass of the inner loop issues, by opcode, coloured by what they are
     for."""
+    # An opcode with no role of its own counts as address and control.
     body = loop(inspection)
     roles: dict[str, Counter[str]] = {role: Counter() for role in _ROLES}
     for each in body:
         roles[_ROLE_OF.get(each.opcode, "address and control")][each.opcode] += 1
 
+    # The opcodes of a role stand together, the most frequent first.
     rows = sum(map(len, roles.values()))
     made, axes = figure(8, 0.95 + 0.26 * rows)
     opcodes: list[str] = []
@@ -225,10 +232,14 @@ def loop_mix(inspection: Inspection) -> Picture:
             for y, n in zip(ys, counts, strict=True):
                 label(axes, n + 0.3, y, str(n), ha="left")
             opcodes += names
+
+    # The first role is at the top.
     axes.set(ylim=(rows - 0.4, -0.6), xlabel="instructions a thread in one pass of the loop")
     axes.set_yticks(range(rows), opcodes, family="monospace", fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.legend(loc="lower right")
+
+    # The picture's text also has the counts by role.
     said = f"{inspection.kernel.name}: {len(body)} instructions a pass, {_ffma(body)} of them FFMA"
     axes.set_title(said)
     by_role = ", ".join(f"{role} {sum(found.values())}" for role, found in roles.items() if found)

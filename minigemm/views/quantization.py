@@ -78,16 +78,20 @@ def channel_errors(x: torch.Tensor) -> Picture:
 def landing(x: torch.Tensor) -> Picture:
     """Plot where the scale puts the elements of x on e4m3's range: how many in each power of two, for each
     granularity."""
+    # The axis reaches from e4m3's largest power of two down to where everything becomes zero.
     x = _matrix(x)
     lowest, highest = -20, 8
     powers = range(lowest, highest + 1)
     made, panels = figure(9, 4.6, len(GRANULARITIES), sharex=True, sharey=True)
     said = []
     for axes, granularity in zip(panels, GRANULARITIES, strict=True):
+        # The codes tell what became of the elements: zero, subnormal or normal.
         q = quantize(x, granularity)
         codes = q.data.view(torch.uint8) & 127
         zero = float(((codes == 0) & (x != 0)).float().mean())
         subnormal = float(((codes > 0) & (codes < 8)).float().mean())
+
+        # The bars go by the magnitudes before the cast; those beyond the axis count at its ends.
         magnitude = (x / expanded_scale(q)).abs()
         binade = magnitude[magnitude > 0].log2().floor().clamp(lowest, highest).long()
         share = torch.bincount(binade - lowest, minlength=len(powers)) / x.numel()
@@ -98,6 +102,8 @@ def landing(x: torch.Tensor) -> Picture:
         title = f"{_NAMES[granularity]}: {subnormal:.1%} become subnormal, {zero:.1%} become zero"
         axes.set_title(title, fontweight="normal")
         said.append(f"{granularity} {subnormal:.1%} subnormal, {zero:.1%} zero")
+
+    # The panels share their axes, so the last one explains the colours for all.
     meaning = "blue has its 4 significant bits, orange fewer (subnormal), red none (zero)"
     panels[-1].set(xlabel=f"|x / scale|: {meaning}", xlim=(lowest, highest + 1))
     panels[-1].set_xticks(powers[::2], [f"$2^{{{e}}}$" for e in powers[::2]])

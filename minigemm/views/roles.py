@@ -84,14 +84,19 @@ def handshake(constants: Mapping[str, int]) -> Picture:
     `constants` come from a stage with producer and consumers (`config.constants()`). Raises ValueError when
     they lack CONSUMERS, BLOCK_M, BLOCK_N or BLOCK_K.
     """
+    # Other stages have no such barriers to draw.
     missing = [name for name in ("CONSUMERS", "BLOCK_M", "BLOCK_N", "BLOCK_K") if name not in constants]
     if missing:
         raise ValueError(
             f"constants: expected those of a stage with producer and consumers, got none named {missing[0]}"
         )
+
+    # One phase fills a slot with both tiles, and every consumer warp arrives once to empty it.
     warps = 4 * constants["CONSUMERS"]
     size = (constants["BLOCK_M"] + constants["BLOCK_N"]) * constants["BLOCK_K"]
     made, axes = figure(9, 3.0)
+
+    # The data moves from left to right.
     parts = (
         (0.0, 2.5, PRODUCER, "producer\n1 elected thread"),
         (4.2, 2.2, PALE, "slot i of the ring\na tile of a, a tile of b"),
@@ -100,12 +105,16 @@ def handshake(constants: Mapping[str, int]) -> Picture:
     for x, width, colour, text in parts:
         rectangle(axes, x, 1.0, width, 1.6, facecolor=colour, edgecolor=GREY, linewidth=0.8)
         label(axes, x + width / 2, 1.8, text, size=9, color=ink_on(colour))
+
+    # Grey arrows are the data's way, the coloured ones the barriers'.
     _arrow(axes, (2.5, 1.8), (4.2, 1.8), GREY)
     label(axes, 3.35, 1.9, "asks TMA", va="bottom")
     _arrow(axes, (6.4, 1.8), (8.1, 1.8), GREY)
     label(axes, 7.25, 1.9, "WGMMA reads", va="bottom")
     _arrow(axes, (1.25, 2.6), (9.35, 2.6), GREEN, bend=-0.16)
     _arrow(axes, (9.35, 1.0), (1.25, 1.0), RED, bend=-0.16)
+
+    # The two sentences beside the barriers are the picture's text, too.
     full = f"full[i]: 1 arrival and {size:,} bytes a phase; all {32 * warps} threads of the consumers wait"
     empty = f"empty[i]: {warps} arrivals a phase, lane 0 of each consumer warp; the producer's thread waits"
     label(axes, 5.3, 3.5, full, va="bottom", color=INK, size=9)

@@ -117,23 +117,31 @@ def tail(n: int, configs: Mapping[str, Config], ms: Sequence[int], ctas: int = S
 
     Raises ValueError for sizes below 1 and fewer than two m.
     """
+    # A curve needs two points, and every point a positive size.
     if len(ms) < 2:
         raise ValueError(f"ms: expected at least two sizes, got {list(ms)}")
     _check(min(ms), n, 1, configs)
+
+    # Each config is one curve and one line of text.
     made, axes = figure(9.5, 3.0)
     said = []
     for number, (name, config) in enumerate(configs.items()):
         shares = []
         for m in ms:
+            # A wave counts in full for every CTA, and a tile over the edge with its whole area.
             down, across = _grid(m, n, config)
             rounds = ceil_div(down * across, ctas)
             shares.append(m * n / (rounds * ctas * _area(config)))
         axes.plot(ms, shares, color=SERIES[number % len(SERIES)], linewidth=1.5, label=name)
+
+        # The text names the m where the most is lost.
         low = min(range(len(ms)), key=lambda i: shares[i])
         mean = sum(shares) / len(shares)
         said.append(
             f"{name}: from {shares[low]:.0%} at m = {ms[low]} to {max(shares):.0%}, on average {mean:.0%}"
         )
+
+    # The axis always reaches from 0 to 1, so that pictures can be compared.
     title = f"How much of {ctas} SMs computes elements of d, n = {n:,}"
     axes.set(xlim=(min(ms), max(ms)), ylim=(0, 1), xlabel="rows of d, m", title=title)
     axes.yaxis.set_major_formatter(PERCENT)
@@ -165,6 +173,7 @@ def raster(
 
     Raises ValueError for sizes below 1, no config, and a wave that does not exist.
     """
+    # A panel's height follows the shape of its grid of tiles, within bounds.
     _check(m, n, k, configs)
     grids = {name: _grid(m, n, config) for name, config in configs.items()}
     heights = [min(3.2, max(0.55, 8.2 * down / across)) for down, across in grids.values()]
@@ -172,11 +181,14 @@ def raster(
     made, panels = figure(9.5, height, len(configs), squeeze=False, height_ratios=[h + 0.2 for h in heights])
     said = []
     for axes, (name, config) in zip(panels[:, 0], configs.items(), strict=True):
+        # CTAs that have no tile left in this wave are left out; some CTA must have one.
         walk = tile_order(m, n, config, ctas, scheduler)
         at_once = [tiles[wave] for tiles in walk if wave < len(tiles)]
         if not at_once:
             raise ValueError(f"wave: expected one of the {max(map(len, walk))} of {name!r}, got {wave}")
         _draw_wave(axes, walk, wave, *grids[name])
+
+        # The heading counts what several tiles share only once.
         of_a, of_b = _needed(at_once, m, n, k, config)
         down, across = len({i for i, _ in at_once}), len({j for _, j in at_once})
         heading = (
@@ -184,8 +196,12 @@ def raster(
             f"{of_a / 1e6:.1f} MB of a + {of_b / 1e6:.1f} MB of b = {(of_a + of_b) / 1e6:.1f} MB"
         )
         axes.set_title(heading, pad=6)
+
+        # Each CTA asks L2 for all that its own tile needs, so this sum counts shared bytes again.
         asked = sum(_asked(tile, m, n, k, config) for tile in at_once)
         said.append(f"{heading}; the CTAs ask L2 for {asked / 1e6:.1f} MB")
+
+    # One legend below the last panel serves all of them.
     down, across = grids[name]
     colours = "Green: this wave; grey: before it. Blue: its rows of a; orange: its rows of b"
     panels[-1, 0].set_xlabel(f"d: {down} x {across} tiles. {colours}", fontsize=9)
@@ -220,25 +236,35 @@ def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int]
 
     Raises ValueError for sizes below 1 and where there is no width.
     """
+    # Each average is over the waves of one width, so there must be one.
     _check(m, n, k, {"": config})
     if not widths:
         raise ValueError("widths: expected at least one width of a group, got none")
+
+    # There is one curve for groups of columns and one for groups of rows.
     made, axes = figure(8.6, 3.2)
     said = []
     asked = 0.0
     for of_rows, colour, mark in ((False, ORANGE, "o"), (True, BLUE, "s")):
         means = []
         for width in widths:
+            # A wave is one tile of every CTA that has one left.
             walk = tile_order(m, n, replace(config, raster=width, raster_m=of_rows), ctas)  # type: ignore[call-arg]
             rounds = max(map(len, walk))
             each = [[tiles[wave] for tiles in walk if wave < len(tiles)] for wave in range(rounds)]
             means.append(sum(sum(_needed(tiles, m, n, k, config)) for tiles in each) / rounds / 1e6)
+
+            # The order changes nothing in what the CTAs ask for, so the last value serves for all.
             asked = sum(_asked(tile, m, n, k, config) for tiles in walk for tile in tiles) / rounds / 1e6
+
+        # The text lists the values and names the best width.
         name = f"groups of {'rows' if of_rows else 'columns'} of tiles"
         axes.plot(widths, means, color=colour, marker=mark, markersize=5, linewidth=1.5, label=name)
         best = min(range(len(widths)), key=lambda i: means[i])
         values = ", ".join(f"{mean:.1f} MB at {width}" for width, mean in zip(widths, means, strict=True))
         said.append(f"{name}: {values}; least at {widths[best]}")
+
+    # The ticks are exactly the widths that were asked for.
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(widths), [str(width) for width in widths])
     axes.minorticks_off()

@@ -340,11 +340,14 @@ def _draw(axes: Any, rows: list[_Row], colours: Mapping[tuple[str, str], str], l
     waited."""
     top, middles = 0.0, []
     for row in rows:
+        # The lanes of a row share its height equally.
         height = _height(row)
         middles.append(top + height / 2)
         share = height / len(row.lanes)
         for number, lane in enumerate(row.lanes):
             _draw_lane(axes, row, lane, colours, top + share * (number + 0.5), share)
+
+        # Engines are judged by how long they work, agents by how long they wait.
         if not any(row.lanes):
             said = "idle" if row.engine else "ended"
         elif row.engine:
@@ -355,6 +358,8 @@ def _draw(axes: Any, rows: list[_Row], colours: Mapping[tuple[str, str], str], l
         at_right(axes, middles[-1], said, x=1.008)
         axes.axhline(top + height, color=GREY, linewidth=0.4, alpha=0.4)
         top += height
+
+    # The first row is at the top.
     axes.set_yticks(middles, [row.label for row in rows], fontsize=8)
     axes.set_ylim(top, 0)
     axes.tick_params(axis="y", length=0)

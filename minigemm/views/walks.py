@@ -139,19 +139,25 @@ def group_search(
     Arguments and errors are those of `group_parts`; raises ValueError also for CONTIGUOUS, and for a cta that
     is not there.
     """
+    # A contiguous layout names the group of each row, so nothing is searched there.
     if layout not in (Layout.PREFIX_SUMS, Layout.MASKED):
         raise ValueError("layout: expected PREFIX_SUMS or MASKED, where groups are searched for")
     if not 0 <= cta < ctas:
         raise ValueError(f"cta: expected one of {ctas}, got {cta}")
+
+    # The kernel's log has a fixed size, estimated from the groups and tiles.
     tiles_at_most = ceil_div(rows, 1 if rows < 64 else 64) * ceil_div(n, config.constants()["BLOCK_N"])
     events = min(12 * (len(index) + 2) * tiles_at_most, 4096)
     parts, log = _walk(layout, index, rows, n, config, groups, span, True, ctas, cta, events)
 
+    # A search collects one batch for every 32 groups that the warp looks at.
     searches: list[Search] = []
     batches: list[Batch] = []
     tiles: tuple[int, ...] = ()
     sums: dict[int, tuple[int, ...]] = {}
     group0, before = 0, 0
+
+    # The shuffles of a prefix sum come first, then the ballot over it; a found tile ends the search.
     for kind, operand, gave, got in log:
         if kind == UP:
             if operand == 1:  # the first step of a prefix sum
@@ -166,6 +172,8 @@ def group_search(
         elif kind == FOUND:
             searches.append(Search(cta + len(searches) * ctas, tuple(batches), parts[cta][operand]))
             batches = []
+
+    # Batches after the last tile belong to the search that found no more.
     if batches:
         searches.append(Search(cta + len(searches) * ctas, tuple(batches), None))
     return searches

@@ -63,12 +63,14 @@ def bench_kineto(
     Raises:
         RuntimeError: there is no CUDA device. ValueError: a name finds no kernel, or several.
     """
+    # A CPU has no kernels to time, so the message names what can be observed there.
     if not torch.cuda.is_available():
         raise RuntimeError(
             "bench_kineto times kernels on a CUDA device, and there is none; "
             "minigemm.observe() counts what a call on CPU tensors does"
         )
 
+    # The profile also sees the kernels that overwrite L2; the search by name below leaves them out.
     names = (kernel_names,) if isinstance(kernel_names, str) else tuple(kernel_names)
     fn()  # compiled, before anything is timed
     with (
@@ -80,8 +82,12 @@ def bench_kineto(
                 torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda").zero_()
             fn()
         torch.cuda.synchronize()
+
+    # The trace is stored before the names are looked up: it shows what a wrong name should have been.
     if trace_path is not None:
         seen.export_chrome_trace(trace_path)
+
+    # Several kernels under one name are added up only where the caller allows it.
     times = []
     for name in names:
         found = [event for event in seen.key_averages() if name in event.key]

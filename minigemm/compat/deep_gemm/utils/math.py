@@ -22,19 +22,26 @@ def _cast(x: torch.Tensor, rows: int, columns: int, use_ue8m0: bool) -> tuple[to
 
     Returns e4m3 (m, n), and float32 row-major scales (m / rows, n / columns), rounded up.
     """
+    # Wrong arguments get messages of our own instead of torch's.
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     if x.dim() != 2:
         raise ValueError(f"x: expected a matrix, got shape {tuple(x.shape)}")
+
+    # Zeros fill the matrix up to whole blocks, and change no block's maximum.
     m, n = x.shape
     down, across = ceil_div(m, rows), ceil_div(n, columns)
     padded = torch.zeros(down * rows, across * columns, dtype=torch.float32, device=x.device)
     padded[:m, :n] = x
     tiles = padded.view(down, rows, across, columns)
+
+    # A block's largest magnitude becomes e4m3's largest number. The lower bound keeps zeros from scale 0.
     amax = tiles.abs().amax((1, 3)) if tiles.numel() else padded.new_zeros((down, across))
     scales = amax.clamp_min(SMALLEST) / E4M3_MAX
     if use_ue8m0:
         scales = torch.exp2(torch.log2(scales).ceil())
+
+    # The padding is cut off again once the elements are cast.
     data = (
         (tiles / scales[:, None, :, None])
         .clamp(-E4M3_MAX, E4M3_MAX)
