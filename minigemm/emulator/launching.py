@@ -30,6 +30,7 @@ Dim = int | Sequence[int]
 Dim3 = tuple[int, int, int]
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory of a CTA
 GRID_LIMIT = 65535  # CTAs along y, and along z
+LARGE = 1 << 13  # threads: a smaller launch is over before LLVM would have optimized its code
 
 
 def launch(
@@ -96,7 +97,8 @@ def launch(
     _check_cluster(grid3, cluster3)
 
     # Check the launch against what the kernel was compiled for.
-    translated, cluster3 = _translated_for(ptx, kernel, hazards, profile, grid3, cluster3)
+    large = math.prod(grid3) * math.prod(block3) >= LARGE
+    translated, cluster3 = _translated_for(ptx, kernel, hazards, profile, grid3, cluster3, large)
     program = translated.program
     _check_shared(program, shared)
     _check_directives(program.function, block3)
@@ -134,16 +136,16 @@ def launch(
 
 
 def _translated_for(
-    ptx: str, kernel: str | None, hazards: bool, profile: bool, grid: Dim3, cluster: Dim3
+    ptx: str, kernel: str | None, hazards: bool, profile: bool, grid: Dim3, cluster: Dim3, large: bool
 ) -> tuple[Translated, Dim3]:
     """Translate a kernel for clusters or for single CTAs. Returns the launch's cluster too."""
     # Guess from the arguments and the text; translate again if the kernel's directives say otherwise.
     several = cluster != (1, 1, 1) or ".reqnctapercluster" in ptx
-    translated = translated_kernel(ptx, kernel, hazards, profile, several)
+    translated = translated_kernel(ptx, kernel, hazards, profile, several, large)
     cluster = _cluster_of(translated.program.function, cluster)
     _check_cluster(grid, cluster)
     if several != (cluster != (1, 1, 1)):
-        translated = translated_kernel(ptx, kernel, hazards, profile, not several)
+        translated = translated_kernel(ptx, kernel, hazards, profile, not several, large)
     return translated, cluster
 
 

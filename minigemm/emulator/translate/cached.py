@@ -22,7 +22,7 @@ __all__ = ["Translated", "translated_kernel", "translation_seconds"]
 
 KEPT = 128  # translations in memory; the oldest goes first
 
-Request = tuple[str, str | None, bool, bool, bool]
+Request = tuple[str, str | None, bool, bool, bool, bool]
 _held: dict[Request, Translated] = {}
 _lock = threading.Lock()  # around `_held`
 
@@ -57,13 +57,14 @@ def _version() -> str:
 
 
 def translated_kernel(
-    ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False
+    ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False, large: bool = True
 ) -> Translated:
     """Parse, translate and compile one kernel, or take it from memory or disk.
 
-    ``clusters``: for clusters of more than one CTA.
+    ``clusters``: for clusters of more than one CTA. ``large``: the launch has so many threads that optimized
+    code pays for the time that LLVM takes to optimize it.
     """
-    request = ptx, kernel, hazards, profile, clusters
+    request = ptx, kernel, hazards, profile, clusters, large
     with _lock:
         held = _held.pop(request, None)
         if held is not None:
@@ -78,25 +79,31 @@ def translated_kernel(
     return built
 
 
-def _load(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool) -> Translated:
+def _load(
+    ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool, large: bool
+) -> Translated:
     """Take a kernel's translation from disk, or make it and keep it there."""
     started = time.perf_counter()
-    options = kernel or "", str(hazards), str(profile), str(clusters)
+    options = kernel or "", str(hazards), str(profile), str(clusters), str(large)
     key = native.cache_key("\0".join((_version(), ptx, *options)))
-    blob, found = store.fetch(f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters))
+    blob, found = store.fetch(
+        f"{key}.native", lambda: _translate(ptx, kernel, hazards, profile, clusters, large)
+    )
     module, program, code = pickle.loads(blob)
     loaded, seconds = native.load(code), time.perf_counter() - started
     return Translated(module, program, loaded, seconds, "disk" if found else "compiled")
 
 
-def _translate(ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False) -> bytes:
+def _translate(
+    ptx: str, kernel: str | None, hazards: bool, profile: bool, clusters: bool = False, large: bool = True
+) -> bytes:
     """Translate a kernel and pickle what is stored: the module's variables, the program, the object code."""
     module = parse(ptx)
     function = inline_calls(module, _entry(module, kernel))
     program = translate(module, function, hazards=hazards, profile=profile, clusters=clusters)
     # A kernel that uses the tensor core spends its time in the tensor core's arithmetic, which is compiled
     # already. Optimizing the code around it takes 1 to 5 s and saves about 5 % of a launch.
-    optimize = not any(site.accumulators for site in program.sites)
+    optimize = large and not any(site.accumulators for site in program.sites)
     code = native.compile_ir(program.ir, optimize)
     program.ir = ""
     variables = Module(module.version, module.target, {}, module.variables, module.files)
