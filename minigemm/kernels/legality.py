@@ -16,11 +16,12 @@ from typing import TypeVar
 from ..hopper import GRID_LIMIT, REGISTER_LIMIT, SHARED_LIMIT, SM_REGISTERS, THREAD_LIMIT
 from ..layout import ceil_div, round_up
 from ..quantize import BLOCK
-from ..types import Config, Legality, Product
+from ..types import Config, Layout, Legality, Product
 from .tile import PromotedConfig, RingConfig
 
 __all__ = [
     "check_grid",
+    "check_layout",
     "check_promoted",
     "check_registers",
     "check_ring",
@@ -89,6 +90,13 @@ def check_roles(config: RingConfig) -> str:
         return f"consumers must be 1, 2 or 3, got {config.consumers}"
     if config.stages < 2:
         return f"stages must be at least 2, one that is filled while another is read, got {config.stages}"
+    return ""
+
+
+def check_layout(layout: int) -> str:
+    """Check the layout of a grouped kernel."""
+    if layout not in tuple(Layout):
+        return f"layout must be one of 0 to 3, DENSE to MASKED, got {layout}"
     return ""
 
 

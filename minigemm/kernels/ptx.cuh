@@ -237,6 +237,13 @@ inline u64 wgmma_descriptor(const void* tile) {
   return address >> 4 | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
 }
 
+// The same in two steps: the lower half, which alone depends on the tile, and which a kernel counts
+// on in 32 bits; and the whole of it.
+inline u32 wgmma_descriptor_low(const void* tile) {
+  return static_cast<u32>(wgmma_descriptor(tile));
+}
+inline u64 wgmma_descriptor(u32 low) { return low | (1024ull >> 4) << 32 | 1ull << 62; }
+
 // What the warpgroup did to its accumulators comes before what the products issued after this do.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
 inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

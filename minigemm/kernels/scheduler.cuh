@@ -96,6 +96,13 @@ struct Parts {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[i % kAhead]);
     return next;
   }
+  // The same for one thread.
+  Part take(u32 i) {
+    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
+    const Part next = part[i % kAhead];
+    mbarrier_arrive(&heard[i % kAhead]);
+    return next;
+  }
 };
 
 // The parts that a CTA computes, for each layout, in the order of `raster` within a group. The host

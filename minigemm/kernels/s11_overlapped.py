@@ -1,0 +1,116 @@
+"""s11: overlapped: nothing waits for what could be done meanwhile; the library's kernel for many rows.
+
+Idea: the tensor core idles while a consumer does anything but issue products. Four changes to s10 keep it
+busy, and each has its own measured gain in the lesson:
+- The scales of b come through the ring. A warp of the producer writes them into the slot of their k-block, so
+  that a consumer reads them as it reads those of a.
+- A consumer of 64 rows that has registers for two partial sums issues the next product before it promotes the
+  last one.
+- One thread runs the whole loop of the loads. Where a thread is elected in each step, the compiler makes a
+  loop over lanes of each load.
+- Weights that only tiles at work together read leave L2 first, where they would push out what others need.
+
+Shapes, scales, layouts and bits: as s10. With `accumulate` the product is added to what d holds, in FP32, and
+rounded once.
+Legal configs: as s10. Errors: see `Stage.gemm`.
+Sources: PTX ISA, "wgmma.wait_group", "elect.sync", "createpolicy".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..checks import OUT_DTYPES
+from ..quantize import Quantized
+from ..types import Launch, Legality, Product
+from .grouped import GroupedConfig, launch_dense
+from .legality import check_layout, check_promoted, check_roles, check_schedule
+from .stage import DEEPSEEK_LAYER, Stage, quickest
+
+TITLE = "overlapped"
+IDEA = "scales through the ring, two partial sums, one loading thread"
+SCALE_BYTES = 8  # of b, in a slot of the ring
+OTHER_REGISTERS = 36  # of a consumer's thread: addresses, scales, counters
+
+
+@dataclass(frozen=True)
+class Config(GroupedConfig):
+    """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
+
+    Attributes:
+        block_m, block_n: rows and columns of d's tile.
+        stages: slots of the ring; each holds a tile of a and of b.
+        consumers: warpgroups that each compute their share of the rows.
+        out_fp32: d is float32.
+        ctas: CTAs of a launch, 0 for one on each SM.
+        raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
+        accumulate: d += the product.
+        layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
+    """
+
+    block_m: int = 256
+    block_n: int = 128
+    stages: int = 3
+    consumers: int = 2
+    accumulate: bool = False
+
+    @property
+    def partials(self) -> int:
+        """Partial sums of a consumer: two where it has registers for them, which takes 64 rows."""
+        room = 3 * self.block_n // 2 + OTHER_REGISTERS <= self.registers[1]
+        return 2 if self.rows == 64 and room else 1
+
+    @property
+    def stored_by_threads(self) -> bool:
+        """Whether threads write d from registers, where TMA could."""
+        return self.out_fp32 or self.accumulate
+
+    @property
+    def buffers(self) -> tuple[int, ...]:
+        """Bytes of the tiles of a and b, the scales of a, the tile of d, and the rest.
+
+        The rest are barriers, parts, and the scales of b.
+        """
+        *tiles, rest = super().buffers
+        return (*tiles, rest + SCALE_BYTES * self.stages)
+
+    def constants(self) -> dict[str, int]:
+        """Return the tile's constants, both roles' registers, and PARTIALS."""
+        return {**super().constants(), "PARTIALS": self.partials}
+
+
+def is_legal(config: Config, product: Product) -> Legality:
+    """Return whether this config can run this product, and if not, why. m counts the rows of all groups."""
+    return Legality(
+        check_roles(config)
+        or check_layout(config.layout)
+        or check_promoted(config, config.registers[1])
+        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
+    )
+
+
+def default_config(product: Product) -> Config:
+    """Return the quickest of five on 132 SMs: from 256 x 128 outputs for many down to 64 x 64 for few."""
+    choices = (
+        Config(),
+        Config(192, 128, 4, 3),
+        Config(128, 128, 5),
+        Config(64, 128, 6, 1),
+        Config(64, 64, 8, 1),
+    )
+    return quickest(choices, product)
+
+
+def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
+    """Describe one dense product."""
+    return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
+
+
+stage = Stage(
+    "s11_overlapped", TITLE, IDEA, Config, is_legal, default_config, launch,
+    granularities=("1x128", "128x128"), out_dtypes=OUT_DTYPES, problem=DEEPSEEK_LAYER, sums="promoted",
+    symbol="s11_overlapped_fp8_gemm_nt",  # profilers and benchmarks look for "fp8_gemm"
+)  # fmt: skip
+gemm = stage.gemm
