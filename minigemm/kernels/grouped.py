@@ -71,6 +71,11 @@ class GroupedConfig(PromotedConfig):
     layout: int = int(DENSE)  # so that a config in a message can be pasted into code
 
     @property
+    def copied_blocks(self) -> int:
+        """How many k-blocks of 128 one copy of a or b brings; 0: one, which may be shorter."""
+        return 0
+
+    @property
     def stored_by_threads(self) -> bool:
         """Whether threads write d from registers, where TMA could."""
         return self.out_fp32
@@ -157,9 +162,11 @@ class Forms(NamedTuple):
     """The forms of a dense launch's tensor maps, each (box, swizzle) of a `TensorMap`, without its tensors.
 
     Attributes:
+        blocks: k-blocks that a box of a holds, as `GroupedConfig.copied_blocks`.
         a, sfa, d: of the map of a, of its scales, of d. None for a d that TMA does not write.
     """
 
+    blocks: int
     a: tuple[tuple[int, ...], int]
     sfa: tuple[tuple[int, ...], int]
     d: tuple[tuple[int, ...], int] | None
@@ -169,8 +176,9 @@ def forms(launch: Launch) -> Forms:
     """Return what `refit` needs to know of a dense launch. It keeps no tensor of the launch alive."""
     maps = [launch.args[place] for place in (A_MAP, SFA_MAP, D_MAP)]
     a, sfa, d = ((each.box, each.swizzle) for each in maps)  # type: ignore[attr-defined]
+    blocks = a[0][0] if len(a[0]) == 3 else 0
     # where d is not written by TMA, a's map stands for its own
-    return Forms(a, sfa, None if maps[2] is maps[0] else d)
+    return Forms(blocks, a, sfa, None if maps[2] is maps[0] else d)
 
 
 def refit(forms: Forms, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> dict[int, object]:
@@ -184,7 +192,7 @@ def refit(forms: Forms, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> 
         sfa: (m, ceil(k / 128)), M-major.
         d: (m, n), with the row stride of the launch's own d. Both begin at multiples of 16 bytes.
     """
-    a_map, sfa_map = TensorMap(a, *forms.a), TensorMap(sfa.T, *forms.sfa)
+    a_map, sfa_map = TensorMap(_blocks(a, forms.blocks), *forms.a), TensorMap(sfa.T, *forms.sfa)
     d_map = a_map if forms.d is None else TensorMap(d, *forms.d)
     return {A_MAP: a_map, SFA_MAP: sfa_map, D_MAP: d_map, D: d, M: a.shape[0]}
 
@@ -227,11 +235,13 @@ def _launch(
     # TMA writes whole 16 bytes, and would write more than n columns of a wider d
     aligned = (ldd * size | n * size | d.data_ptr()) % 16 == 0
     by_tma = aligned and not config.stored_by_threads
-    a_map = TensorMap(_merged(a[None]), (config.block_m, BLOCK), swizzle=128)
+    blocks = config.copied_blocks
+    box = (blocks,) if blocks else ()
+    a_map = TensorMap(_blocks(_merged(a[None]), blocks), (*box, config.block_m, BLOCK), swizzle=128)
     arguments = {
         "a_map": a_map,
-        "b_map": TensorMap(_merged(b), (config.block_n, BLOCK), swizzle=128),
-        "sfa_map": TensorMap(sfa, (1, config.block_m)),
+        "b_map": TensorMap(_blocks(_merged(b), blocks), (*box, config.block_n, BLOCK), swizzle=128),
+        "sfa_map": TensorMap(sfa, (max(blocks, 1), config.block_m)),
         # where d is not written by TMA, the kernel never looks at its map
         "d_map": TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else a_map,
         "d": d,
@@ -284,6 +294,14 @@ def _merged(x: torch.Tensor) -> torch.Tensor:
     # a single row may have any stride
     pitch = x.stride(1) if count > 1 else x.stride(0) if groups > 1 else columns
     return x.as_strided((groups * count, columns), (pitch, 1))
+
+
+def _blocks(x: torch.Tensor, blocks: int) -> torch.Tensor:
+    """View (rows, k) as (k / 128, rows, 128), of which a box can hold several k-blocks, if `blocks` does."""
+    if not blocks:
+        return x
+    rows, k = x.shape
+    return x.as_strided((k // BLOCK, rows, BLOCK), (BLOCK, x.stride(0), 1))
 
 
 def _side_by_side(sfa: torch.Tensor) -> torch.Tensor:

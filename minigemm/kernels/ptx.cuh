@@ -189,6 +189,28 @@ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int ou
       : "memory");
 }
 
+// The load for a tensor of three dimensions: without and with a policy.
+inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int middle,
+                                      int outer, u64* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];"
+      :
+      : "r"(cvta_to_shared(to)), "l"(map), "r"(inner), "r"(middle), "r"(outer),
+        "r"(cvta_to_shared(barrier))
+      : "memory");
+}
+inline void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int middle,
+                                      int outer, u64* barrier, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;"
+      :
+      : "r"(cvta_to_shared(to)), "l"(map), "r"(inner), "r"(middle), "r"(outer),
+        "r"(cvta_to_shared(barrier)), "l"(policy)
+      : "memory");
+}
+
 // Policies for all lines: before others, and as if there were none.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-createpolicy
 inline u64 createpolicy_evict_first() {
@@ -284,6 +306,16 @@ inline void stmatrix_x4(void* row, u32 x0, u32 x1, u32 x2, u32 x3) {
                : "memory");
 }
 
+// The same for two matrices, each of which is transposed on its way: lanes 0 to 15 give the addresses
+// of the rows that memory has, which are the columns of what the lanes hold.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
+inline void stmatrix_x2_trans(void* row, u32 x0, u32 x1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
+               :
+               : "r"(cvta_to_shared(row)), "r"(x0), "r"(x1)
+               : "memory");
+}
+
 // --- clusters: CTAs that run at the same time and reach each other's shared memory
 
 // The CTA's number in its cluster.
@@ -373,4 +405,10 @@ inline void bar_sync(int id, int threads) {
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
 inline void barrier_sync(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A thread's arrival at that barrier, without the wait: for those who have nothing to wait for.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
+inline void barrier_arrive(int id, int threads) {
+  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

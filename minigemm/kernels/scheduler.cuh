@@ -90,6 +90,13 @@ struct Parts {
       mbarrier_arrive(&told[i % kAhead]);
     }
   }
+  // All parts that a scheduler finds, and DONE.
+  template <typename Finder>
+  void tell_all(Finder& scheduler) {
+    u32 i = 0;
+    for (Part part; scheduler.next(part); ++i) tell(i, part);
+    tell(i, {DONE});
+  }
   Part listen(u32 i) {
     mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
     const Part next = part[i % kAhead].broadcast();
@@ -105,6 +112,42 @@ struct Parts {
   }
 };
 
+// How a role that loads or computes gets its parts. The tiles of a DENSE product it counts itself,
+// so that its first load waits for nobody; of other layouts it listens to the warp that finds them.
+template <int kLayout>
+struct Walk {
+  Parts& parts;
+  const int m, n;
+  int number = kLayout == DENSE ? blockIdx.x : 0;  // of the next tile, or of the next part
+
+  // The CTA's next part, for whole warps; false when there are no more.
+  bool next(Part& part) {
+    if (kLayout == DENSE) return count(part);
+    part = parts.listen(number++);
+    // A vote shows the compiler that no lane stays behind.
+    return __all_sync(0xffffffff, part.group != DONE);
+  }
+
+  // The same for one thread.
+  bool next_alone(Part& part) {
+    if (kLayout == DENSE) return count(part);
+    part = parts.take(number++);
+    return part.group != DONE;
+  }
+
+  // DENSE: every gridDim.x-th tile.
+  bool count(Part& part) {
+    Scheduler scheduler(m, n);
+    scheduler.number = number;
+    Tile tile;
+    if (!scheduler.next(tile)) return false;
+    number = scheduler.number;
+    const int row0 = tile.m * BLOCK_M, end = min(row0 + BLOCK_M, m);
+    part = {0, row0, tile.n * BLOCK_N, row0, row0, end, end, scheduler.tiles_m};
+    return true;
+  }
+};
+
 // The parts that a CTA computes, for each layout, in the order of `raster` within a group. The host
 // knows neither how many rows a group has nor where it begins: a warp finds out as it goes. All of
 // its lanes call together.
@@ -114,7 +157,7 @@ struct Parts {
 template <int kLayout>
 struct GroupedScheduler {
   static constexpr bool kSearch = kLayout == PREFIX_SUMS || kLayout == MASKED;  // else one list
-  static constexpr int kIds = BLOCK_M / 32;
+  static constexpr int kIds = (BLOCK_M + 31) / 32;
 
   // the launch's
   const int m, n, groups;

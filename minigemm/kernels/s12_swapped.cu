@@ -1,0 +1,241 @@
+// s12_swapped: for few rows: the weights are the 64-row side of the product.
+//
+// WGMMA always computes 64 rows; its other side is as narrow as 8. So a tile is transposed: the
+// rows of the instruction are 64 rows of b for each consumer, its columns are the tile's BLOCK_M
+// rows of a. Nothing is multiplied and promoted in vain, and what is left to do is to keep memory
+// busy: a slot of the ring holds BLOCKS k-blocks, which a copy brings at once, and barriers are
+// passed less often.
+
+#include "ptx.cuh"
+#include "scheduler.cuh"
+#include "tile.cuh"
+
+constexpr int kWave = 64;        // rows of b that one WGMMA multiplies
+constexpr int kDepth = 32;       // columns of a and b that it reads
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kThreads = CONSUMERS * kWarpgroup + 96;  // the consumers, then the producer's warps
+constexpr int kSums = BLOCK_M / 2;                     // of a consumer's thread
+constexpr int kAlign = 1024;                           // every swizzle's pattern begins anew here
+
+struct Shared {
+  alignas(kAlign) e4m3 a[STAGES][BLOCKS][BLOCK_M][BLOCK_K];  // swizzled
+  alignas(kAlign) e4m3 b[STAGES][BLOCKS][BLOCK_N][BLOCK_K];  // swizzled
+  alignas(kAlign) float sfa[STAGES][BLOCKS][BLOCK_M];
+  alignas(kAlign) bf16 d[CONSUMERS][BLOCK_M][PANEL];  // a panel for each consumer, swizzled
+  // Each tile of a slot: the loader arrives and promises the bytes of all three, TMA brings them,
+  // and BLOCKS lanes that have written the scales of b arrive; the consumers wait.
+  alignas(kAlign) u64 full[STAGES];
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
+  // the producer waits.
+  u64 empty[STAGES];
+  Parts parts;  // on their way from the warp that finds them to those that load and compute
+  float sfb[STAGES][BLOCKS];  // a tile lies within one block of weights
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
+static_assert(BLOCK_N == CONSUMERS * kWave && PANEL == kWave, "a consumer has 64 columns of d");
+static_assert(32 % BLOCKS == 0 && BLOCKS <= 4, "32 scales fill slots, and wait knows four sums");
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
+extern __shared__ __align__(1024) u8 shared_memory[];
+
+// The tiles of a, b and sfa that the part needs of BLOCKS k-blocks from `block` on, into slot
+// `stage`. A group has n rows of b, and its scales of a begin in row `sfa0` of sfa. For one thread.
+void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
+          const CUtensorMap& sfa_map, const Part& part, int n, int sfa0, int block, u64 b_policy) {
+  u64* full = &shared.full[stage];
+  mbarrier_arrive_expect_tx(
+      full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
+  const int b_row = part.group * n + part.column0;
+  cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
+  cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
+  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + block, full);
+}
+
+// partial (kWave, BLOCK_M) = the product of kWave rows of b and all of a, whose descriptors have
+// these lower halves.
+void compute(float (&partial)[kSums], u32 b, u32 a) {
+  keep_in_order(partial);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < BLOCK_K / 16; k += kDepth / 16) {
+    wgmma_mma_async(partial, wgmma_descriptor(b + k), wgmma_descriptor(a + k), k > 0);
+  }
+  wgmma_commit_group();
+  keep_in_order(partial);
+}
+
+// Returns when at most `pending` products are still being computed. A constant, once inlined.
+void wait(int pending) {
+  switch (pending) {
+    case 0: return wgmma_wait_group<0>();
+    case 1: return wgmma_wait_group<1>();
+    case 2: return wgmma_wait_group<2>();
+    default: return wgmma_wait_group<3>();
+  }
+}
+
+// acc += partial, scaled: this lane's columns, two neighbours in every 8, have the scales sfa.
+void promote(float (&acc)[kSums], const float (&partial)[kSums], const float (&sfa)[BLOCK_M / 8][2],
+             float sfb) {
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) acc[i] = fmaf(sfa[i / 4][i % 2] * sfb, partial[i], acc[i]);
+}
+
+// The consumer's panel of the tile of d, into shared memory, transposed back. A warp writes 16
+// columns, 8 rows at a time: lane l names the place of row l % 8, and of the columns from
+// l / 8 % 2 * 8 on.
+void write(Shared& shared, const float (&acc)[kSums], int column) {
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kSums; i += 4) {
+    bf16& place = at(shared.d, 2 * i + lane % 8, column + 16 * warp + lane / 8 % 2 * 8);
+    stmatrix_x2_trans(&place, cvt_rn_bf16x2_f32(acc[i], acc[i + 1]),
+                      cvt_rn_bf16x2_f32(acc[i + 2], acc[i + 3]));
+  }
+}
+
+// The part's rows of the panel from `column` of d on, from registers; padding as zeros. Lane l of
+// warp w holds columns 16 w + l / 4 and 8 further on, of two neighbouring rows in every 8.
+void store(void* d, const float (&acc)[kSums], const Part& part, int n, i64 ldd, int column) {
+  const int row = part.row0 + threadIdx.x % 4 * 2;
+  column += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const int r = row + i / 4 * 8 + i % 2, c = column + i / 2 % 2 * 8;
+    if (r < part.first || r >= part.last || c >= n) continue;
+    put(d, ldd, r, c, r < part.middle ? acc[i] : 0);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_nt(
+    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M
+    const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128), boxes alike
+    const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (BLOCKS, BLOCK_M)
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL), if BF16, aligned
+    void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
+    const float* sfb,                             // (groups, n / 128, k / 128); see below
+    const int* index, int span, int zero_padding,  // as in GroupedScheduler
+    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
+  // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
+  Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
+  // uniform registers.
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
+  const int steps = k / BLOCK_K;
+  Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
+  Slot slot;
+  if (warpgroup == CONSUMERS) {
+    if (warp % 4 == 0) {
+      if (elect_sync()) {
+        init(shared.full, shared.empty, 1 + BLOCKS, 4 * CONSUMERS);
+        shared.parts.init(4 * CONSUMERS + 2);  // listeners: the consumers, this thread, warp 2
+        fence_mbarrier_init();
+      }
+      __syncwarp();  // all lanes wait until the barriers are initialised
+      barrier_arrive(0, kThreads);
+    }
+    // One thread runs all of the loop. If it were elected in each step, the compiler would make a
+    // loop over lanes of each load.
+    if (warp % 4 == 0 && elect_sync()) {
+      for (Part part; walk.next_alone(part);) {
+        const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
+        const bool few = part.down <= 1;  // tiles read these weights
+        const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();
+        for (int block = 0; block < (part.group == PADDING ? 0 : steps); block += BLOCKS) {
+          mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
+          load(shared, slot.stage, a_map, b_map, sfa_map, part, n, sfa0, block, b_policy);
+          slot.advance();
+        }
+      }
+    }
+    if (warp % 4 == 1) {  // finds the parts
+      barrier_sync(0, kThreads);
+      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
+      if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
+    }
+    if (warp % 4 == 2) {  // brings the scales of b
+      barrier_sync(0, kThreads);
+      for (Part part; walk.next(part);) {
+        const int group = max(part.group, 0), lane = threadIdx.x % 32;  // padding never uses it
+        const float* tile_sfb = sfb + group * group_sfb + part.column0 / BLOCK_K * ld_sfb;
+        float scale = 0;
+        for (int step = 0; step < (part.group == PADDING ? 0 : steps); step += BLOCKS) {
+          if (step % 32 == 0) scale = tile_sfb[min(step + lane, steps - 1)];
+          mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
+          if (lane / BLOCKS == step % 32 / BLOCKS) {  // the lanes that have this slot's
+            shared.sfb[slot.stage][lane % BLOCKS] = scale;
+            mbarrier_arrive(&shared.full[slot.stage]);
+          }
+          slot.advance();
+        }
+      }
+    }
+    return;
+  }
+
+  barrier_sync(0, kThreads);  // all roles wait until the loader has initialised the barriers
+  const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0]), 0);
+  const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.b[0][0][warpgroup * kWave]), 0);
+  float partial[BLOCKS][kSums] = {};
+  for (Part part; walk.next(part);) {
+    float acc[kSums] = {};
+
+    // Issues the product of a k-block of the slot as partial sum i.
+    const auto issue = [&](int i, int block) {
+      const int number = slot.stage * BLOCKS + block;
+      compute(partial[i], b0 + number * BLOCK_N * BLOCK_K / 16, a0 + number * BLOCK_M * BLOCK_K / 16);
+    };
+    // Adds partial sum i to the sums, when at most `pending` products after it are not complete.
+    const auto finish = [&](int i, int block, int pending) {
+      const volatile float* ring_sfa = &shared.sfa[slot.stage][block][threadIdx.x % 4 * 2];
+      const volatile float* ring_sfb = &shared.sfb[slot.stage][block];
+      float scale_a[BLOCK_M / 8][2];
+#pragma unroll
+      for (int j = 0; j < BLOCK_M / 4; ++j) scale_a[j / 2][j % 2] = ring_sfa[j / 2 * 8 + j % 2];
+      const float scale_b = *ring_sfb;
+      wait(pending);
+      keep_in_order(partial[i]);
+      promote(acc, partial[i], scale_a, scale_b);
+    };
+
+    const int loaded = part.group == PADDING ? 0 : steps;
+    int step = 0;
+#pragma unroll 1
+    for (; step + BLOCKS <= loaded; step += BLOCKS) {
+      mbarrier_wait_parity(&shared.full[slot.stage], slot.phase);
+#pragma unroll
+      for (int i = 0; i < BLOCKS; ++i) issue(i, i);
+#pragma unroll
+      for (int i = 0; i < BLOCKS; ++i) finish(i, i, BLOCKS - 1 - i);
+      release(shared.empty, slot);
+    }
+    if (step < loaded) {  // the last slot is not full
+      mbarrier_wait_parity(&shared.full[slot.stage], slot.phase);
+#pragma unroll 1
+      for (int block = 0; step + block < loaded; ++block) {
+        issue(0, block);
+        finish(0, block, 0);
+      }
+      release(shared.empty, slot);
+    }
+
+    // Whether all rows that TMA would write, which end at m, are the group's.
+    const int column = warpgroup * kWave, row0 = part.row0, column0 = part.column0 + column;
+    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.middle;
+    if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
+      store(d, acc, part, n, ldd, column0);
+    } else {
+      // The tile before must have been read.
+      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
+      write(shared, acc, column);
+      fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
+      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
+      if (threadIdx.x % kWarpgroup == 0) {
+        cp_async_bulk_tensor_store(&d_map, column0, row0, shared.d[warpgroup]);
+        cp_async_bulk_commit_group();
+      }
+    }
+  }
+  // Shared memory must last until TMA has read it.
+  if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
+}

@@ -1,0 +1,55 @@
+// What s11 and s12 have in common: the ring that their roles walk, and the places of d's elements,
+// in shared memory and in device memory.
+
+#pragma once
+
+// A role's place in the ring, and the parity of the phase that its barriers complete next.
+struct Slot {
+  int stage = 0;
+  u32 phase = 0;
+  void advance() {
+    if (++stage == STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// Initialises the ring's barriers. For one thread.
+inline void init(u64 (&full)[STAGES], u64 (&empty)[STAGES], int fills, int reads) {
+#pragma unroll
+  for (int i = 0; i < STAGES; ++i) {
+    mbarrier_init(&full[i], fills);
+    mbarrier_init(&empty[i], reads);
+  }
+}
+
+// Gives the slot back to the producer, and goes on to the next. For whole warps.
+inline void release(u64 (&empty)[STAGES], Slot& slot) {
+  __syncwarp();  // all lanes arrive when they have read the slot, and lane 0 waits for them
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[slot.stage]);
+  slot.advance();
+}
+
+// The place of d's element (row, column) in its tile of BLOCK_M rows, which lies in panels of PANEL
+// columns. Rows of a panel lie densely; where they are 32, 64 or 128 bytes wide, TMA lets the
+// 16-byte vectors in each trade places: which with which depends on how many times 128 bytes lie
+// before the row.
+template <int kPanels>
+bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
+  constexpr int kSpan = PANEL * sizeof(bf16);
+  const int swizzle = kSpan % 32 == 0 ? row * kSpan / 128 % (kSpan / 16) * 8 : 0;
+  return tile[column / PANEL][row][column % PANEL ^ swizzle];
+}
+
+// Writes one sum to the element (row, column) of d, whose rows are ldd elements apart: rounded, or
+// as it is where OUT_FP32; with ACCUMULATE added to what is there.
+inline void put(void* d, i64 ldd, int row, int column, float sum) {
+  if (OUT_FP32) {
+    float& place = static_cast<float*>(d)[row * ldd + column];
+    place = ACCUMULATE ? sum + place : sum;
+  } else {
+    bf16& place = static_cast<bf16*>(d)[row * ldd + column];
+    place = cvt_rn_bf16_f32(ACCUMULATE ? sum + __uint_as_float(place << 16) : sum);
+  }
+}
