@@ -605,6 +605,7 @@ def test_all_peers_on_a_gpu(tmp_path, capsys):
         assert {"minigemm", "cublaslt"} <= row["timed"].keys()
         for name, timed in row["timed"].items():
             assert 1 < timed["median_us"] < 1000 and timed["rel_err"] < 5e-2, name
+            assert 1 < timed["read"]["median_us"] < 1000, name
         assert not [reason for reason in row["skipped"].values() if reason.startswith("wrong")]
     for layout, shape in (("contiguous", "2x200x256x512"), ("masked", "2x200x256x512")):
         assert (
