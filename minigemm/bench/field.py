@@ -17,6 +17,7 @@ MANY = 60  # shapes, from which on their picture is a field of cells
 FARTHEST = 1.4  # the ratio, or its inverse, at which a colour is at its darkest
 CELL = 0.36, 0.2  # inches
 WORDS = 2.7  # inches, of a row's words
+LEAST_WIDTH = 8  # inches, so that the words of the bar of colours do not meet
 Row = Mapping[str, Any]
 
 
@@ -39,56 +40,37 @@ def field(results: Mapping[str, Any], against: str | None = None) -> Picture:
     Raises:
         ValueError: no row has times of both.
     """
-    # The points that there are, dense and grouped, and the flushes that they were timed after.
-    rows = results["rows"]
-    name = against or next(iter(opponents(rows)), "")
-    there = [row for row in rows if ratio(row, name) is not None]
-    if not there:
-        raise ValueError(
-            f"field: expected results with times of {OWN} and {name or 'somebody else'}, got none"
-        )
-    flushes = [flush for flush in FLUSHES if any(ratio(row, name, flush) is not None for row in there)]
-    of_layout = {
-        layout: found
-        for layout in dict.fromkeys(row["layout"] for row in there)
-        if (found := [row for row in there if row["layout"] == layout])
-    }
-    dense = of_layout.pop("dense", [])
-
-    # Dense panels stand at the left, one below the other, and those of groups at the right.
-    columns = [
-        [_dense_panel(dense, name, flush) for flush in flushes if dense],
-        [_grouped_panel(found, name, flushes) for found in of_layout.values()],
-    ]
-    columns = [column for column in columns if column]
+    name = against or next(iter(opponents(results["rows"])), "")
+    rows = [row for row in results["rows"] if ratio(row, name) is not None]
+    if not rows:
+        whose = f"times of {OWN} and {name or 'somebody else'}"
+        raise ValueError(f"field: expected results with {whose}, got none")
+    columns = _columns(rows, name)
     down = max(map(len, columns))
 
     # All cells have the same size in every panel, so each is as high as the highest.
     width, height = CELL
     widths = [width * len(column[0].columns) for column in columns]
     tallest = max(len(panel.rows) for column in columns for panel in column)
-    size = sum(widths) + WORDS * len(columns), (height * tallest + 0.5) * down + 1
+    size = max(LEAST_WIDTH, sum(widths) + WORDS * len(columns)), (height * tallest + 0.5) * down + 1
     made, axes = figure(*size, down, len(columns), width_ratios=widths, squeeze=False)
-    colours, scale = _colours()
+    colours = _colours()
     for x, column in enumerate(columns):
-        for y in range(down):
-            if y < len(column):
-                _draw(axes[y][x], column[y], tallest, colours, scale)
-            else:
-                axes[y][x].set_axis_off()
+        for panel, its in zip(column, axes[:, x], strict=False):
+            _draw(its, panel, tallest, colours)
+        for its in axes[len(column) :, x]:
+            its.set_axis_off()
 
     # One bar of colours for all, and whose run it was.
-    bar = made.colorbar(
-        _mappable(colours, scale), ax=axes, location="bottom", shrink=0.4, aspect=50, pad=0.02
-    )
+    bar = made.colorbar(colours, ax=axes, location="bottom", shrink=0.4, aspect=50, pad=0.02)
     ticks = (1 / FARTHEST, 0.8, 0.9, 1.0, 1.1, 1.25, FARTHEST)
-    bar.set_ticks([math.log(tick) for tick in ticks], labels=[f"{tick:.2f}" for tick in ticks])
+    bar.set_ticks([math.log(tick) for tick in ticks], labels=[f"{tick:.2f}" for tick in ticks], fontsize=7)
     bar.ax.minorticks_off()
     bar.set_label(f"time of {name} over minigemm's: above 1 minigemm is faster", fontsize=8)
     machine, date = results["machine"], results["date"]
     title = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {date}"
     made.suptitle(title, fontsize=8, color=GREY, x=0.01, ha="left")
-    return Picture(made, f"{name} over {OWN} on {machine['gpu']}, {date}. {_said(there, name)}")
+    return Picture(made, f"{name} over {OWN} on {machine['gpu']}, {date}. {_said(rows, name)}")
 
 
 class _Panel(NamedTuple):
@@ -98,6 +80,18 @@ class _Panel(NamedTuple):
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[int, int], float]
+
+
+def _columns(rows: Sequence[Row], name: str) -> list[list[_Panel]]:
+    """Return the panels: dense ones at the left, one below the other, and those of groups at the right."""
+    flushes = [flush for flush in FLUSHES if any(ratio(row, name, flush) is not None for row in rows)]
+    layouts: dict[str, list[Row]] = {}
+    for row in rows:
+        layouts.setdefault(row["layout"], []).append(row)
+    dense = layouts.pop("dense", [])
+    left = [_dense_panel(dense, name, flush) for flush in flushes if dense]
+    right = [_grouped_panel(grouped, name, flushes) for grouped in layouts.values()]
+    return [column for column in (left, right) if column]
 
 
 def _dense_panel(rows: Sequence[Row], name: str, flush: str) -> _Panel:
@@ -124,26 +118,24 @@ def _grouped_panel(rows: Sequence[Row], name: str, flushes: Sequence[str]) -> _P
     return _Panel(rows[0]["layout"], [name_of(row) for row in rows], list(flushes), cells)
 
 
-def _colours() -> tuple[Any, Any]:
-    """Return the colours and the scale of log ratios: white at 1, red below and blue above."""
+def _colours() -> Any:
+    """Return the colours of log ratios: white at 1, red below and blue above."""
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     colours = LinearSegmentedColormap.from_list("slower_faster", [RED, "white", BLUE])
-    return colours, Normalize(-math.log(FARTHEST), math.log(FARTHEST))
+    return ScalarMappable(Normalize(-math.log(FARTHEST), math.log(FARTHEST)), colours)
 
 
-def _mappable(colours: Any, scale: Any) -> Any:
-    from matplotlib.cm import ScalarMappable
-
-    return ScalarMappable(scale, colours)
-
-
-def _draw(axes: Any, panel: _Panel, tallest: int, colours: Any, scale: Any) -> None:
+def _draw(axes: Any, panel: _Panel, tallest: int, colours: Any) -> None:
     """Draw a panel's cells, each with its ratio, in axes that are `tallest` rows high."""
+    from matplotlib.patches import Rectangle
+
     title, rows, columns, cells = panel
     for (y, x), found in cells.items():
-        colour = colours(scale(math.log(found)))
-        axes.add_patch(_cell(x, y, colour))
+        colour = colours.to_rgba(math.log(found))
+        place = (x - 0.5, y - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
         axes.text(x, y, f"{found:.2f}", ha="center", va="center", fontsize=6, color=ink_on(colour))
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(tallest - 0.5, -0.5))
     axes.set_title(title, fontsize=9)
@@ -153,12 +145,6 @@ def _draw(axes: Any, panel: _Panel, tallest: int, colours: Any, scale: Any) -> N
     axes.tick_params(length=0, pad=2)
     for side in axes.spines.values():
         side.set_visible(False)
-
-
-def _cell(x: int, y: int, colour: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5)
 
 
 def _said(rows: Sequence[Row], name: str) -> str:
