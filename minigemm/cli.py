@@ -238,24 +238,40 @@ def _add_bench(commands: Any) -> None:
     measurement("--peers", "minigemm beside its peers: the default, to be said beside --host")
 
     # On which shapes, beside whom.
-    shape = "GROUPSxMxNxK with --layout contiguous or masked; may be repeated; default: 28 shapes"
-    bench.add_argument("--shape", action="append", metavar="MxNxK", help=shape)
-    layout = "of --shape (default: dense), or which of the 28 shapes"
+    which = bench.add_mutually_exclusive_group()
+    wide = "layers of eight models at 19 numbers of rows, and groups of experts: the default"
+    which.add_argument("--wide", action="store_true", help=wide)
+    quick = "28 shapes of DeepSeek-V3 instead"
+    which.add_argument("--quick", action="store_true", help=quick)
+    shape = "GROUPSxMxNxK with --layout contiguous or masked; may be repeated"
+    which.add_argument("--shape", action="append", metavar="MxNxK", help=shape)
+    stored = "measure nothing: show results that were stored, joined if there are several"
+    which.add_argument("--results", nargs="+", metavar="FILE", type=Path, help=stored)
+    layout = "of --shape (default: dense), or which shapes of a set"
     bench.add_argument("--layout", choices=("dense", "contiguous", "masked"), help=layout)
+    part = "only part I of P of the shapes, in whole layers"
+    bench.add_argument("--part", metavar="I/P", help=part)
     peer = "only this one, beside minigemm; may be repeated; default: all that can be imported"
     bench.add_argument("--peer", action="append", metavar="NAME", help=peer)
-    bench.add_argument("--rounds", type=int, default=30, help="calls that count of each; default: 30")
-    reference = "times on another machine, to compare with (docs/benchmarking.md)"
-    bench.add_argument("--reference", metavar="FILE", type=Path, help=reference)
+    deep_gemm = (
+        "a folder that holds a package deep_gemm, to be timed as deep_gemm@LABEL; may be repeated; the label is the "
+        "folder's name unless one is given; MINIGEMM_DEEP_GEMM names folders too, separated as in PATH"
+    )
+    bench.add_argument("--deep-gemm", action="append", metavar="[LABEL=]FOLDER", help=deep_gemm)
+    rounds = "calls that count of each after each flush; default: 30, or fewer where a call takes long"
+    bench.add_argument("--rounds", type=int, help=rounds)
 
     # Where the results go.
     store = "store everything; without FILE print it instead of the table"
     bench.add_argument("--json", metavar="FILE", nargs="?", const="-", help=store)
+    resume = "keep the rows that the --json FILE has, if it is there, and measure the others"
+    bench.add_argument("--resume", action="store_true", help=resume)
     bench.add_argument("--plot", metavar="FILE", type=Path, help="store a picture as PNG; needs matplotlib")
 
 
 def _bench(options: argparse.Namespace) -> int:
     from . import bench
+    from .bench import stored
 
     # Results that could not be stored in the end are refused before time goes into measuring them.
     if refused := _refuse_folder("bench", options):
@@ -266,8 +282,7 @@ def _bench(options: argparse.Namespace) -> int:
         """Keep all that was measured so far: a run that is cut off leaves its results."""
         if options.json not in (None, "-"):
             kept = [*documents, document]
-            text = json.dumps(kept[0] if len(kept) == 1 else kept, indent=1)
-            Path(options.json).write_text(text + "\n", encoding="utf-8")
+            stored.write(Path(options.json), kept[0] if len(kept) == 1 else kept)
 
     def done(results: dict[str, Any]) -> bool:
         """Keep results; should they be shown as a table?"""
@@ -299,7 +314,7 @@ def _bench(options: argparse.Namespace) -> int:
             if done(results := _compared(options, store)):
                 bench.show(results)
             if options.plot is not None and any(row["timed"] for row in results["rows"]):
-                bench.plot(results).save(options.plot)
+                bench.picture(results).save(options.plot)
             if results["lost"] or any("minigemm" not in row["timed"] for row in results["rows"]):
                 status = 1
     except (ValueError, OSError) as error:
@@ -318,18 +333,26 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from . import bench
-    from .bench import report, workloads
+    from .bench import report, stored
 
     # All options are read before the first measurement, so that a wrong one costs no time.
-    if options.rounds < 1:
+    if options.rounds is not None and options.rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {options.rounds}")
     if options.plot is not None:
         report.check_plot()
-    chosen = [workloads.parse(text, options.layout) for text in options.shape or ()]
-    if not chosen and (options.peers or not options.host):
-        chosen = [each for each in workloads.DEFAULT if options.layout in (None, str(each.product.layout))]
-    peers = bench.named(options.peer)
-    reference = bench.Reference.read(options.reference) if options.reference is not None else None
+    if options.results:
+        return stored.read(options.results)
+    chosen = _workloads(options)
+    peers = bench.named(options.peer, options.deep_gemm or ())
+
+    # Rows of an earlier run stay, and whatever is stored from now on has them too.
+    earlier = []
+    if options.resume:
+        if options.json in (None, "-"):
+            raise ValueError("resume: expected --json FILE, the file to resume, got none")
+        if Path(options.json).is_file():
+            earlier = [stored.read([options.json])]
+            chosen = stored.remaining(chosen, earlier[0])
 
     # The progress is shown on stderr, since stdout may hold JSON.
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -339,9 +362,24 @@ def _compared(options: argparse.Namespace, store: Callable[[dict[str, Any]], Non
         def heard(text: str) -> None:
             progress.update(task, description=text)
 
-        return bench.compare(
-            chosen, peers, options.rounds, reference, with_host=options.host, progress=heard, store=store
+        def keep(results: dict[str, Any]) -> None:
+            store(stored.join([*earlier, results]))
+
+        found = bench.compare(
+            chosen, peers, options.rounds, with_host=options.host, progress=heard, store=keep
         )
+    return stored.join([*earlier, found])
+
+
+def _workloads(options: argparse.Namespace) -> list[Any]:
+    """Return the workloads that the options ask for; none if only the host's time is wanted."""
+    from .bench import wide, workloads
+
+    chosen = [workloads.parse(text, options.layout) for text in options.shape or ()]
+    if not chosen and (options.peers or options.quick or options.wide or not options.host):
+        whole = workloads.QUICK if options.quick else wide.WIDE
+        chosen = [each for each in whole if options.layout in (None, str(each.product.layout))]
+    return wide.part(chosen, options.part) if options.part is not None else chosen
 
 
 # --- precompile and test-gpu

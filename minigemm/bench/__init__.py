@@ -1,8 +1,8 @@
 """Measurements that anyone can repeat: `python -m minigemm bench`, described in docs/benchmarking.md.
 
-- `comparison` times the library's calls beside everyone in `peers`: it takes `workloads`, makes their tensors
-  (`cases`), checks the results, and times them (`timing`); `reference` adds times of another machine, and
-  `report` prints and draws all of it.
+- `comparison` times the library's calls beside everyone in `peers`: it takes the products of `workloads` or
+  of the `wide` set, makes their tensors (`cases`), checks the results, and times them (`timing`). `summary`
+  says who is faster, `report` prints all of it, `field` draws it, and `stored` reads and joins results.
 - `ladder` times every stage, and `multicast` two of them.
 - `host_overhead` measures how long a call keeps the host.
 - `counters` counts what the hardware did, through NVIDIA's Nsight Compute (`ncu`). It is imported when it is
@@ -13,38 +13,43 @@
 
 from __future__ import annotations
 
-from .comparison import compare, means
+from .comparison import compare
 from .emulator_speed import as_text, emulator_speed
+from .field import field, picture
 from .host_overhead import host_time
 from .ladder import ladder, ladder_as_text
 from .multicast import multicast_as_text, multicast_gain
 from .peers import PEERS, Peer, named
-from .reference import Reference
 from .report import plot, show, table
-from .timing import gpu_seconds
-from .workloads import DEFAULT, Workload, contiguous, dense, masked
+from .summary import summarize
+from .timing import gpu_seconds, seconds_by_flush
+from .wide import WIDE
+from .workloads import QUICK, Workload, contiguous, dense, masked
 
 __all__ = [
-    "DEFAULT",
     "PEERS",
+    "QUICK",
+    "WIDE",
     "Peer",
-    "Reference",
     "Workload",
     "as_text",
     "compare",
     "contiguous",
     "dense",
     "emulator_speed",
+    "field",
     "gpu_seconds",
     "host_time",
     "ladder",
     "ladder_as_text",
     "masked",
-    "means",
     "multicast_as_text",
     "multicast_gain",
     "named",
+    "picture",
     "plot",
+    "seconds_by_flush",
     "show",
+    "summarize",
     "table",
 ]

@@ -3,16 +3,19 @@
     results = compare([workloads.dense(64, 2112, 7168)])
 
 Protocol. A time is the GPU time of all kernels of a call by torch.profiler, without memsets and the flush. L2
-is flushed before each call. Operands are normal random numbers in BF16, quantized and laid out beforehand. In
-each round everybody is called once; a figure is the median over the rounds. A result that is wrong against
-the float64 product is called wrong and not timed.
+is flushed before each call, in the two ways of `timing`. Operands are normal random numbers in BF16,
+quantized and laid out beforehand. In each round everybody is called once after each flush; a figure is the
+median over the rounds. A result that is wrong against the float64 product is called wrong and not timed.
+
+Results. A row's `timed` has an entry for everybody. Its figures are those after a fill, and under "read" it
+has those after a read (`timing`).
 """
 
 from __future__ import annotations
 
 import datetime
-import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,22 +26,24 @@ from ..machine import best_device, identity
 from . import cases, host_overhead
 from .failures import Lost, check_alive, reason
 from .peers import MiniGemm, Peer, named
-from .reference import Reference, refer
-from .timing import FLUSHED, copy_bandwidth, gpu_seconds
-from .workloads import DEFAULT, Workload
+from .summary import OWN, summarize
+from .timing import FILL, FLUSHED_BOTH, FLUSHES, READ, copy_bandwidth, seconds_by_flush
+from .wide import WIDE, layer_of, units
+from .workloads import Workload
 
-__all__ = ["ROUNDS", "compare", "means", "row_of"]
+__all__ = ["compare", "rounds_of", "row_of"]
 
-ROUNDS = 30
-OWN = MiniGemm.name
+MOST_ROUNDS, LEAST_ROUNDS = 30, 8
+PATIENCE_S = 0.02  # for everybody's counted calls of one workload after one flush
+FLUSH_S = 70e-6  # that a flush takes, about
+Seconds = Mapping[str, Mapping[str, Sequence[float]]]  # by flush, then by peer
 NO_GPU = "bench needs a Hopper GPU (compute capability 9.0), and torch sees none"
 
 
 def compare(
-    workloads: Iterable[Workload] = DEFAULT,
+    workloads: Iterable[Workload] = WIDE,
     peers: Sequence[Peer] | None = None,
-    rounds: int = ROUNDS,
-    reference: Reference | None = None,
+    rounds: int | None = None,
     *,
     with_host: bool = False,
     progress: Callable[[str], None] = lambda text: None,
@@ -49,11 +54,10 @@ def compare(
     Args:
         workloads: the products to time; without any, `rows` stays empty.
         peers: by default all of PEERS. Peers that are missing are named in `skipped`, with the reason.
-        rounds: how many calls of each count.
-        reference: times to compare with; see `reference`.
+        rounds: how many calls of each count, after each flush; by default `rounds_of` each workload.
         with_host: whether to measure the host's time per call too (`host_overhead.host_time`).
         progress: is told what is going on.
-        store: is given the results, unfinished, after each workload.
+        store: is given the results, unfinished, after all m of an n and k.
 
     Raises:
         ValueError: there is no Hopper GPU. Nothing that a peer does raises. After a fault that ends the GPU's
@@ -80,34 +84,36 @@ def compare(
             run.time_host()
         if workloads:
             run.time_rows(workloads, named() if peers is None else peers)
-        if workloads and reference is not None:
-            progress("comparing with the reference")
-            results["reference"] = refer(results["rows"], reference, device, rounds)
     except Lost as lost:
         results["lost"] = str(lost)
 
-    # The means cover whatever rows there are, even after an early end.
-    results["means"] = means(results["rows"])
+    # The summary covers whatever rows there are, even after an early end.
+    results["summary"] = summarize(results["rows"])
     return results
 
 
-def _started(machine: dict[str, Any], chip: Chip, rounds: int) -> dict[str, Any]:
+def rounds_of(workload: Workload, chip: Chip) -> int:
+    """Return how many rounds count: 30, or fewer where a call takes long, but at least 8."""
+    seconds = workload.floor(chip.bandwidth, chip.fp8) + FLUSH_S
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(PATIENCE_S / seconds)))
+
+
+def _started(machine: dict[str, Any], chip: Chip, rounds: int | None) -> dict[str, Any]:
     """Return results without a row."""
     return {
         "what": "minigemm beside its peers, python -m minigemm bench",
         "date": datetime.date.today().isoformat(),
         "machine": {**machine, "copy_bytes_per_s": chip.bandwidth},
         "protocol": "GPU time of all kernels of a call by torch.profiler, memsets and the flush left out; median of "
-        f"{rounds} rounds in which each is called once; {FLUSHED}; BF16 normal random numbers, quantized and laid out "
-        "beforehand; each result checked against float64. Floor: bytes moved once at the bandwidth of a copy in this "
-        f"run, or operations at the {chip.source}'s FP8 rate",
+        f"{rounds or f'{LEAST_ROUNDS} to {MOST_ROUNDS}'} rounds in which each is called once after each flush; "
+        f"{FLUSHED_BOTH}; BF16 normal random numbers, quantized and laid out beforehand; {cases.CHECKED}. Floor: bytes "
+        f"moved once at the bandwidth of a copy in this run, or operations at the {chip.source}'s FP8 rate",
         "peers": {},
         "skipped": {},
         "rows": [],
         "lost": "",
-        "reference": None,
         "host": None,
-        "means": {},
+        "summary": {},
     }
 
 
@@ -117,7 +123,7 @@ class _Comparison:
 
     device: Any
     chip: Chip
-    rounds: int
+    rounds: int | None
     results: dict[str, Any]
     progress: Callable[[str], None]
     store: Callable[[dict[str, Any]], None]
@@ -137,11 +143,23 @@ class _Comparison:
         import torch
 
         present = _present(peers, self.results, self.progress)
-        for number, workload in enumerate(workloads, 1):
-            self.progress(f"{workload} ({number} of {len(workloads)})")
-            self.results["rows"].append(_row(workload, present, self.device, self.rounds, self.chip))
+        made, rows = cases.Cases(workloads, self.device), self.results["rows"]
+        for unit in units(workloads):
+            for workload in unit:
+                self.progress(f"{workload} ({len(rows) + 1} of {len(workloads)})")
+                rows.append(self._row(workload, made, present))
+
+            # What is stored is whole, but for the workloads that are still to come.
+            self.results["summary"] = summarize(rows)
             self.store(self.results)
+            made.forget()
             torch.cuda.empty_cache()
+
+    def _row(self, workload: Workload, made: cases.Cases, peers: Iterable[Peer]) -> dict[str, Any]:
+        start = time.perf_counter()
+        rounds = self.rounds or rounds_of(workload, self.chip)
+        row = _row(workload, made, peers, self.device, rounds, self.chip)
+        return {**row, "rounds": rounds, "took_s": round(time.perf_counter() - start, 3)}
 
 
 def _present(peers: Iterable[Peer], results: dict[str, Any], progress: Callable[[str], None]) -> list[Peer]:
@@ -157,12 +175,14 @@ def _present(peers: Iterable[Peer], results: dict[str, Any], progress: Callable[
     return found
 
 
-def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, chip: Chip) -> dict[str, Any]:
+def _row(
+    workload: Workload, made: cases.Cases, peers: Iterable[Peer], device: Any, rounds: int, chip: Chip
+) -> dict[str, Any]:
     """Let each peer compute the workload, check the results, and time whoever is right."""
     # Without tensors nobody can compute, so every peer is skipped for the same reason.
     peers = list(peers)
     try:
-        case = cases.make(workload, device)
+        case = made.make(workload)
     except RuntimeError as error:  # there is no memory for them
         check_alive(device, f"the tensors of {workload}", error)
         why = f"failed: no tensors: {reason(error)}"
@@ -172,7 +192,7 @@ def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, ch
     calls: dict[str, Callable[[], Any]] = {}
     errors: dict[str, float] = {}
     skipped: dict[str, str] = {}
-    config: dict[str, int] = {}
+    config: dict[str, Any] = {}
     for peer in peers:
         name = peer.name
         if why := peer.refuses(workload):
@@ -195,7 +215,8 @@ def _row(workload: Workload, peers: Iterable[Peer], device: Any, rounds: int, ch
     # The timing may still add to `skipped`, so the row is made after it.
     seconds, alone = _timed(calls, device, rounds, workload, skipped)
     row = row_of(workload, seconds, chip, errors, skipped, config)
-    return row | ({"alone": True} if alone else {})
+    checked = workload.product.n if case.columns is None else len(case.columns)
+    return {**row, "checked_columns": checked, **({"alone": True} if alone else {})}
 
 
 def _timed(
@@ -204,18 +225,19 @@ def _timed(
     rounds: int,
     workload: Workload,
     skipped: dict[str, str],
-) -> tuple[dict[str, list[float]], bool]:
+) -> tuple[Seconds, bool]:
     """Return each call's seconds, and whether each had to be timed alone since they could not be together."""
     if not calls:
         return {}, False
     try:
-        return gpu_seconds(calls, device, rounds), False
+        return seconds_by_flush(calls, device, rounds), False
     except Exception as error:
         check_alive(device, f"one of {', '.join(calls)} at {workload}", error)
-    seconds: dict[str, list[float]] = {}
+    seconds: dict[str, dict[str, list[float]]] = {flush: {} for flush in FLUSHES}
     for name, call in calls.items():
         try:
-            seconds.update(gpu_seconds({name: call}, device, rounds))
+            for flush, times in seconds_by_flush({name: call}, device, rounds).items():
+                seconds[flush].update(times)
         except Exception as error:
             skipped[name] = f"could not be timed: {reason(error)}"
             check_alive(device, f"{name} at {workload}", error)
@@ -224,32 +246,37 @@ def _timed(
 
 def row_of(
     workload: Workload,
-    seconds: Mapping[str, Sequence[float]],
+    seconds: Seconds,
     chip: Chip,
     errors: Mapping[str, float] | None = None,
     skipped: Mapping[str, str] | None = None,
-    config: Mapping[str, int] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a workload's row of the results, from everybody's seconds. The chip's rates make the floor."""
+    """Return a workload's row of the results, from everybody's seconds by flush.
+
+    The chip's rates make the floor. Who has no time after a fill is left out.
+    """
     # A peer is judged by its median call, with the extremes beside it.
     floor = workload.floor(chip.bandwidth, chip.fp8)
-    timed = {}
-    for name, times in seconds.items():
+    timed: dict[str, dict[str, Any]] = {}
+    for name, times in seconds.get(FILL, {}).items():
         median = statistics.median(times)
         timed[name] = {
-            "median_us": median * 1e6,
-            "fastest_us": min(times) * 1e6,
-            "slowest_us": max(times) * 1e6,
+            **_microseconds(times),
             "tflops": workload.operations / median / 1e12,
             "gb_per_s": workload.bytes / median / 1e9,
             "floor_share": floor / median,
             "rel_err": (errors or {}).get(name),
         }
+        if times := seconds.get(READ, {}).get(name, ()):
+            timed[name][READ] = {**_microseconds(times), "floor_share": floor / statistics.median(times)}
 
     # The row says which of the two bounds made the floor.
     moving, computing = workload.bytes / chip.bandwidth, workload.operations / chip.fp8
     return {
         **workload.sizes(),
+        "spread": workload.spread,
+        "layer": layer_of(workload.product.layout, workload.product.n, workload.product.k),
         "counts": list(workload.counts),
         "rows": workload.rows,
         "operations": workload.operations,
@@ -262,26 +289,10 @@ def row_of(
     }
 
 
-# --- who is faster
-
-
-def means(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return for each layout the geometric mean of everybody's time over minigemm's.
-
-    Above 1 minigemm is faster. The name "reference" stands for the reference's times.
-    """
-    logs: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        own = row["timed"].get(OWN)
-        if own is None:
-            continue
-        of_layout = logs.setdefault(row["layout"], {})
-        for name, timed in row["timed"].items():
-            if name != OWN:
-                of_layout.setdefault(name, []).append(math.log(timed["median_us"] / own["median_us"]))
-        if row.get("reference"):
-            of_layout.setdefault("reference", []).append(math.log(row["reference"]["ratio"]))
+def _microseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median, the fastest and the slowest in microseconds."""
     return {
-        layout: {name: math.exp(statistics.fmean(found)) for name, found in of_layout.items()}
-        for layout, of_layout in logs.items()
+        "median_us": statistics.median(seconds) * 1e6,
+        "fastest_us": min(seconds) * 1e6,
+        "slowest_us": max(seconds) * 1e6,
     }

@@ -1,20 +1,33 @@
-"""The report of a comparison: a table for the terminal, and a picture of the distances from the floor."""
+"""The report of a comparison: tables for the terminal, and a picture of the distances from the floor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..views.style import GREY, PALE, SERIES, Picture, drawn, figure
 from . import host_overhead
+from .summary import BEST, OWN, median_us, name_of, opponents, ratio, size_of, summarize
+from .timing import FLUSHES
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["check_plot", "empty_table", "plot", "say", "show", "size_of", "table", "tile_of", "wide_console"]
+__all__ = [
+    "check_plot",
+    "empty_table",
+    "plot",
+    "say",
+    "show",
+    "size_of",
+    "summary_table",
+    "table",
+    "tile_of",
+    "wide_console",
+]
 
-OWN = "minigemm"
+JUDGES = (BEST, "cublaslt")  # the opponents that the summary's table shows; the others get a line
 WIDE = 200  # columns of a table that goes to no terminal
 SHORT = {"cublaslt_blocks": "cublaslt\nblocks"}
 MARKS = "osD^vPX*"
@@ -27,11 +40,10 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     versions = f"driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}"
     console.print(f"[bold]{machine['gpu']}[/bold], {versions}, {date}")
     bandwidth = machine["copy_bytes_per_s"] / 1e9
-    console.print(f"a copy moves {bandwidth:,.0f} GB/s; times in us, medians", highlight=False)
-
+    after = "after a fill / after a read of L2's flush, where there are two"
+    console.print(f"a copy moves {bandwidth:,.0f} GB/s; times in us, medians, {after}", highlight=False)
     if results["rows"]:
         console.print(table(results))
-        _print_means(results, console)
 
     # The legend: who the peers are, who is missing, and what went wrong. An empty cell shows what a peer does
     # not do.
@@ -42,8 +54,11 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     for row in results["rows"]:
         for name, reason in row["skipped"].items():
             if ":" in reason:
-                say(console, f"{_name(row)} ({row['layout']}): {name}: {reason}")
+                say(console, f"{name_of(row)} ({row['layout']}): {name}: {reason}")
 
+    # The summary comes behind the long table and its legend, where it is seen.
+    if opponents(results["rows"]):
+        _print_summary(results["rows"], console)
     if results["host"]:
         console.print(host_overhead.as_text(dict(results["host"])), highlight=False)
     if results["lost"]:
@@ -76,76 +91,107 @@ def empty_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
     return made
 
 
-def _print_means(results: Mapping[str, Any], console: Console) -> None:
-    reference = results["reference"]
-    for layout, found in results["means"].items():
-        said = [f"{name} {ratio:.3f}" for name, ratio in found.items() if name != "reference"]
-        if reference and "reference" in found:
-            said.append(f"DG of {reference['file']} {found['reference']:.3f}")
-        if said:
-            say(console, f"time over minigemm's, geometric mean, {layout}: {', '.join(said)}")
-    if reference and reference["factor"] is None:
-        say(console, f"not compared: {reference['error']}")
-    elif reference:
-        file = f"deep_gemm_us of {reference['file']} ({reference['gpu']})"
-        factor = f"times {reference['factor']:.4f}, this run's cuBLASLt over the file's at 4096x4096x7168"
-        say(console, f"DG: {file} {factor}")
+def _print_summary(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the table of the judges, where they are worst, and a line for each other opponent."""
+    summary = summarize(rows)
+    made = summary_table(summary)
+    if made.row_count:
+        say(
+            console,
+            "time over minigemm's: above 1 minigemm is faster; in a mean all bands of m weigh the same",
+        )
+        console.print(made)
+    for flush, by_name in summary.items():
+        for name, by_layout in by_name.items():
+            if name in JUDGES:
+                worst = [f"{found['worst']:.3f} at {found['worst_at']}" for found in by_layout.values()]
+                say(console, f"worst against {name} after a {flush}: {', '.join(worst)}")
+            else:
+                means = [f"{layout} {found['mean']:.3f}" for layout, found in by_layout.items()]
+                say(console, f"time of {name} over minigemm's after a {flush}, mean: {', '.join(means)}")
+            if missing := sum(found["missing"] for found in by_layout.values()):
+                say(console, f"minigemm has no time where {name} has one: at {missing} points")
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Return a summary as a table: a row for each layout and band of m, columns for each judge and flush."""
+    # Columns of judges who were timed, and the places of rows that any of them has.
+    columns = [(name, flush) for name in JUDGES for flush in FLUSHES if summary.get(flush, {}).get(name)]
+    heads = [f"{name} after a {flush}\nmean (worst, >= 1)" for name, flush in columns]
+    made = empty_table(("points",), heads)
+    found = {column: _lines(summary[column[1]][column[0]]) for column in columns}
+    places = list(dict.fromkeys(place for lines in found.values() for place in lines))
+
+    # A place that a judge has no points at stays empty.
+    for layout, band in places:
+        figures = [found[column].get((layout, band)) for column in columns]
+        cells = [_figures(its) if its else "" for its in figures]
+        made.add_row(f"{layout}, m {band}" if band else layout, *cells, style="" if band else "bold")
+    return made
+
+
+def _figures(its: Mapping[str, Any]) -> str:
+    return f"{its['mean']:.3f} ({its['worst']:.2f}, {its['won']:4.0%})"
+
+
+def _lines(by_layout: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Return the figures of a layout's bands and, under the band "", of the whole layout."""
+    found = {}
+    for layout, figures in by_layout.items():
+        found.update({(layout, band): its for band, its in figures.get("bands", {}).items()})
+        found[layout, ""] = figures
+    return found
 
 
 def table(results: Mapping[str, Any]) -> Table:
     """Return a table, a row per workload: the floor, minigemm, and each peer that was timed at least once."""
-    # The columns depend on who was timed at all, and on whether there is a reference.
+    # The columns depend on who was timed at all.
     rows = results["rows"]
-    others = [name for name in results["peers"] if name != OWN and any(name in row["timed"] for row in rows)]
-    referred = any(row.get("reference") for row in rows)
-    numbers = ["floor", "minigemm", "TFLOPS", "of the\nfloor", *(SHORT.get(name, name) for name in others)]
-    numbers += ["DG", "DG over\nminigemm"] if referred else []
-    made = empty_table(("shape", "tile"), numbers)
+    others = [name for name in opponents(rows) if name != BEST]
+    judged = len(others) < len(opponents(rows))
+    heads = ["floor", "minigemm", "TFLOPS", "of the\nfloor", *(SHORT.get(name, name) for name in others)]
+    made = empty_table(("shape", "tile"), [*heads, *(["best DG over\nminigemm"] if judged else [])])
 
     # A line sets each layout's rows apart. Figures that minigemm has no time for stay dashes.
     layout = None
     for row in rows:
         if row["layout"] != layout and layout is not None:
             made.add_section()
-        layout, timed = row["layout"], row["timed"]
-        own, there = timed.get(OWN), row.get("reference")
+        layout, own = row["layout"], row["timed"].get(OWN)
         cells = [size_of(row), tile_of(row["config"]), f"{row['floor_us']:.2f}", "-", "-", "-"]
         if own:
-            cells[3:] = (
-                f"[bold]{own['median_us']:.2f}[/bold]",
-                f"{own['tflops']:.0f}",
-                f"{own['floor_share']:.0%}",
-            )
+            times = _both(median_us(row, OWN, flush) for flush in FLUSHES)
+            cells[3:] = f"[bold]{times}[/bold]", f"{own['tflops']:.0f}", f"{own['floor_share']:.0%}"
 
         # A peer without a time gets a mark that stands for the reason.
         for name in others:
-            time = f"{timed[name]['median_us']:.2f}" if name in timed else _mark(row["skipped"].get(name, ""))
-            cells.append(time)
-        if referred:
-            cells += [f"{there['deep_gemm_us']:.2f}", f"{there['ratio']:.3f}"] if there else ["", ""]
+            time = _both(median_us(row, name, flush) for flush in FLUSHES)
+            cells.append(time or _mark(row["skipped"].get(name, "")))
+        if judged:
+            cells.append(_both((ratio(row, BEST, flush) for flush in FLUSHES), 3))
         made.add_row(*cells, style="" if own else "red")
     return made
+
+
+def _both(found: Iterable[float | None], digits: int = 2) -> str:
+    """Return the numbers that there are, "12.34 / 11.20"."""
+    return " / ".join(f"{number:.{digits}f}" for number in found if number is not None)
 
 
 def _mark(reason: str) -> str:
     return "wrong" if reason.startswith("wrong") else "failed" if ":" in reason else ""
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    sizes = [row["m"], row["n"], row["k"]]
-    return "x".join(map(str, sizes if row["layout"] == "dense" else [row["groups"], *sizes]))
+def tile_of(config: Mapping[str, Any]) -> str:
+    """Return a config's tile and stages, "256x128, 3", behind the number of its stage of the course, "s10".
 
-
-def size_of(row: Mapping[str, Any]) -> str:
-    """Return a row's sizes, with its layout unless that is dense."""
-    return _name(row) if row["layout"] == "dense" else f"{_name(row)} {row['layout']}"
-
-
-def tile_of(config: Mapping[str, int]) -> str:
-    """Return a config's tile and stages, "256x128, 3"; "" if it has none."""
-    if not {"BLOCK_M", "BLOCK_N", "STAGES"} <= config.keys():
+    What the config does not have is left out.
+    """
+    if not {"BLOCK_M", "BLOCK_N"} <= config.keys():
         return ""
-    return f"{config['BLOCK_M']}x{config['BLOCK_N']}, {config['STAGES']}"
+    stage = f"{config['STAGE'].partition('_')[0]} " if "STAGE" in config else ""
+    stages = f", {config['STAGES']}" if "STAGES" in config else ""
+    return f"{stage}{config['BLOCK_M']}x{config['BLOCK_N']}{stages}"
 
 
 def check_plot() -> None:
@@ -199,7 +245,7 @@ def plot(results: Mapping[str, Any]) -> Picture:
     axes.set_title(title, fontsize=8, color=GREY)
     handles, labels = axes.get_legend_handles_labels()
     made.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=4, fontsize=8)
-    said = "; ".join(f"{_name(row)}: {_over_the_floor(row)}" for row in rows)
+    said = "; ".join(f"{name_of(row)}: {_over_the_floor(row)}" for row in rows)
     return Picture(made, f"Times over the floor on {machine['gpu']}, {date}. {said}")
 
 

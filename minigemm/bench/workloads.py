@@ -1,4 +1,4 @@
-"""The products that are timed, with the rows that a router gives to each group, and the default set."""
+"""The products that are timed, with the rows that a router gives to each group, and the quick set of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..plan.ahead import LAYOUTS
 from ..quantize import BLOCK
 from ..types import Layout, Product
 
-__all__ = ["CALIBRATION", "DEFAULT", "LAYOUTS", "Workload", "contiguous", "dense", "masked", "parse"]
+__all__ = ["EVEN", "LAYOUTS", "QUICK", "SKEWED", "Workload", "contiguous", "dense", "masked", "parse"]
 
 MASKED_ROWS = 4096  # of a masked group's buffer, unless a group has more
 #: Each group's rows over the rows that it is meant to have: uneven, as routers are, and the same in every
@@ -21,6 +21,7 @@ SPREAD = {
     Layout.CONTIGUOUS: (1.0016, 1.29875, 0.7345, 1.1495, 1.1107, 1.0675, 0.9803, 1.0838),
     Layout.MASKED: (1.178, 0.989, 0.935, 1.197, 1.1107, 1.0675, 0.9803, 1.0838),
 }
+EVEN, SKEWED = "even", "skewed"  # the spreads of rows in the wide set
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class Workload:
             group padded to 128; the m of a MASKED one is the length of a group's buffer.
         expected_m: the rows that a group is meant to have; m of a DENSE product.
         counts: the rows that each group really has; (m,) for a DENSE product.
+        spread: EVEN or SKEWED in the wide set, and "" elsewhere.
     """
 
     product: Product
     expected_m: int
     counts: tuple[int, ...] = field(repr=False)
+    spread: str = ""
 
     @classmethod
-    def of(cls, layout: Layout, expected_m: int, n: int, k: int, counts: Sequence[int]) -> Workload:
+    def of(
+        cls, layout: Layout, expected_m: int, n: int, k: int, counts: Sequence[int], spread: str = ""
+    ) -> Workload:
         """Return the workload of groups with these counts of rows."""
         groups = len(counts)
         if layout is Layout.DENSE:
@@ -49,7 +54,7 @@ class Workload:
         else:
             buffer = max(MASKED_ROWS, round_up(max(counts), BLOCK))
             product = Product(buffer, n, k, layout, groups, expected_m)
-        return cls(product, expected_m, tuple(counts))
+        return cls(product, expected_m, tuple(counts), spread)
 
     @property
     def rows(self) -> int:
@@ -87,7 +92,7 @@ class Workload:
     def __str__(self) -> str:
         _, n, k, layout, groups, *_ = self.product
         sizes = (self.expected_m, n, k) if layout is Layout.DENSE else (groups, self.expected_m, n, k)
-        return "x".join(map(str, sizes))
+        return f"{'x'.join(map(str, sizes))} {self.spread}".rstrip()
 
 
 def dense(m: int, n: int, k: int) -> Workload:
@@ -95,31 +100,44 @@ def dense(m: int, n: int, k: int) -> Workload:
     return Workload.of(Layout.DENSE, m, n, k, (m,))
 
 
-def contiguous(groups: int, m: int, n: int, k: int) -> Workload:
+def contiguous(groups: int, m: int, n: int, k: int, spread: str = "") -> Workload:
     """Return a workload of groups with about m rows each, one group behind the other."""
-    return Workload.of(Layout.CONTIGUOUS, m, n, k, _counts(Layout.CONTIGUOUS, groups, m))
+    return Workload.of(Layout.CONTIGUOUS, m, n, k, _counts(Layout.CONTIGUOUS, groups, m, spread), spread)
 
 
-def masked(groups: int, m: int, n: int, k: int) -> Workload:
+def masked(groups: int, m: int, n: int, k: int, spread: str = "") -> Workload:
     """Return a workload of groups with about m rows each, every group in a buffer of its own."""
-    return Workload.of(Layout.MASKED, m, n, k, _counts(Layout.MASKED, groups, m))
+    return Workload.of(Layout.MASKED, m, n, k, _counts(Layout.MASKED, groups, m, spread), spread)
 
 
-def _counts(layout: Layout, groups: int, m: int) -> list[int]:
-    spread = SPREAD[layout]
-    return [max(1, int(m * spread[group % len(spread)])) for group in range(groups)]
+def _counts(layout: Layout, groups: int, m: int, spread: str) -> list[int]:
+    """Return each group's rows, by SPREAD where there is no other spread."""
+    if spread == EVEN:
+        return [m] * groups
+    if spread == SKEWED:
+        return _skewed(groups, m)
+    shares = SPREAD[layout]
+    return [max(1, int(m * shares[group % len(shares)])) for group in range(groups)]
+
+
+def _skewed(groups: int, m: int) -> list[int]:
+    """Return groups x m rows, shared out as 1, 1/2, 1/3, ... (Zipf's law), in integers and at least 1 each.
+
+    The large groups do not lie together: a group's rank is 5 x group + 3, modulo the groups.
+    """
+    shares = [5040 // (1 + (5 * group + 3) % groups) for group in range(groups)]
+    return [max(1, groups * m * share // sum(shares)) for share in shares]
 
 
 _DENSE_LAYERS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 _EXPERTS = ((4096, 7168), (7168, 2048))
 #: Layers of DeepSeek-V3 by (n, k): the dense ones for a few tokens and for many, the experts with the 4 or 8
 #: groups that a GPU holds in prefill, and with the few that it holds in decoding.
-DEFAULT = (
+QUICK = (
     *(dense(m, *layer) for m in (64, 128, 4096) for layer in _DENSE_LAYERS),
     *(contiguous(*groups, *layer) for groups in ((4, 8192), (8, 4096)) for layer in _EXPERTS),
     *(masked(*groups, *layer) for groups in ((1, 1024), (2, 512), (4, 256)) for layer in _EXPERTS),
 )
-CALIBRATION = dense(4096, 4096, 7168)  # one machine is compared with another at this product
 
 
 def parse(text: str, layout: str | None = None) -> Workload:
@@ -144,4 +162,7 @@ def parse(text: str, layout: str | None = None) -> Workload:
     if min(sizes) < 1 or sizes[-1] % 16:
         wanted = "sizes of at least 1 and a K that is a multiple of 16"
         raise ValueError(f"shape: expected {wanted}, got {text!r}")
-    return {"contiguous": contiguous, "masked": masked}.get(layout or "", dense)(*sizes)
+    if not grouped:
+        return dense(*sizes)
+    groups, m, n, k = sizes
+    return contiguous(groups, m, n, k) if layout == "contiguous" else masked(groups, m, n, k)

@@ -26,7 +26,6 @@ from minigemm.bench.peers.cublas import CublasLtBlocks
 from minigemm.bench.peers.cutlass import Cutlass
 from minigemm.bench.peers.deep_gemm import DeepGemm
 from minigemm.bench.peers.minigemm import BatchInvariant
-from minigemm.bench.reference import Reference, refer
 from minigemm.bench.workloads import Workload, contiguous, dense, masked
 from minigemm.types import Layout, Product
 
@@ -60,18 +59,19 @@ def on_cpu(monkeypatch):
     def seconds(calls, device, rounds):
         for call in calls.values():
             call()
-        return {
+        filled = {
             name: [(number + 1) * 1e-6 * (1 + 0.1 * turn) for turn in range(rounds)]
             for number, name in enumerate(calls)
         }
+        return {"fill": filled, "read": {name: [t / 2 for t in times] for name, times in filled.items()}}
 
     monkeypatch.setattr(comparison, "best_device", lambda: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(comparison, "identity", lambda device: MACHINE)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(comparison, "copy_bandwidth", lambda device: CHIP.bandwidth)
-    monkeypatch.setattr(comparison, "gpu_seconds", seconds)
+    monkeypatch.setattr(comparison, "seconds_by_flush", seconds)
     monkeypatch.setattr(comparison, "check_alive", lambda *arguments: None)
-    monkeypatch.setattr(cases, "make", lambda shape, device, make=cases.make: make(shape, CPU))
+    monkeypatch.setattr(cases, "Cases", lambda shapes, device, made=cases.Cases: made(shapes, CPU))
     monkeypatch.setattr(
         MiniGemm, "config", lambda self, shape, device, config=MiniGemm.config: config(self, shape, CPU)
     )
@@ -80,19 +80,18 @@ def on_cpu(monkeypatch):
 # --- shapes
 
 
-def test_the_default_set():
+def test_the_quick_set():
     """18 layers, and groups of rows as other libraries were timed with."""
-    assert len(workloads.DEFAULT) == len(set(workloads.DEFAULT)) == 28
+    assert len(workloads.QUICK) == len(set(workloads.QUICK)) == 28
     by_layout = {
-        layout: [each for each in workloads.DEFAULT if each.product.layout is layout]
+        layout: [each for each in workloads.QUICK if each.product.layout is layout]
         for layout in workloads.LAYOUTS.values()
     }
     assert [len(found) for found in by_layout.values()] == [18, 4, 6]
     first = by_layout[Layout.DENSE][0]
     assert first == dense(64, 2112, 7168) and first.product == Product(64, 2112, 7168)
-    assert workloads.CALIBRATION in workloads.DEFAULT
 
-    grouped = [each for each in workloads.DEFAULT if each.product.layout is not Layout.DENSE]
+    grouped = [each for each in workloads.QUICK if each.product.layout is not Layout.DENSE]
     counts = {(each.product.layout, each.product.groups, each.expected_m): each.counts for each in grouped}
     assert counts == {
         (Layout.CONTIGUOUS, 4, 8192): (8205, 10639, 6017, 9416),
@@ -148,7 +147,7 @@ def test_the_floor_counts_what_must_move():
     assert shape.floor(3e12, 2e15) == moved / 3e12 and shape.floor(3e15, 2e12) == shape.operations / 2e12
     group = masked(1, 1024, 4096, 7168)
     assert group.operations == 2 * 1206 * 4096 * 7168 and group.bytes < contiguous(1, 1206, 4096, 7168).bytes
-    row = comparison.row_of(shape, {"minigemm": [2e-5, 1e-5, 3e-5]}, CHIP)
+    row = comparison.row_of(shape, {"fill": {"minigemm": [2e-5, 1e-5, 3e-5]}}, CHIP)
     assert row["floor_by"] == "bytes" and row["timed"]["minigemm"]["median_us"] == pytest.approx(20)
     assert row["timed"]["minigemm"]["floor_share"] == pytest.approx(moved / 3e12 / 2e-5)
     assert comparison.row_of(dense(4096, 4096, 7168), {}, CHIP)["floor_by"] == "operations"
@@ -303,6 +302,31 @@ def test_kernels_are_shared_out_by_flushes():
         timing.shared_out([flush] * 3, ["first"], 1)
 
 
+def test_a_read_is_a_flush_too():
+    """It is known by its name; a call's own reductions belong to the call, however long they take."""
+    fill, read = ("Memset (Device)", 8e-5), (timing.READER, 7e-5)
+    reduction = ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<int>>", 9e-5)
+    a_round = [fill, ("gemm", 5e-6), reduction, read, ("gemm", 4e-6), ("Memcpy DtoD", 1e-3), reduction]
+    found = timing.shared_out(a_round * (2 + timing.WARM_UP), ["after a fill", "after a read"], 2)
+    assert found == {"after a fill": [pytest.approx(95e-6)] * 2, "after a read": [pytest.approx(94e-6)] * 2}
+    with pytest.raises(RuntimeError, match="saw no kernel of gemm after a read"):
+        timing.shared_out([fill, ("gemm", 5e-6), read] * 3, ["gemm after a fill", "gemm after a read"], 1)
+
+
+def test_the_reader_reads_everything(monkeypatch):
+    """Zeros leave no trace, and a single bit anywhere leaves one: so every vector is read."""
+    monkeypatch.setattr(timing, "READER_CTAS", 2)
+    buffer, seen = torch.zeros(3000 * 16, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+    read = timing.reader(buffer, seen)
+    read()
+    assert seen.item() == 0
+    for byte in (0, 16 * 511 + 5, 16 * 2999 + 15):
+        buffer.zero_()[byte] = 1
+        seen.zero_()
+        read()
+        assert seen.item() == 1 << 8 * (byte % 4), byte
+
+
 # --- results
 
 
@@ -337,12 +361,17 @@ def test_a_comparison(on_cpu, capsys, tmp_path):
     assert second["skipped"]["dense_only"] == "no contiguous layout"
     for row in results["rows"]:
         assert {"BLOCK_M", "BLOCK_N", "STAGES"} <= row["config"].keys()
+        assert row["config"]["STAGE"] == "s10_grouped"
         for number, timed in enumerate(row["timed"].values()):
             assert timed["median_us"] == pytest.approx(1.1 * (number + 1))
             assert timed["fastest_us"] == pytest.approx(number + 1)
             assert timed["rel_err"] < 3e-3
             assert timed["tflops"] == pytest.approx(row["operations"] / timed["median_us"] / 1e6)
-    assert results["means"]["dense"] == {"stand": pytest.approx(2), "dense_only": pytest.approx(3)}
+        assert timed["read"]["median_us"] == pytest.approx(timed["median_us"] / 2)
+        assert row["rounds"] == 3 and row["checked_columns"] == row["n"] and row["took_s"] >= 0
+    for flush in ("fill", "read"):
+        means = {name: found["dense"]["mean"] for name, found in results["summary"][flush].items()}
+        assert means == {"stand": pytest.approx(2), "dense_only": pytest.approx(3)}
     json.dumps(results, allow_nan=False)
     report.show(results)
     printed = capsys.readouterr().out
@@ -352,7 +381,8 @@ def test_a_comparison(on_cpu, capsys, tmp_path):
         "not timed: lacking: needs a licence",
         "wrong",
         "no kernel image",
-        "geometric mean, dense: stand 2.000",
+        "1.10 / 0.55",
+        "time of stand over minigemm's after a read, mean: dense 2.000",
     ):
         assert words in printed
     picture = report.plot(results)
@@ -369,11 +399,11 @@ def test_times_that_cannot_be_had_together(on_cpu, monkeypatch):
     def seconds(calls, device, rounds):
         if "odd" in calls:
             raise RuntimeError("the profiler saw no kernel")
-        return {name: [1e-6] * rounds for name in calls}
+        return {flush: {name: [1e-6] * rounds for name in calls} for flush in timing.FLUSHES}
 
-    monkeypatch.setattr(comparison, "gpu_seconds", seconds)
+    monkeypatch.setattr(comparison, "seconds_by_flush", seconds)
     (row,) = comparison.compare(TINY[:1], [MiniGemm(), Stand("odd")], rounds=2)["rows"]
-    assert row["alone"]
+    assert row["alone"] and row["timed"]["minigemm"]["read"]["median_us"] == pytest.approx(1)
     assert list(row["timed"]) == ["minigemm"]
     assert row["skipped"] == {"odd": "could not be timed: RuntimeError: the profiler saw no kernel"}
 
@@ -396,54 +426,6 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
     assert len(results["rows"]) == 1 and results["lost"] == "breaking at 2x20x24x64 left the GPU unusable"
     report.show(results)
     assert "stopped: breaking at 2x20x24x64" in capsys.readouterr().out
-
-
-def test_ratios_to_a_reference(tmp_path, on_cpu):
-    """This machine is twice as slow as the file's, by cuBLASLt.
-
-    DG there is 3 and 12 us for two shapes, so 6 and 24 us here, over 1.5 us.
-    """
-    other = dense(64, 48, 64)
-    file = tmp_path / "there.json"
-    entries = [
-        {"kind": "machine", "gpu": "NVIDIA H200"},
-        {
-            "kind": "dense",
-            "m": 4096,
-            "n": 4096,
-            "k": 7168,
-            "deep_gemm_us": 168.0,
-            "cublaslt_unscaled_us": 150.0,
-            "triton_us": None,
-        },
-        {"kind": "dense", "m": 40, "n": 24, "k": 64, "deep_gemm_us": 3.0},
-        {"kind": "dense", "m": 64, "n": 48, "k": 64, "deep_gemm_us": 12.0},
-        {"kind": "masked", "groups": 2, "m_per_group": 20, "n": 24, "k": 64, "deep_gemm_us": 0.75},
-        {"kind": "limits", "copy_gbps": 3023},
-    ]
-    file.write_text(json.dumps(entries))
-    reference = Reference.read(file)
-    assert reference.gpu == "NVIDIA H200"
-    assert reference.us(other) == 12
-    assert reference.us(dense(1, 1, 16)) is None
-    rows = [comparison.row_of(shape, {"minigemm": [1.5e-6]}, CHIP) for shape in (TINY[0], other, *TINY[1:])]
-    rows.append(comparison.row_of(workloads.CALIBRATION, {"minigemm": [336e-6], "cublaslt": [300e-6]}, CHIP))
-    said = refer(rows, reference, CPU, 1)
-    assert said == {"file": "there.json", "gpu": "NVIDIA H200", "factor": pytest.approx(2), "error": ""}
-    assert [row.get("reference", {}).get("ratio") for row in rows] == [
-        pytest.approx(4),
-        pytest.approx(16),
-        None,
-        pytest.approx(1),
-        pytest.approx(1),
-    ]
-    assert comparison.means(rows)["dense"]["reference"] == pytest.approx((4 * 16 * 1) ** (1 / 3))
-    assert comparison.means(rows)["masked"] == {"reference": pytest.approx(1)}
-    assert comparison.means(rows)["contiguous"] == {}
-    for wrong in ("{", '{"kind": 1}', "[1]", json.dumps(entries[2:])):
-        file.write_text(wrong)
-        with pytest.raises(ValueError, match="reference: expected"):
-            Reference.read(file)
 
 
 # --- commands
@@ -471,7 +453,13 @@ def test_without_a_gpu(arguments, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["--peer", "cublas"], "got 'cublas'"),
     (["--rounds", "0"], "rounds: expected at least 1, got 0"),
-    (["--reference", "/nowhere.json"], "reference: expected a JSON list of timed shapes, got /nowhere.json"),
+    (["--results", "/nowhere.json"], "results: expected the JSON of a comparison, got /nowhere.json"),
+    (["--part", "3/2"], "part: expected I/P with 1 <= I <= P, such as 1/3, got '3/2'"),
+    (["--part", "0/2"], "got '0/2'"),
+    (["--part", "half"], "got 'half'"),
+    (["--resume"], "resume: expected --json FILE, the file to resume, got none"),
+    (["--resume", "--json"], "resume: expected --json FILE, the file to resume, got none"),
+    (["--deep-gemm", "/nowhere"], "expected a folder that holds the package deep_gemm, got '/nowhere'"),
     (["--json", "/nowhere/here.json"], "no folder /nowhere for here.json"),
     (["--plot", "/nowhere/here.png"], "no folder /nowhere for here.png"),
 ])  # fmt: skip
@@ -617,6 +605,7 @@ def test_all_peers_on_a_gpu(tmp_path, capsys):
         assert {"minigemm", "cublaslt"} <= row["timed"].keys()
         for name, timed in row["timed"].items():
             assert 1 < timed["median_us"] < 1000 and timed["rel_err"] < 5e-2, name
+            assert 1 < timed["read"]["median_us"] < 1000, name
         assert not [reason for reason in row["skipped"].values() if reason.startswith("wrong")]
     for layout, shape in (("contiguous", "2x200x256x512"), ("masked", "2x200x256x512")):
         assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,10 +36,11 @@ class MiniGemm(Peer):
             return lambda: api.m_grouped_fp8_gemm_nt_contiguous(a, b, d, case.index)
         return lambda: api.m_grouped_fp8_gemm_nt_masked(a, b, d, case.index, expected_m)
 
-    def config(self, workload: Workload, device: torch.device) -> dict[str, int]:
-        """Return the constants of the config that the call chooses."""
+    def config(self, workload: Workload, device: torch.device) -> dict[str, Any]:
+        """Return the constants of the config that the call chooses, and under "STAGE" the stage's name."""
         product = workload.product._replace(alignment=choose.settings().alignment)
-        return choose.config_for(product, device).constants()
+        config = choose.config_for(product, device)
+        return {"STAGE": type(config).__module__.rpartition(".")[2], **config.constants()}
 
 
 class BatchInvariant(Peer):
