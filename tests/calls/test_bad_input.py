@@ -587,7 +587,7 @@ def test_the_config_of_another_layout(nothing_compiles):
         for data, granularity in zip((A[0], B[0]), module.stage.granularities, strict=True)
     )
     with pytest.raises(ValueError, match="config.layout: expected 0, that of the call, got 3"):
-        module.gemm(a, b, module.Config(layout=module.MASKED))
+        module.gemm(a, b, module.Config(layout=3))
 
 
 NEAREST = [
