@@ -53,7 +53,7 @@ bf16& at(bf16 (&tile)[kPanels][BLOCK_M][PANEL], int row, int column) {
 }
 
 // The tiles of a, b and sfa that the part needs from column k0 on, into slot `stage`. A group has n
-// rows of b, and its scales of a begin in row `sfa0` of sfa. For one thread.
+// rows of b; a MASKED one also has its own rows of sfa, from `sfa0` on. For one thread.
 void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
           const CUtensorMap& sfa_map, const Part& part, int n, int sfa0, int k0) {
   u64* full = &shared.full[stage];
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
     float acc[kWaves][BLOCK_N / 2] = {};
     const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
     fetch(lane_sfb, part_sfb, sfb_rows, steps, ld_sfb, column0, 0);
-    // Without rows of the group it skips all steps: to ask in each step would take a tenth longer.
+    // A consumer without rows of the group skips all steps. To ask in each of them takes longer.
     const bool any = part.first < row0 + row + kRows && row0 + row < part.middle;
     const int loaded = part.group == PADDING ? 0 : steps, multiplied = any ? loaded : 0;
     for (int step = 0; step < multiplied; ++step) {
@@ -239,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
         phase ^= 1;
       }
     }
-    for (int step = multiplied; step < loaded; ++step) {  // the slots that it skips go back
+    for (int step = multiplied; step < loaded; ++step) {  // slots that it skips, but gives back
       mbarrier_wait_parity(&shared.full[stage], phase);
       __syncwarp();  // all lanes arrive with their wait over, and lane 0 waits for them
       if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);

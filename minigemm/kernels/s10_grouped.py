@@ -2,9 +2,9 @@
 
 Idea: the experts of a layer are such products, and how many rows each has is known on the device alone. A
 warp of the producer walks ahead: it finds the CTA's next tile by counting the tiles of 32 groups at once, and
-tells the thread that loads and the warps that compute which part of d comes next. These know no layout but
-for where scales lie. TMA stores the rows of a consumer that are all one group's, threads those among which
-the group ends. A consumer that has none of the group's rows multiplies nothing.
+tells the thread that loads and the warps that compute which part of d comes next. Where all rows of a
+consumer are the group's, TMA stores them; where the group ends among them, threads do. A consumer that has
+none of the group's rows multiplies nothing.
 
 Layouts: see kernels/grouped.py, whose functions describe the launches; `stage.run` runs them. `gemm` is the
 stage as a function, for one dense product, like those before it.
