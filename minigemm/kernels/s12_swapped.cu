@@ -45,8 +45,13 @@ void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap
   mbarrier_arrive_expect_tx(
       full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
   const int b_row = part.group * n + part.column0;
-  cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
-  cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
+  if (BLOCKS == 1) {  // the last one may be shorter
+    cp_async_bulk_tensor_load(shared.b[stage], &b_map, block * BLOCK_K, b_row, full, b_policy);
+    cp_async_bulk_tensor_load(shared.a[stage], &a_map, block * BLOCK_K, part.row0, full);
+  } else {
+    cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
+    cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
+  }
   cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + block, full);
 }
 
@@ -107,8 +112,8 @@ void store(void* d, const float (&acc)[kSums], const Part& part, int n, i64 ldd,
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_nt(
-    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M
-    const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128), boxes alike
+    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M;
+    const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128); as s11 if BLOCKS is 1
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (BLOCKS, BLOCK_M)
     const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL); BF16, aligned
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
@@ -120,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
   // uniform registers.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
-  const int steps = k / BLOCK_K;
+  const int steps = (k + BLOCK_K - 1) / BLOCK_K;
   Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
   Slot slot;
   if (warpgroup == CONSUMERS) {
