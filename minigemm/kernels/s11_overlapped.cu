@@ -152,6 +152,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   Slot slot;
   if (warpgroup == CONSUMERS) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
+    if (warp % 4 == 1) {  // finds the parts
+      barrier_sync(0, kThreads);
+      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
+      if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
+    }
     if (warp % 4 == 0) {
       if (elect_sync()) {
         init(shared.full, shared.empty, 2, 4 * CONSUMERS);
@@ -174,11 +179,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
           slot.advance();
         }
       }
-    }
-    if (warp % 4 == 1) {  // finds the parts
-      barrier_sync(0, kThreads);
-      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
-      if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
     }
     if (warp % 4 == 2) {  // brings the scales of b
       barrier_sync(0, kThreads);
