@@ -10,6 +10,8 @@ Three steps lead to a config, and each remembers its answers:
 3. `config_for` takes the cheapest of the menu for this m. All m with the same ceil(m / 64) get the same
    config, because every tile has a multiple of 64 rows.
 
+A product that `minigemm.autotune` has measured on this GPU gets its winner instead (`tuned`).
+
 The settings are those that the library's setters change. They hold for all threads, from the next call on.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import takewhile
@@ -28,23 +31,30 @@ from .. import checks, hopper
 from ..kernels import s10_grouped
 from ..kernels.s10_grouped import Config
 from ..layout import round_up
-from ..types import Product
-from .cost import H100_RATES, Machine, cost
+from ..types import Layout, Product
+from . import tuned
+from .cost import H100_RATES, Machine, cost, expected_rows
 
 __all__ = [
     "M_STEP",
     "Settings",
+    "bound",
     "candidates",
     "change",
     "cheapest",
     "clear",
     "config_for",
     "configs_for",
+    "floor",
+    "key_of",
     "machine_of",
     "menu",
+    "ranked",
     "settings",
     "sms_of",
+    "source_of",
     "suited",
+    "winner_for",
 ]
 
 M_STEP = 64  # rows; every tile has a multiple of it
@@ -67,11 +77,13 @@ class Settings(NamedTuple):
         num_sms: SMs to use, None for all of the device.
         batch_invariant: only configs that sum k in one order.
         alignment: groups of a contiguous layout begin at multiples of this number of rows.
+        tuned: another number after each new winner of autotune, so that earlier choices do not stay.
     """
 
     num_sms: int | None = None
     batch_invariant: bool = False
     alignment: int = 128
+    tuned: int = 0
 
 
 _settings = Settings()
@@ -167,6 +179,9 @@ def _menu(product: Product, machine: Machine, under: Settings) -> tuple[Config, 
 
 @functools.lru_cache(maxsize=4096)
 def _config_for(product: Product, device: torch.device, under: Settings) -> Config:
+    won = _legal(product, tuned.winner(device, _key(product, device, under)))
+    if won is not None:
+        return won.config
     machine = _usable(device, under)
     chosen = cheapest(_menu(product, machine, under), product, machine)
     return suited(product, replace(chosen, ctas=machine.sms))
@@ -177,14 +192,19 @@ def config_for(product: Product, device: torch.device) -> Config:
 
     It is the same for all m with the same ceil(m / 64).
     """
-    whole = product._replace(m=round_up(product.m, M_STEP), expected_m=round_up(product.expected_m, M_STEP))
-    return _config_for(whole, device, _settings)
+    return _config_for(_rounded(product), device, _settings)
 
 
 def configs_for(product: Product, device: torch.device) -> list[Config]:
     """Return the configs that a product may get on this device under the present settings, whatever its m."""
     machine = _usable(device, _settings)
-    return [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine, _settings)]
+    menu = [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine, _settings)]
+    winners = (_legal(product, won) for won in tuned.winners(device, _key(product, device, _settings)))
+    return list(dict.fromkeys([*menu, *(won.config for won in winners if won is not None)]))
+
+
+def _rounded(product: Product) -> Product:
+    return product._replace(m=round_up(product.m, M_STEP), expected_m=round_up(product.expected_m, M_STEP))
 
 
 def suited(product: Product, config: Config) -> Config:
@@ -200,7 +220,90 @@ def suited(product: Product, config: Config) -> Config:
     return config
 
 
+# --- what is predicted, and what was measured
+
+
+def ranked(product: Product, device: torch.device) -> list[tuple[Config, float]]:
+    """Return the configs of the menu, each with its predicted microseconds, the cheapest first."""
+    machine, whole = _usable(device, _settings), _rounded(product)
+    costs = [(each, cost(whole, each, machine)) for each in _menu(whole, machine, _settings)]
+    costs.sort(key=lambda pair: pair[1])
+    return [
+        (suited(product, replace(each, ctas=machine.sms)), found.cycles / hopper.CLOCK_HZ * 1e6)
+        for each, found in costs
+    ]
+
+
+def floor(product: Product, device: torch.device) -> float:
+    """Return the least microseconds by the datasheet: for the bytes moved once, or for the operations."""
+    return max(_floors(product, device))
+
+
+def bound(product: Product, device: torch.device) -> str:
+    """Return what the floor counts, "bytes" or "operations"."""
+    moving, computing = _floors(product, device)
+    return "bytes" if moving > computing else "operations"
+
+
+def _floors(product: Product, device: torch.device) -> tuple[float, float]:
+    """Return the least microseconds for the bytes, and for the operations."""
+    chip, masked = _chip_of(device), product.layout == Layout.MASKED
+    rows = expected_rows(product) * (product.groups if masked else 1)
+    written = rows * product.n * (4 if product.out_fp32 else 2) * (2 if product.accumulate else 1)
+    moved = product.k * (rows + product.groups * product.n) + written  # bytes
+    return 1e6 * moved / chip.bandwidth, 1e6 * 2 * rows * product.n * product.k / chip.fp8
+
+
+def source_of(device: torch.device) -> str:
+    """Return the words for what predictions on this device come from."""
+    return f"the cost model, with the memory of an {_chip_of(device).name}"
+
+
+def _chip_of(device: torch.device) -> hopper.Chip:
+    return hopper.chip_of(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+
+
+def winner_for(product: Product, device: torch.device) -> tuned.Winner | None:
+    """Return the winner that the product gets on this device under the present settings, if there is one."""
+    whole = _rounded(product)
+    return _legal(whole, tuned.winner(device, _key(whole, device, _settings)))
+
+
+def key_of(product: Product, device: torch.device) -> tuned.Key:
+    """Return the key of the product's winner on this device under the present settings."""
+    return _key(_rounded(product), device, _settings)
+
+
+def _key(product: Product, device: torch.device, under: Settings) -> tuned.Key:
+    """Return the key of a product whose rows are rounded. It leaves out what does not change the time."""
+    aligned = product.layout in (Layout.CONTIGUOUS, Layout.PREFIX_SUMS)
+    return tuned.Key(
+        int(product.layout),
+        product.groups,
+        expected_rows(product),
+        product.n,
+        product.k,
+        product.alignment if aligned else 0,
+        product.out_fp32,
+        product.accumulate,
+        _usable(device, under).sms,
+        under.batch_invariant,
+    )
+
+
+def _legal(product: Product, won: tuned.Winner | None) -> tuned.Winner | None:
+    """Return the winner with the fields that the product decides; None, and a warning, if it cannot run."""
+    if won is None:
+        return None
+    try:
+        return won._replace(config=suited(product, won.config))
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        warnings.warn(f"minigemm: a winner of autotune is left out: {error}", stacklevel=2)
+        return None
+
+
 def clear() -> None:
     """Forget all choices."""
+    tuned.clear()
     for remembered in (machine_of, candidates, menu, _config_for):
         remembered.cache_clear()
