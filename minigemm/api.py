@@ -20,8 +20,8 @@ Operands, common to all calls:
 
 A call takes one of two ways. The short way, `_repeat`, starts a launch that an earlier call left prepared. It
 is open when the tensors lie at the same addresses with the same shapes, or, for a dense product, when only m
-differs and `ceil(m / 64)` does not. Otherwise the call takes the long way: check, choose a config, describe,
-compile or load, launch.
+differs and stays in its step of 64 rows (of 8, up to 64 rows). Otherwise the call takes the long way: check,
+choose a config, describe, compile or load, launch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from typing import Any
 import torch
 
 from . import checks, runtime
-from .kernels.s10_grouped import CONTIGUOUS, DENSE, MASKED, PREFIX_SUMS, Config
+from .kernels.grouped import CONTIGUOUS, DENSE, MASKED, PREFIX_SUMS
+from .kernels.library import Config
 from .layout import tma_aligned_size, to_m_major
 from .plan import choose, prepared
 from .quantize import Quantized
@@ -74,8 +75,8 @@ def fp8_gemm_nt(
         c: (m, n) of d's dtype to add, in FP32 before the result is rounded: d itself, or memory apart from
             it.
         out_dtype: the dtype of a d that is made: bfloat16 (the default) or float32.
-        config: a `kernels.s10_grouped.Config` instead of the one that is chosen. Such calls are checked and
-            described each time.
+        config: a `kernels.s11_overlapped.Config` or `kernels.s12_swapped.Config` instead of the one that is
+            chosen. Such calls are checked and described each time.
 
     Returns:
         d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale
@@ -402,9 +403,10 @@ def get_num_sms() -> int:
 
 
 def set_batch_invariant(invariant: bool) -> None:
-    """Choose only configs that sum k in one order, or any again.
+    """Promise that the bits of a row of d do not depend on m, nor on the other rows.
 
-    With True the bits of a row of d do not depend on m, nor on the other rows.
+    They never do: both kernels sum k in one order, whatever the config. The setting is kept for callers who
+    ask for it, and changes nothing.
     """
     checks.check_flag("invariant", invariant)
     prepared.change(batch_invariant=invariant)

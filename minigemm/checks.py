@@ -322,9 +322,9 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
     return value
 
 
-def check_config(config: object, kind: type[Config], stage: str) -> None:
+def check_config(config: object, kinds: type[Config] | tuple[type[Config], ...], stage: str) -> None:
     """Check that a config is of the stage's own kind, and that all of its fields are integers."""
-    if not isinstance(config, kind):
+    if not isinstance(config, kinds):
         came = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}"
         raise TypeError(f"config: expected a {stage}.Config, got {came}")
     for field, value in vars(config).items():

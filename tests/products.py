@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -11,10 +13,9 @@ import torch
 
 from minigemm import quantize
 from minigemm.kernels import stages
-from minigemm.layout import to_m_major
-from minigemm.plan import choose, prepared
+from minigemm.kernels.grouped import GroupedConfig, launch_contiguous, launch_masked
 from minigemm.quantize import Quantized
-from minigemm.types import Config, Layout, Problem, Product
+from minigemm.types import Config, Layout, Problem
 from minigemm.verify.recordings import splitmix64
 
 STAGES = {module.stage.name: module for module in stages()}
@@ -161,18 +162,20 @@ CONFIGS = {
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
         {"out_fp32": True},
         {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "out_fp32": True},
-        {"block_m": 64, "block_n": 16, "stages": 8, "consumers": 1, "splits": 4, "ctas": 3},
-        {"block_m": 64, "block_n": 96, "stages": 4, "consumers": 1, "splits": 2},
-        {
-            "block_m": 128,
-            "block_n": 48,
-            "stages": 4,
-            "consumers": 1,
-            "splits": 4,
-            "ctas": 2,
-            "out_fp32": True,
-        },
-        {"block_m": 128, "block_n": 80, "stages": 6, "consumers": 2, "splits": 2, "ctas": 2},
+    ],
+    # two partial sums, then one
+    "s11_overlapped": [
+        {"block_m": 128, "block_n": 128, "stages": 5},
+        {"block_m": 64, "block_n": 16, "stages": 2, "consumers": 1, "ctas": 3, "raster": 2},
+        {"block_m": 64, "block_n": 128, "stages": 6, "consumers": 1},
+        {"block_m": 192, "block_n": 32, "stages": 2, "consumers": 3, "ctas": 2, "out_fp32": True},
+        {"block_m": 64, "block_n": 112, "stages": 3, "consumers": 1, "ctas": 1, "raster_m": True},
+        {"ctas": 1},
+        {"block_m": 128, "block_n": 48, "stages": 3, "consumers": 1, "ctas": 1, "raster": 8},
+        {"block_m": 128, "block_n": 160, "stages": 5, "consumers": 2, "ctas": 1},
+        {"block_m": 128, "block_n": 192, "stages": 4, "consumers": 2},
+        {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
+        {"out_fp32": True},
     ],
 }
 
@@ -215,7 +218,16 @@ MANY = {
         "block_n": (16, 80, 128, 160),
         "stages": (2, 4),
         "consumers": (1, 2, 3),
-        "splits": (1, 2, 4),
+        "ctas": (0, 5),
+        "raster_m": (0, 1),
+    },
+    "s11_overlapped": {
+        "block_m": (64, 128, 192, 256),
+        "block_n": (16, 80, 128, 160),
+        "stages": (2, 4),
+        "consumers": (1, 2, 3),
+        "ctas": (0, 5),
+        "raster_m": (0, 1),
     },
 }
 
@@ -296,17 +308,21 @@ def guarded_gemm(
     return d
 
 
-def grouped(layout: Layout, tensors: tuple[torch.Tensor, ...], config: Config, **options: object) -> None:
-    """What a call does after its checks, for numbers of groups that it would refuse.
+def grouped(
+    layout: Layout, tensors: tuple[torch.Tensor, ...], config: GroupedConfig, **options: object
+) -> None:
+    """Run the stage of this config over groups of any layout, into a d that exists; nothing is checked.
 
-    tensors: a, sfa, b, sfb, d, and the numbers. options: more of the product, such as `alignment`.
+    tensors: a, sfa, b, sfb, d, and the numbers. options: those of `launch_contiguous`. What d is and the
+    layout, the config gets from here.
     """
-    a, sfa, b, sfb, d, numbers = tensors
-    groups, n, k = b.shape
-    fp32 = d.dtype == torch.float32
-    product = Product(a.shape[-2], n, k, layout, groups, out_fp32=fp32, **options)
-    laid_out = (a, to_m_major(sfa), b, sfb, d, numbers)
-    prepared.execute(product, laid_out, choose.suited(product, config))
+    stage = sys.modules[type(config).__module__].stage
+    config = replace(config, layout=int(layout), out_fp32=tensors[4].dtype == torch.float32)
+    if layout == Layout.MASKED:
+        launch = launch_masked(*tensors, config)
+    else:
+        launch = launch_contiguous(*tensors, config, **options)
+    stage.run(launch, config, tensors[4].device)
 
 
 def random_problem(source: random.Random, device: str) -> tuple[int, int, int]:

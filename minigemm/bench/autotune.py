@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 
 from .. import api, checks
-from ..kernels.s10_grouped import Config
+from ..kernels.library import Config, stage_of
 from ..layout import ceil_div
 from ..plan import ahead, choose, prepared, tuned
 from ..types import Layout, Product
@@ -74,8 +74,8 @@ def autotune(
     """Time the configs that products of these shapes may get, and let later calls have the fastest.
 
     A winner is stored as soon as it is found, in the cache on disk. Later calls and processes on the same
-    kind of GPU get it, as long as driver, kernels and settings stay. All m that share a config share the
-    winner; the last one that was tuned stays. Data is random, and L2 is flushed before each timed call.
+    kind of GPU get it, as long as driver, kernels and settings stay. All m of one step (`choose.m_step`)
+    share a winner; the last one stays. Data is random, and L2 is flushed before each timed call.
 
     Args:
         shapes: (m, n, k). In a masked layout m is the `expected_m` of the calls.
@@ -138,7 +138,8 @@ def _near(ranked: Sequence[tuple[Config, float]]) -> list[Config]:
 def tune(product: Product, configs: Sequence[Config], where: torch.device, rounds: int) -> Tuned:
     """Time these configs, the best prediction first, and the neighbours of the fastest."""
     d, call = _call_of(product, where)
-    timed = _timed(configs, configs[0], d, call, where, rounds)
+    held = 1.0 if product.accumulate else float("nan")
+    timed = _timed(configs, d, held, call, where, rounds)
     fastest = min(timed, key=lambda config: timed[config])
 
     # The neighbours run beside the one that they are neighbours of, and beside the prediction: only times of
@@ -147,7 +148,7 @@ def tune(product: Product, configs: Sequence[Config], where: torch.device, round
     others = [config for config in _neighbours(fastest, product) if config not in timed]
     if others:
         again = list(dict.fromkeys([configs[0], fastest, *others]))
-        finalists = _timed(again, configs[0], d, call, where, rounds)
+        finalists = _timed(again, d, held, call, where, rounds)
 
     # Of equals, up to the noise of the clock, the prediction comes first, then the menu.
     least = min(finalists.values())
@@ -161,7 +162,7 @@ def _neighbours(config: Config, product: Product) -> Iterator[Config]:
         replace(config, raster_m=not config.raster_m),
         replace(config, raster=max(1, config.raster // 2)),
         replace(config, raster=2 * config.raster),
-        replace(config, stages=config.stages - getattr(config, "splits", 1)),
+        replace(config, stages=config.stages - 1),
     ]
     for each in changed:
         try:
@@ -175,22 +176,26 @@ def _neighbours(config: Config, product: Product) -> Iterator[Config]:
 
 def _timed(
     configs: Sequence[Config],
-    first: Config,
     d: torch.Tensor,
+    held: float,
     call: Callable[[Config], object],
     where: torch.device,
     rounds: int,
 ) -> dict[Config, float]:
-    """Return the median microseconds of each config, once all have given the bits of the first."""
-    fill = 1.0 if first.accumulate else float("nan")
-    expected: dict[int, torch.Tensor] = {}
+    """Return the median microseconds of each config, once all have given the bits of the first.
+
+    d holds `held` before each of the calls that are compared.
+    """
+    bits = d.view(torch.int16 if d.element_size() == 2 else torch.int32)
+    expected = None
     for config in configs:
-        d.fill_(fill)
+        d.fill_(held)
         call(config)
-        bits = d.view(torch.int16 if d.element_size() == 2 else torch.int32)
-        same = expected.setdefault(getattr(config, "splits", 1), bits.clone())
-        if not torch.equal(bits, same):
-            raise RuntimeError(f"autotune: two configs give different bits, {first} and {config}")
+        if expected is None:
+            expected = bits.clone()
+        elif not torch.equal(bits, expected):
+            one, other = (f"{stage_of(each).name}.{each}" for each in (configs[0], config))
+            raise RuntimeError(f"autotune: two configs give different bits, {one} and {other}")
 
     calls = {config: functools.partial(call, config) for config in configs}
     seconds = gpu_seconds(calls, where, rounds)

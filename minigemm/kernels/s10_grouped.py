@@ -1,148 +1,64 @@
-"""s10: groups: dense, contiguous and masked products under one scheduler; the library's kernel.
+"""s10: grouped: products that have each their own rows of a and their own b, in one launch.
 
-Idea: the experts of a layer are products that each have their own rows of a and their own b, and how many
-rows is known on the device alone. One launch computes them all. A warp of the producer walks ahead: it finds
-the CTA's next tile by counting the tiles of 32 groups at once, and tells the warps that load and those that
-compute which part of d comes next. These know no layout. A consumer writes the rows of one group and no
-others: by TMA where all of its rows are the group's, by threads where the group ends among them. A consumer
-that has none of the group's rows multiplies nothing.
+Idea: the experts of a layer are such products, and how many rows each has is known on the device alone. A
+warp of the producer walks ahead: it finds the CTA's next tile by counting the tiles of 32 groups at once, and
+tells the thread that loads and the warps that compute which part of d comes next. Where all rows of a
+consumer are the group's, TMA stores them; where the group ends among them, threads do. A consumer that has
+none of the group's rows multiplies nothing.
 
-Layouts, of d and of a:
-- DENSE: one product. a (m, k), b (n, k), d (m, n).
-- CONTIGUOUS: a (m, k), b (groups, n, k), d (m, n), and an int32 id for each row: its group. Rows of any other
-  id (-1) are padding: zeros in d. Ids come in any order, and groups begin and end anywhere; a tile that meets
-  several groups is computed once for each.
-- PREFIX_SUMS: the same with an int32 for each group: its start + its rows. The group starts at the first
-  multiple of `alignment` that is not below the entry before. The rows between and behind the groups are
-  padding.
-- MASKED: a (groups, t, k), b (groups, n, k), d (groups, t, n), and an int32 for each group: how many of its t
-  rows count. The others may hold anything, in a and d, and stay what they are.
-Numbers on the device that make no sense (ids out of range, counts below 0 or over t, sums that fall or exceed
-m) are taken for the nearest that do: nothing is read or written outside the tensors.
-
-Functions: `launch_dense`, `launch_contiguous` and `launch_masked` describe a launch into a d that exists, for
-a caller that has checked its tensors and whose config has the layout; `stage.run` runs it. `refit` tells
-which arguments another m changes. None reads the device's numbers on the host. `gemm` is the stage as a
-function, like those before it.
-
-Shapes, scales and bits: as s07, for each group: scales of a (m, ceil(k / 128)) or (groups, t, ceil(k / 128)),
-those of b (groups, ceil(n / 128), ceil(k / 128)). d BF16 or FP32; with `accumulate` the product is added to
-what d holds, in FP32, and rounded once.
-Legal configs: as s08. m, n, k, the number of groups and `ctas` are arguments of the launch: they compile
-nothing anew. The layout is compiled in, because a kernel that knows it starts sooner; it is the call that
-decides it. Errors: see `Stage.gemm`. The other functions take plain tensors, which their caller
-(`minigemm.api`) has checked. Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3; PTX ISA,
-"shfl.sync", "vote.sync".
+Layouts: see kernels/grouped.py, whose functions describe the launches; `stage.run` runs them. `gemm` is the
+stage as a function, for one dense product, like those before it.
+Shapes, scales and bits: as s07, for each group. d is BF16 or FP32.
+Legal configs: as s08; `layout` of 0 to 3, which the call decides. It is compiled in, because a kernel that
+knows it starts sooner. m, n, k, the number of groups and `ctas` compile nothing anew.
+Errors: see `Stage.gemm`.
+Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 3; PTX ISA, "shfl.sync", "vote.sync".
 """
 
 from __future__ import annotations
 
-from ctypes import c_int64
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..checks import OUT_DTYPES, SIZE_LIMIT
-from ..layout import ceil_div, to_m_major
-from ..quantize import BLOCK, Quantized
-from ..types import Launch, Layout, Legality, Product, TensorMap
-from .legality import check_promoted, check_schedule
-from .stage import DEEPSEEK_LAYER, Stage, ctas, quickest
-from .tile import PromotedConfig, panel
+from ..checks import OUT_DTYPES
+from ..quantize import Quantized
+from ..types import Launch, Legality, Product
+from .grouped import GroupedConfig, launch_dense
+from .legality import check_layout, check_promoted, check_roles, check_schedule
+from .stage import DEEPSEEK_LAYER, Stage, quickest
 
 TITLE = "grouped"
 IDEA = "dense, contiguous and masked groups under one scheduler"
-DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED = Layout
-PARTS_BYTES = 4 * (16 + 32)  # of Parts, as in scheduler.cuh
-#: The kernel's parameters, in its order.
-PARAMETERS = (
-    "a_map", "b_map", "sfa_map", "d_map", "d", "sfb", "index", "span", "zero_padding", "m", "n", "k", "groups",
-    "ld_sfb", "group_sfb", "ldd", "aligned",
-)  # fmt: skip
-#: The places of the parameters that follow the rows of a and d.
-A_MAP, SFA_MAP, D_MAP, D, M = map(PARAMETERS.index, ("a_map", "sfa_map", "d_map", "d", "m"))
 
 
 @dataclass(frozen=True)
-class Config(PromotedConfig):
-    """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
+class Config(GroupedConfig):
+    """The tile of a CTA in elements, 128 along k, as in s08; and the layout of the groups.
 
-    Attributes:
-        block_m, block_n: rows and columns of d's tile.
-        stages: slots of the ring; each holds a tile of a and of b.
-        consumers: warpgroups that each compute their share of the rows.
-        splits: as many times more consumers, which take turns along k for the same rows. Their sums are added
-            up in one order, another one for each number.
-        out_fp32: d is float32.
-        ctas: CTAs of a launch, 0 for one on each SM.
-        raster: columns of tiles that are computed before the next ones; with `raster_m` rows of tiles.
-        accumulate: d += the product.
-        layout: DENSE, CONTIGUOUS, PREFIX_SUMS or MASKED.
+    Each of the `consumers` computes its share of the rows. `out_fp32` says what d is. There are `ctas` CTAs,
+    0 for one per SM. They compute `raster` columns of tiles (rows, with `raster_m`) before the next ones.
+    `layout` is one of `types.Layout`.
     """
 
     block_m: int = 256
     block_n: int = 128
     stages: int = 3
     consumers: int = 2
-    splits: int = 1
-    out_fp32: bool = False
-    ctas: int = 0
-    raster: int = 16
-    raster_m: bool = False
-    accumulate: bool = False
-    layout: int = int(DENSE)  # so that a config in a message can be pasted into code
-
-    #: The registers of a thread of the producer and of a consumer, by consumers * splits.
-    REGISTERS: ClassVar[dict[int, tuple[int, int]]] = {1: (64, 248), 2: (40, 232), 3: (32, 160), 4: (32, 112)}
-
-    @property
-    def threads(self) -> int:
-        """Threads of a CTA: the consumers' warpgroups, and the producer's."""
-        return (self.consumers * self.splits + 1) * 128
-
-    @property
-    def registers(self) -> tuple[int, int]:
-        """Registers of a thread of the producer, and of a consumer."""
-        return self.REGISTERS[self.consumers * self.splits]
-
-    @property
-    def buffers(self) -> tuple[int, ...]:
-        """Bytes of the tiles of a and b, the scales of a, the tile of d, and the rest.
-
-        The rest are barriers, parts, and the sums of the splits.
-        """
-        *tiles, barriers = super().buffers
-        rows_of_sums = max(self.consumers, (self.splits - 1) * self.block_m // 64 * self.block_n // 2)
-        rest = barriers + PARTS_BYTES + self.consumers * 16 + rows_of_sums * 512  # 128 sums a row
-        return (*tiles, rest)
 
 
 def is_legal(config: Config, product: Product) -> Legality:
     """Return whether this config can run this product, and if not, why. m counts the rows of all groups."""
-    consumers, splits, stages, layout = config.consumers, config.splits, config.stages, config.layout
-    if consumers not in (1, 2, 3):
-        return Legality(f"consumers must be 1, 2 or 3, got {consumers}")
-    if splits not in (1, 2, 4) or consumers * splits > 4:
-        return Legality(
-            f"splits must be 1, 2 or 4, and splits * consumers at most 4, got {splits} with {consumers} consumers"
-        )
-    if stages % splits:
-        return Legality(
-            f"stages must be a multiple of splits = {splits}, so that each slot belongs to one split, got {stages}"
-        )
-    if layout not in (DENSE, CONTIGUOUS, PREFIX_SUMS, MASKED):
-        return Legality(f"layout must be one of 0 to 3, DENSE to MASKED, got {layout}")
-    if stages < 2:
-        return Legality(f"stages must be at least 2, one that is filled while another is read, got {stages}")
     return Legality(
-        check_promoted(config, config.registers[1])
+        check_roles(config)
+        or check_layout(config.layout)
+        or check_promoted(config, config.registers[1])
         or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
     )
 
 
 def default_config(product: Product) -> Config:
-    """Return the quickest of five on 132 SMs: from 256 x 128 outputs for many down to 64 x 64 for few."""
+    """Return the quickest of a few on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
     choices = (
         Config(),
         Config(192, 128, 4, 3),
@@ -153,225 +69,13 @@ def default_config(product: Product) -> Config:
     return quickest(choices, product)
 
 
-# --- launches
-
-
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
-    """Describe one dense product."""
+    """Describe a launch for one dense product."""
     return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
-
-
-def launch_dense(
-    a: torch.Tensor, sfa: torch.Tensor, b: torch.Tensor, sfb: torch.Tensor, d: torch.Tensor, config: Config
-) -> Launch:
-    """Describe d (m, n) = a (m, k) @ b (n, k).T.
-
-    Args:
-        sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
-        sfb: (ceil(n / 128), ceil(k / 128)), row-major.
-    """
-    tiles = ceil_div(d.shape[0], config.block_m)
-    return _launch(a, to_m_major(sfa).T, b[None], sfb[None], d, None, config, DENSE, tiles)
-
-
-def launch_contiguous(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    d: torch.Tensor,
-    index: torch.Tensor,
-    config: Config,
-    *,
-    alignment: int = BLOCK,
-    zero_padding: bool = True,
-) -> Launch:
-    """Describe the product of each row of a (m, k) and its group's b (groups, n, k), into d (m, n).
-
-    Args:
-        sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
-        sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        index: int32. The config's layout says which: CONTIGUOUS: (m,), each row's group. PREFIX_SUMS:
-            (groups,), each group's end.
-        alignment: groups start at multiples of it, with PREFIX_SUMS. Ids say themselves where groups start.
-        zero_padding: True writes padding as zeros, False leaves it as it is.
-    """
-    tiles, layout, span = ceil_div(d.shape[0], config.block_m), CONTIGUOUS, 1
-    if config.layout == PREFIX_SUMS:
-        tiles += b.shape[0] + 1  # each group and the last padding may begin a tile
-        layout, span = PREFIX_SUMS, alignment
-    return _launch(a, to_m_major(sfa).T, b, sfb, d, index, config, layout, tiles, span, zero_padding)
-
-
-def launch_masked(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    d: torch.Tensor,
-    index: torch.Tensor,
-    config: Config,
-) -> Launch:
-    """Describe the product of the first index[g] rows of each group of a (groups, t, k) and its b.
-
-    b (groups, n, k), d (groups, t, n).
-
-    Args:
-        sfa: (groups, t, ceil(k / 128)), each group's M-major as `layout.to_m_major` makes it; others are laid
-            out first.
-        sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        index: int32 (groups,), each group's count.
-    """
-    groups, t = a.shape[:2]
-    tiles = groups * ceil_div(t, config.block_m)
-    return _launch(_merged(a), _side_by_side(sfa), b, sfb, _merged(d), index, config, MASKED, tiles, t)
-
-
-class Forms(NamedTuple):
-    """The forms of a dense launch's tensor maps, each (box, swizzle) of a `TensorMap`, without its tensors.
-
-    Attributes:
-        a, sfa, d: of the map of a, of its scales, of d. None for a d that TMA does not write.
-    """
-
-    a: tuple[tuple[int, ...], int]
-    sfa: tuple[tuple[int, ...], int]
-    d: tuple[tuple[int, ...], int] | None
-
-
-def forms(launch: Launch) -> Forms:
-    """Return what `refit` needs to know of a dense launch. It keeps no tensor of the launch alive."""
-    maps = [launch.args[place] for place in (A_MAP, SFA_MAP, D_MAP)]
-    a, sfa, d = ((each.box, each.swizzle) for each in maps)  # type: ignore[attr-defined]
-    # where d is not written by TMA, a's map stands for its own
-    return Forms(a, sfa, None if maps[2] is maps[0] else d)
-
-
-def refit(forms: Forms, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> dict[int, object]:
-    """Return the arguments, by their place, that a dense launch gets for other rows; all others stay.
-
-    So does the grid, as long as ceil(m / 64) stays.
-
-    Args:
-        forms: of the launch.
-        a: (m, k), of at least two rows.
-        sfa: (m, ceil(k / 128)), M-major.
-        d: (m, n), with the row stride of the launch's own d. Both begin at multiples of 16 bytes.
-    """
-    a_map, sfa_map = TensorMap(a, *forms.a), TensorMap(sfa.T, *forms.sfa)
-    d_map = a_map if forms.d is None else TensorMap(d, *forms.d)
-    return {A_MAP: a_map, SFA_MAP: sfa_map, D_MAP: d_map, D: d, M: a.shape[0]}
-
-
-def _launch(
-    a: torch.Tensor,
-    sfa: torch.Tensor,
-    b: torch.Tensor,
-    sfb: torch.Tensor,
-    d: torch.Tensor,
-    index: torch.Tensor | None,
-    config: Config,
-    layout: Layout,
-    tiles_m: int,
-    span: int = 1,
-    zero_padding: bool = True,
-) -> Launch:
-    """Describe a launch of any layout.
-
-    Args:
-        a: (m, k), the rows of all groups.
-        sfa: (rows of scales, m), as TMA reads them.
-        b: (groups, n, k).
-        sfb: (groups, ceil(n / 128), ceil(k / 128)).
-        d: (m, n).
-        index: ids, ends or counts; None when DENSE.
-        tiles_m: rows of tiles, at most.
-        span: PREFIX_SUMS: groups begin at multiples of it. MASKED: rows of each buffer. Else unused.
-        zero_padding: whether padding is written as zeros.
-    """
-    (m, k), (groups, n, _) = a.shape, b.shape
-    # `checks.check_data` has found the same for a call of the library.
-    for name, rows in (("a", m), ("b", groups * n), ("sfa", groups * ceil_div(k, BLOCK))):
-        if rows > SIZE_LIMIT:
-            raise ValueError(f"{name}: expected at most 2**30 rows of all groups together, got {rows}")
-    if config.layout != layout:
-        raise ValueError(f"config.layout: expected {layout:d}, that of the call, got {config.layout:d}")
-    if not (legal := is_legal(config, Product(m, n, k))):
-        raise ValueError(f"config: {legal.reason}")
-
-    width, size, ldd = panel(config.block_n), d.element_size(), d.stride(0)
-    # TMA writes whole 16 bytes, and would write more than n columns of a wider d
-    aligned = (ldd * size | n * size | d.data_ptr()) % 16 == 0
-    by_tma = aligned and not config.out_fp32 and not config.accumulate
-    a_map = TensorMap(_merged(a[None]), (config.block_m, BLOCK), swizzle=128)
-    arguments = {
-        "a_map": a_map,
-        "b_map": TensorMap(_merged(b), (config.block_n, BLOCK), swizzle=128),
-        "sfa_map": TensorMap(sfa, (1, config.block_m)),
-        # where d is not written by TMA, the kernel never looks at its map
-        "d_map": TensorMap(d, (config.rows, width), swizzle=2 * width) if by_tma else a_map,
-        "d": d,
-        "sfb": sfb,
-        "index": sfb if index is None else index,  # a dense kernel never looks at it
-        "span": span,
-        "zero_padding": int(zero_padding),
-        "m": m,
-        "n": n,
-        "k": k,
-        "groups": groups,
-        "ld_sfb": c_int64(sfb.stride(1)),
-        "group_sfb": c_int64(sfb.stride(0)),
-        "ldd": c_int64(ldd),
-        "aligned": int(aligned),
-    }
-
-    # Elsewhere than in a DENSE product the number of tiles is known on the device alone.
-    tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
-    count = _even(tiles, most) if layout == DENSE else most
-    return Launch(
-        grid=(min(count, tiles), 1, 1),
-        block=(config.threads, 1, 1),
-        args=tuple(arguments[name] for name in PARAMETERS),
-        shared=config.shared_bytes,
-    )
-
-
-def _even(tiles: int, most: int) -> int:
-    """Return how many CTAs share the tiles, `most` or a few less.
-
-    Where all of them then have equally many tiles, an H100 is 1 to 2 % faster.
-    """
-    rounds = ceil_div(tiles, most)
-    even = ceil_div(tiles, rounds)
-    return even if rounds <= 8 and 16 * even >= 15 * most else most
-
-
-def _merged(x: torch.Tensor) -> torch.Tensor:
-    """View (groups, rows, columns) as (groups * rows, columns), which a tensor map can describe.
-
-    ValueError where the strides do not allow it.
-    """
-    groups, count, columns = x.shape
-    if groups > 1 and count > 1 and x.stride(0) != count * x.stride(1):
-        raise ValueError(
-            f"expected groups that follow each other, {count} rows of {x.stride(1)} elements each, "
-            f"got strides {tuple(x.stride())}"
-        )
-    # a single row may have any stride
-    pitch = x.stride(1) if count > 1 else x.stride(0) if groups > 1 else columns
-    return x.as_strided((groups * count, columns), (pitch, 1))
-
-
-def _side_by_side(sfa: torch.Tensor) -> torch.Tensor:
-    """View scales (groups, t, columns) as (groups * columns, t), whose rows TMA can read."""
-    groups, t, columns = sfa.shape
-    sfa = to_m_major(sfa)
-    return sfa.as_strided((groups * columns, t), (sfa.stride(2), 1))
 
 
 stage = Stage(
     "s10_grouped", TITLE, IDEA, Config, is_legal, default_config, launch,
     granularities=("1x128", "128x128"), out_dtypes=OUT_DTYPES, problem=DEEPSEEK_LAYER, sums="promoted",
-    symbol="s10_grouped_fp8_gemm_nt",  # profilers and benchmarks look for "fp8_gemm"
 )  # fmt: skip
 gemm = stage.gemm

@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
     const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M
     const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128), boxes alike
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (BLOCKS, BLOCK_M)
-    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL), if BF16, aligned
+    const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL); BF16, aligned
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (groups, n / 128, k / 128); see below
     const int* index, int span, int zero_padding,  // as in GroupedScheduler
@@ -174,15 +174,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
 
   barrier_sync(0, kThreads);  // all roles wait until the loader has initialised the barriers
   const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0]), 0);
-  const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.b[0][0][warpgroup * kWave]), 0);
+  const e4m3* own_b = shared.b[0][0][warpgroup * kWave];
+  const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(own_b), 0);
   float partial[BLOCKS][kSums] = {};
   for (Part part; walk.next(part);) {
     float acc[kSums] = {};
 
     // Issues the product of a k-block of the slot as partial sum i.
     const auto issue = [&](int i, int block) {
-      const int number = slot.stage * BLOCKS + block;
-      compute(partial[i], b0 + number * BLOCK_N * BLOCK_K / 16, a0 + number * BLOCK_M * BLOCK_K / 16);
+      const int first = (slot.stage * BLOCKS + block) * BLOCK_K / 16;
+      compute(partial[i], b0 + first * BLOCK_N, a0 + first * BLOCK_M);
     };
     // Adds partial sum i to the sums, when at most `pending` products after it are not complete.
     const auto finish = [&](int i, int block, int pending) {

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 
 from ..checks import OUT_DTYPES
-
 from ..layout import ceil_div, round_up
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Product

@@ -15,7 +15,7 @@ import torch
 
 from .. import checks, runtime
 from ..compiler import jit
-from ..kernels.s10_grouped import Config
+from ..kernels.library import Config, stage_of, stages_by_name
 from ..types import Layout, Product
 from . import choose, prepared
 
@@ -171,7 +171,7 @@ def _in_processes(configs: Sequence[Config], processes: int, advance: Callable[[
     """Fill the cache on disk. A process may fail: its kernels are compiled afterwards."""
 
     def follow(share: Sequence[Config]) -> None:
-        told = json.dumps([vars(config) for config in share])
+        told = json.dumps([(stage_of(config).name, vars(config)) for config in share])
         command = [sys.executable, "-c", f"from {__name__} import work; work()", told]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -185,6 +185,6 @@ def _in_processes(configs: Sequence[Config], processes: int, advance: Callable[[
 
 def work() -> None:
     """Compile the configs of this process's argument, and print a line after each: see `_in_processes`."""
-    for fields in json.loads(sys.argv[1]):
-        prepared.compiled(Config(**fields))
+    for name, fields in json.loads(sys.argv[1]):
+        prepared.compiled(stages_by_name()[name].config(**fields))
         print(flush=True)

@@ -2,13 +2,13 @@
 
 Three steps lead to a config, and each remembers its answers:
 
-1. `candidates` are the tiles that the kernel can have at all, each with as many stages as fit: some 80
+1. `candidates` are the tiles of both kernels that were measured, each with as many stages as fit: some 50
    configs.
-2. `menu` keeps at most 12 of them for one n and k: the cheapest for some representative m. So one n and k
-   cost at most 12 compilations whatever m comes, other n and k meet many of the same kernels, and choosing
-   takes microseconds.
-3. `config_for` takes the cheapest of the menu for this m. All m with the same ceil(m / 64) get the same
-   config, because every tile has a multiple of 64 rows.
+2. `menu` keeps at most 12 of them for one n and k: those that together lose least over representative m. So
+   one n and k cost at most 12 compilations whatever m comes, other n and k meet many of the same kernels, and
+   choosing takes microseconds.
+3. `config_for` takes the quickest of the menu for this m, by the prediction of `cost`. All m of one step
+   (`m_step`) get the same config.
 
 A product that `minigemm.autotune` has measured on this GPU gets its winner instead (`tuned`).
 
@@ -22,21 +22,19 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import checks, hopper
-from ..kernels import s10_grouped
-from ..kernels.s10_grouped import Config
+from ..kernels import s11_overlapped, s12_swapped
+from ..kernels.library import CONFIGS, Config, is_legal
 from ..layout import round_up
 from ..types import Layout, Product
 from . import tuned
-from .cost import H100_RATES, Machine, cost, expected_rows
+from .cost import Machine, cost, emulated, expected_rows, paces_of
 
 __all__ = [
-    "M_STEP",
     "Settings",
     "bound",
     "candidates",
@@ -47,24 +45,49 @@ __all__ = [
     "configs_for",
     "floor",
     "key_of",
+    "m_step",
     "machine_of",
     "menu",
     "ranked",
     "settings",
     "sms_of",
-    "source_of",
     "suited",
     "winner_for",
 ]
 
-M_STEP = 64  # rows; every tile has a multiple of it
-BLOCKS_M = (64, 128, 192, 256)
-BLOCKS_N = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192)
-WARPGROUPS = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4))  # consumers, splits
+#: Columns of the tiles of s11, by their rows; a tile of 128 and of 256 rows has 2 consumers, of 192 rows 3.
+OVERLAPPED = {
+    64: (16, 32, 48, 64, 80, 96, 112, 128),
+    128: (64, 96, 128, 160, 192),
+    192: (64, 96, 128),
+    256: (64, 96, 128),
+}
+#: Rows of the tiles of s12, by their columns.
+SWAPPED = {64: (8, 16, 24, 32, 40, 48, 56, 64), 128: (8, 16, 32)}
+BLOCKS = 4  # k-blocks in a slot of s12
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 MENU_LIMIT = 12  # configs for one n and k, whatever m comes
-# in order of importance: a menu keeps the first MENU_LIMIT different winners
-REPRESENTATIVE_M = (64, 8192, 128, 4096, 256, 2048, 512, 1024, 16384, 192, 384, 768, 1536, 3072, 6144)
+REPRESENTATIVE_M = (
+    1,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    8192,
+)
 
 
 # --- settings
@@ -75,7 +98,7 @@ class Settings(NamedTuple):
 
     Attributes:
         num_sms: SMs to use, None for all of the device.
-        batch_invariant: only configs that sum k in one order.
+        batch_invariant: remembered for `get_batch_invariant`: every config sums k in one order.
         alignment: groups of a contiguous layout begin at multiples of this number of rows.
         tuned: another number after each new winner of autotune, so that earlier choices do not stay.
     """
@@ -107,13 +130,11 @@ def change(**values: Any) -> None:
 
 @functools.cache
 def machine_of(device: torch.device) -> Machine:
-    """Return the rates of a GPU; for the CPU those of an H100, which the emulator stands for."""
+    """Return what was measured of a GPU, or for the CPU of the chip that the emulator stands for."""
     if device.type != "cuda":
-        return H100_RATES
+        return emulated()
     properties = torch.cuda.get_device_properties(device)
-    # a copy reaches 90 % of the datasheet's bytes per second
-    copied = hopper.chip_of(properties.name).bandwidth * 0.9
-    return Machine(properties.multi_processor_count, memory_rate=int(copied / hopper.CLOCK_HZ))
+    return Machine(paces_of(properties.name), properties.multi_processor_count)
 
 
 def sms_of(device: torch.device) -> int:
@@ -123,7 +144,12 @@ def sms_of(device: torch.device) -> int:
 
 def _usable(device: torch.device, under: Settings) -> Machine:
     whole = machine_of(device)
-    return whole if under.num_sms is None else replace(whole, sms=min(under.num_sms, whole.sms))
+    return whole if under.num_sms is None else whole._replace(sms=min(under.num_sms, whole.sms))
+
+
+def m_step(m: int) -> int:
+    """Return the rows in whose multiples m is counted: some tiles of few rows have 8, all others have 64."""
+    return 8 if m <= s12_swapped.MOST_ROWS else 64
 
 
 # --- choosing
@@ -131,25 +157,31 @@ def _usable(device: torch.device, under: Settings) -> Machine:
 
 @functools.cache
 def candidates() -> tuple[Config, ...]:
-    """Return a config for every tile that the kernel can have, with as many stages as fit."""
+    """Return a config for every tile that was measured, with as many stages as fit.
 
-    anything = Product(1, 1, 16)
+    The tiles of s11 come twice: with columns of tiles numbered first, and with rows.
+    """
+    anything = Product(1, 1, 128)
+
+    def deepest(config: Config) -> Config:
+        deeper = (replace(config, stages=stages) for stages in range(MOST_STAGES, 1, -1))
+        return next(config for config in deeper if is_legal(config, anything))
 
     def found() -> Iterator[Config]:
-        for block_m in BLOCKS_M:
-            for block_n in BLOCKS_N:
-                for consumers, splits in WARPGROUPS:
-                    counts = range(max(splits, 2), MOST_STAGES + 1, splits)
-                    configs = (Config(block_m, block_n, stages, consumers, splits) for stages in counts)
-                    # where some number of stages does not fit, no larger one does
-                    fitting = takewhile(lambda config: s10_grouped.is_legal(config, anything), configs)
-                    yield from [*fitting][-1:]
+        for rows, sides in OVERLAPPED.items():
+            for columns in sides:
+                consumers = {64: 1, 192: 3}.get(rows, 2)
+                config = deepest(s11_overlapped.Config(rows, columns, 2, consumers))
+                yield from (config, replace(config, raster=8, raster_m=True))
+        for columns, heights in SWAPPED.items():
+            for rows in heights:
+                yield deepest(s12_swapped.Config(rows, columns, 2, columns // 64, blocks=BLOCKS))
 
     return tuple(found())
 
 
-def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H100_RATES) -> Config:
-    """Return the config that costs least, the first of equals. ValueError where there is none."""
+def cheapest(configs: Iterable[Config], product: Product, machine: Machine) -> Config:
+    """Return the config that takes least time, the first of equals. ValueError where there is none."""
     found = min(configs, key=lambda config: cost(product, config, machine), default=None)
     if found is None:
         raise ValueError(f"configs: expected at least one legal config for {product}, got none")
@@ -157,24 +189,39 @@ def cheapest(configs: Iterable[Config], product: Product, machine: Machine = H10
 
 
 @functools.lru_cache(maxsize=1024)
-def menu(
-    product: Product, machine: Machine = H100_RATES, batch_invariant: bool = False
-) -> tuple[Config, ...]:
+def menu(product: Product, machine: Machine) -> tuple[Config, ...]:
     """Return at most MENU_LIMIT configs, among which every m finds a good one.
+
+    Each config that is taken is the one that lowers the sum of what is lost most: over all representative m,
+    the time with the menu over the time with any config.
 
     Args:
         product: its own m is not looked at.
-        machine: the rates of the GPU.
-        batch_invariant: only configs that sum k in one order, those with one split. The bits of a row then do
-            not depend on m.
+        machine: the chip, and its SMs in use.
     """
-    legal = [config for config in candidates() if config.splits == 1 or not batch_invariant]
-    best = (cheapest(legal, product._replace(m=m, expected_m=0), machine) for m in REPRESENTATIVE_M)
-    return tuple(dict.fromkeys(best))[:MENU_LIMIT]
+    products = [product._replace(m=m, expected_m=0) for m in REPRESENTATIVE_M]
+    able = [config for config in candidates() if is_legal(config, product._replace(m=1))]
+    # a grouped layout numbers columns of tiles first
+    if product.layout != Layout.DENSE:
+        able = [config for config in able if not config.raster_m]
+    times = [[cost(each, config, machine).ns for each in products] for config in able]
+    best = [max(min(column), 1e-9) for column in zip(*times, strict=True)]
+    lost = [[time / least for time, least in zip(row, best, strict=True)] for row in times]
+
+    chosen: list[int] = []
+    held = [float("inf")] * len(products)
+    while len(chosen) < MENU_LIMIT:
+        sums = [sum(map(min, row, held)) for row in lost]
+        number = min(range(len(able)), key=sums.__getitem__)
+        if chosen and sums[number] >= sum(held):
+            break
+        chosen.append(number)
+        held = list(map(min, lost[number], held))
+    return tuple(able[number] for number in chosen)
 
 
-def _menu(product: Product, machine: Machine, under: Settings) -> tuple[Config, ...]:
-    return menu(product._replace(m=0, expected_m=0), machine, under.batch_invariant)
+def _menu(product: Product, machine: Machine) -> tuple[Config, ...]:
+    return menu(product._replace(m=0, expected_m=0, zero_padding=True), machine)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -183,55 +230,37 @@ def _config_for(product: Product, device: torch.device, under: Settings) -> Conf
     if won is not None:
         return won.config
     machine = _usable(device, under)
-    chosen = cheapest(_menu(product, machine, under), product, machine)
+    chosen = cheapest(_menu(product, machine), product, machine)
     return suited(product, replace(chosen, ctas=machine.sms))
 
 
-def config_for(product: Product, device: torch.device) -> Config:
-    """Return the config of a product on this device under the present settings.
+def _whole(product: Product) -> Product:
+    """Return the product with its rows rounded up to whole steps."""
+    m, expected = product.m, product.expected_m
+    return product._replace(m=round_up(m, m_step(m)), expected_m=round_up(expected, m_step(expected)))
 
-    It is the same for all m with the same ceil(m / 64).
-    """
-    return _config_for(_rounded(product), device, _settings)
+
+def config_for(product: Product, device: torch.device) -> Config:
+    """Return the config of a product on this device under the present settings, the same for a step of m."""
+    return _config_for(_whole(product), device, _settings)
 
 
 def configs_for(product: Product, device: torch.device) -> list[Config]:
     """Return the configs that a product may get on this device under the present settings, whatever its m."""
-    machine = _usable(device, _settings)
-    menu = [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine, _settings)]
     winners = (_legal(product, won) for won in tuned.winners(device, _key(product, device, _settings)))
-    return list(dict.fromkeys([*menu, *(won.config for won in winners if won is not None)]))
+    won = [each.config for each in winners if each is not None]
+    return list(dict.fromkeys([*_on_menu(product, _usable(device, _settings)), *won]))
 
 
-def _rounded(product: Product) -> Product:
-    return product._replace(m=round_up(product.m, M_STEP), expected_m=round_up(product.expected_m, M_STEP))
-
-
-def suited(product: Product, config: Config) -> Config:
-    """Return the config with the fields that the product decides.
-
-    TypeError or ValueError where the config cannot run the product.
-    """
-    checks.check_config(config, Config, s10_grouped.stage.name)
-    out_fp32, accumulate, layout = product.out_fp32, product.accumulate, product.layout
-    config = replace(config, out_fp32=out_fp32, accumulate=accumulate, layout=layout)
-    if not (legal := s10_grouped.is_legal(config, Product(product.rows, product.n, product.k))):
-        raise ValueError(f"config: {legal.reason}")
-    return config
-
-
-# --- what is predicted, and what was measured
+def _on_menu(product: Product, machine: Machine) -> list[Config]:
+    return [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine)]
 
 
 def ranked(product: Product, device: torch.device) -> list[tuple[Config, float]]:
-    """Return the configs of the menu, each with its predicted microseconds, the cheapest first."""
-    machine, whole = _usable(device, _settings), _rounded(product)
-    costs = [(each, cost(whole, each, machine)) for each in _menu(whole, machine, _settings)]
-    costs.sort(key=lambda pair: pair[1])
-    return [
-        (suited(product, replace(each, ctas=machine.sms)), found.cycles / hopper.CLOCK_HZ * 1e6)
-        for each, found in costs
-    ]
+    """Return the configs of the menu with the predicted microseconds of each, cheapest first."""
+    machine, whole = _usable(device, _settings), _whole(product)
+    costs = [(config, cost(whole, config, machine)) for config in _on_menu(product, machine)]
+    return [(config, found.ns / 1e3) for config, found in sorted(costs, key=lambda pair: pair[1])]
 
 
 def floor(product: Product, device: torch.device) -> float:
@@ -247,35 +276,43 @@ def bound(product: Product, device: torch.device) -> str:
 
 def _floors(product: Product, device: torch.device) -> tuple[float, float]:
     """Return the least microseconds for the bytes, and for the operations."""
-    chip, masked = _chip_of(device), product.layout == Layout.MASKED
-    rows = expected_rows(product) * (product.groups if masked else 1)
+    chip = hopper.chip_of(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    rows = expected_rows(product) * (product.groups if product.layout == Layout.MASKED else 1)
     written = rows * product.n * (4 if product.out_fp32 else 2) * (2 if product.accumulate else 1)
     moved = product.k * (rows + product.groups * product.n) + written  # bytes
     return 1e6 * moved / chip.bandwidth, 1e6 * 2 * rows * product.n * product.k / chip.fp8
 
 
-def source_of(device: torch.device) -> str:
-    """Return the words for what predictions on this device come from."""
-    return f"the cost model, with the memory of an {_chip_of(device).name}"
+def suited(product: Product, config: Config) -> Config:
+    """Return the config with the fields that the product decides.
+
+    TypeError or ValueError where the config cannot run the product.
+    """
+    checks.check_config(config, CONFIGS, "s11_overlapped or s12_swapped")
+    out_fp32, accumulate, layout = product.out_fp32, product.accumulate, product.layout
+    fields: dict[str, Any] = {"out_fp32": out_fp32, "accumulate": accumulate, "layout": int(layout)}
+    config = replace(config, **fields)
+    if not (legal := is_legal(config, Product(product.rows, product.n, product.k))):
+        raise ValueError(f"config: {legal.reason}")
+    return config
 
 
-def _chip_of(device: torch.device) -> hopper.Chip:
-    return hopper.chip_of(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+# --- winners
 
 
 def winner_for(product: Product, device: torch.device) -> tuned.Winner | None:
     """Return the winner that the product gets on this device under the present settings, if there is one."""
-    whole = _rounded(product)
+    whole = _whole(product)
     return _legal(whole, tuned.winner(device, _key(whole, device, _settings)))
 
 
 def key_of(product: Product, device: torch.device) -> tuned.Key:
     """Return the key of the product's winner on this device under the present settings."""
-    return _key(_rounded(product), device, _settings)
+    return _key(_whole(product), device, _settings)
 
 
 def _key(product: Product, device: torch.device, under: Settings) -> tuned.Key:
-    """Return the key of a product whose rows are rounded. It leaves out what does not change the time."""
+    """Return the key of a product whose rows are whole steps. It leaves out what does not change the time."""
     aligned = product.layout in (Layout.CONTIGUOUS, Layout.PREFIX_SUMS)
     return tuned.Key(
         int(product.layout),
@@ -287,7 +324,6 @@ def _key(product: Product, device: torch.device, under: Settings) -> tuned.Key:
         product.out_fp32,
         product.accumulate,
         _usable(device, under).sms,
-        under.batch_invariant,
     )
 
 

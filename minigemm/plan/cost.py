@@ -1,83 +1,115 @@
-"""The cost model: how many cycles a product takes under a config. Integers only.
+"""The time of a product under a config, predicted from what was measured once on a chip.
 
-The model counts cycles of one SM. A *step* is 128 columns of k. The slowest of four things sets its pace:
+`python -m minigemm tune` times every tile of the library's kernels over a grid of products and fits the few
+numbers of `Paces`. The model has one idea: CTAs take tiles in waves, and a wave lasts as long as its products
+or its bytes, whichever is longer, with a share of the shorter.
 
-1. The tensor core computes 4096 products a cycle.
-2. The port of shared memory: TMA writes both tiles once; a WGMMA reads its 64 rows of a, and b anew for each
-   64 rows.
-3. L2 serves both tiles to every SM that works, and delivers to all of them together no more than the machine
-   says.
-4. One consumer waits, multiplies its rows and promotes them, one after the other. The more `splits` take
-   turns along k, the less that counts.
+- A tile takes `steps * pace + tile` nanoseconds, both measured per tile size; `steps` are k-blocks of 128.
+- Full waves move their share of the product's bytes at the chip's rate. The last wave has fewer tiles: it
+  moves fewer bytes, and its tiles run a little faster (`alone`).
+- Two that overlap take `longer + mixing * shorter ** 2 / longer`.
+- A launch takes `start` nanoseconds more, another number for each kernel.
 
-Promotion adds a part that nothing hides where a tile has two scales of b. A tile costs its steps and its
-epilogue. In the epilogue splits add up their sums; more consumers share it, so it takes less. The number of
-waves is ceil(tiles / SMs). Reading and writing device memory overlaps with computing, but not fully.
-
-The constants are fitted to 44 products (dense, contiguous, masked) with up to 60 tiles each, timed on an
-H100. The tile that the model chooses there takes 0.6 % more time than the best, on average. The constants
-rank tiles: they do not predict times to the per cent.
-
-FP32 sums run along k in one order whatever the tile is, so of a config's fields only `splits` can change the
-bits of the result.
+The numbers are floats, but a prediction uses only +, -, * and /, so that every machine ranks alike.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from ..hopper import PRODUCTS_PER_CYCLE, SMS
-from ..kernels.s10_grouped import Config
+from .. import hopper
+from ..hopper import SMS
+from ..kernels.library import Config, stage_of
 from ..layout import ceil_div
 from ..types import Layout, Product
 
-__all__ = ["H100_RATES", "Cost", "Machine", "cost", "tiles_of"]
+__all__ = [
+    "Cost",
+    "Machine",
+    "Paces",
+    "cost",
+    "emulated",
+    "expected_rows",
+    "paces_of",
+    "tile_name",
+    "tiles_of",
+]
 
-STEP = 128  # columns of k
-MMA_RATE = PRODUCTS_PER_CYCLE  # FP8 products per cycle and SM
-SHARED_RATE = 113  # bytes per cycle and SM, as measured
-L2_RATE = 57  # bytes per cycle and SM, as long as the whole chip has them
-#: Cycles before the first product and behind the last: launch, barriers, the first bytes from memory, the
-#: last store.
-LAUNCH = 6700
-#: Cycles of a consumer's step besides its products: barriers, descriptors, waiting for products.
-STEP_LATENCY = 358
-#: A tile with two scales of b spends one cycle per step on selecting for so many of its outputs.
-TWO_SCALES = 470
-REACHED = 91  # per cent of a copy's rate at which a, b and d move
-REREAD = 14  # per cent of b that comes from memory once more where two tiles read it
-#: Per cent that fewer than three consumers lose in a contiguous layout. Measured; the cause is not
-#: established.
-CONTIGUOUS_PAIR = 8
+STEP = 128  # columns of a and b in a k-block
 SPREAD = 6  # half of a masked layout's groups have about a sixth more rows than expected
+WRONG_RASTER = 1.05  # a dense product whose tiles are numbered along the other side takes so much longer
+#: Up to so many rows of a dense product, tiles that read the same weights are numbered one after the other.
+ROWS_FIRST = 512
+
+PACES = Path(__file__).parent / "paces"  # a file for each chip that was measured
+
+_log = logging.getLogger("minigemm")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A GPU's SMs in use, and bytes per cycle of L2 (all SMs together) and of device memory.
+@dataclass(frozen=True, eq=False)
+class Paces:
+    """What was measured of a chip.
 
-    The defaults are those of an H100 SXM.
+    Attributes:
+        chip: the word by which the driver's name is recognized.
+        measured_on: where the numbers are from, in words.
+        rate: bytes per nanosecond of device memory, as the kernels reach it.
+        alone: the share of its time that a tile saves where most SMs are idle.
+        mixing: the share of the shorter of two overlapping times; see the module.
+        again: the share of a group's weights that comes from memory once more for each further tile below.
+        start: nanoseconds of a launch, by the kernel's name.
+        pace, tile: nanoseconds of a k-block, and of a tile besides, by `tile_name`.
     """
 
+    chip: str
+    measured_on: str
+    rate: float
+    alone: float
+    mixing: float
+    again: float
+    start: Mapping[str, float]
+    pace: Mapping[str, float]
+    tile: Mapping[str, float]
+
+    @classmethod
+    def read(cls, path: Path) -> Paces:
+        """Return the paces in this file, as `bench.tune` wrote it."""
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{name: held[name] for name in cls.__dataclass_fields__})
+
+
+class Machine(NamedTuple):
+    """A chip, and how many of its SMs are used."""
+
+    paces: Paces
     sms: int = SMS
-    l2_rate: int = 9100
-    memory_rate: int = 1720
-
-
-H100_RATES = Machine()
 
 
 class Cost(NamedTuple):
-    """The model's answer; a comparison ranks by cycles first.
+    """The model's answer; a comparison ranks by time first. All zero where there is nothing to compute.
 
-    Cycles, bytes from L2, waves, bytes through shared memory.
+    Attributes:
+        ns: nanoseconds of the launch.
+        tiles, waves: how many there are.
+        computing, moving: nanoseconds of the products alone, and of the bytes alone.
     """
 
-    cycles: int
-    l2_bytes: int
+    ns: float
+    tiles: int
     waves: int
-    shared_bytes: int
+    computing: float
+    moving: float
+
+
+def tile_name(config: Config) -> str:
+    """Return the name under which a config's tile was measured, "s11_overlapped 64x128"."""
+    return f"{stage_of(config).name} {config.block_m}x{config.block_n}"
 
 
 def expected_rows(product: Product) -> int:
@@ -98,40 +130,76 @@ def tiles_of(product: Product, config: Config) -> int:
     return rows_of_tiles * ceil_div(product.n, config.block_n)
 
 
-def cost(product: Product, config: Config, machine: Machine = H100_RATES) -> Cost:
-    """Return the model's figures for the whole product; all zero where there is nothing to compute."""
+def cost(product: Product, config: Config, machine: Machine) -> Cost:
+    """Return the model's figures for the whole product."""
     tiles = tiles_of(product, config)
     if tiles <= 0 or product.k <= 0:
-        return Cost(0, 0, 0, 0)
-    m, n, consumers, splits = config.block_m, config.block_n, config.consumers, config.splits
-    out_bytes = 4 if product.out_fp32 else 2
-    waves, steps = ceil_div(tiles, machine.sms), ceil_div(product.k, STEP)
+        return Cost(0, 0, 0, 0, 0)
+    (paces, sms), name = machine, tile_name(config)
+    full = (tiles - 1) // sms
+    last = tiles - full * sms
 
-    # A step: the slowest of tensor core, shared memory, L2 and a consumer.
-    loaded = STEP * (m + n) + 4 * m  # bytes: both tiles, and the scales of a
-    shared = loaded + 4 * (m // 64) * (64 * 32 + n * 32)  # bytes
-    share = max(1, min(L2_RATE, machine.l2_rate // min(tiles, machine.sms)))
-    consumer = m // 64 // consumers * (2 * n + n // 8) + STEP_LATENCY
-    pace = max(m * n * STEP // MMA_RATE, shared // SHARED_RATE, loaded // share, consumer // splits)
-    two_scales = STEP % n > 0 and n % STEP > 0
-    pace += two_scales * m * n // TWO_SCALES
+    # The products of a tile, and the bytes of them all.
+    tile = ceil_div(product.k, STEP) * paces.pace[name] + paces.tile[name]
+    moving = _bytes(product, config, tiles, paces.again) / paces.rate
+    in_last = tile * (1 - paces.alone * (sms - last) / sms)
 
-    # The epilogue. Its last term: rows of panels, as the kernel stores them.
-    stored = m * n * (4 + 2 * (out_bytes == 4) + 9 * (splits - 1))
-    epilogue = (3 * stored // consumers + stored) // 128 + 4 * m * n // min(n & -n, 64) // 5
-    per_tile = steps * pace + epilogue
+    # Wave after wave.
+    ns = paces.start[stage_of(config).name] + _overlapped(in_last, moving * last / tiles, paces.mixing)
+    if full:
+        ns += _overlapped(full * tile, moving * full * sms / tiles, paces.mixing)
+    if product.layout == Layout.DENSE and config.raster_m != (product.m <= ROWS_FIRST):
+        ns *= WRONG_RASTER if product.m > config.block_m else 1
+    return Cost(ns, tiles, full + 1, full * tile + in_last, moving)
 
-    # Device memory: a, the weights that rows meet, what is read of them once more, and d.
+
+def _bytes(product: Product, config: Config, tiles: int, again: float) -> float:
+    """Return the bytes of a, the weights that rows meet, what is read of them once more, and d."""
     rows = expected_rows(product) * (product.groups if product.layout == Layout.MASKED else 1)
     groups = 1 if product.layout == Layout.DENSE else min(product.groups, max(rows, 1))
     weights = groups * product.n * product.k
-    again = weights * REREAD // 100 if tiles > groups * ceil_div(product.n, n) else 0
-    moved = rows * product.k + weights + again + rows * product.n * out_bytes  # bytes
+    once_more = 0.0
+    if product.layout != Layout.DENSE:
+        below = tiles / (groups * ceil_div(product.n, config.block_n)) - 1
+        once_more = again * weights * max(below, 0.0)
+    return rows * product.k + weights + once_more + rows * product.n * (4 if product.out_fp32 else 2)
 
-    # Computing and moving overlap, but not quite.
-    computing, moving = waves * per_tile, 100 * moved // (REACHED * machine.memory_rate)
-    cycles = LAUNCH + max(computing + moving // 20, moving + per_tile // 6 + computing // 5)
-    if product.layout in (Layout.CONTIGUOUS, Layout.PREFIX_SUMS) and consumers < 3:
-        cycles += cycles * CONTIGUOUS_PAIR // 100
-    from_l2 = tiles * (steps * loaded + m * n * out_bytes)
-    return Cost(cycles, from_l2, waves, tiles * (steps * shared + stored))
+
+def _overlapped(one: float, other: float, mixing: float) -> float:
+    longer, shorter = max(one, other), min(one, other)
+    return longer + mixing * shorter * shorter / longer
+
+
+# --- chips
+
+
+@functools.cache
+def _measured() -> tuple[Paces, ...]:
+    """Return the paces of all chips that were measured."""
+    return tuple(Paces.read(path) for path in sorted(PACES.glob("*.json")))
+
+
+@functools.cache
+def paces_of(gpu: str) -> Paces:
+    """Return the paces of a GPU by its driver's name.
+
+    A chip that was not measured gets those of the H200 with its own memory's rate, by the datasheets. The log
+    says so once.
+    """
+    measured = {paces.chip: paces for paces in _measured()}
+    chip = hopper.chip_of(gpu)
+    if (word := chip.name.split()[0]) in measured and word in gpu:
+        return measured[word]
+    nearest = measured["H200"]
+    told = (
+        f"no paces were measured on {gpu}: those of {nearest.measured_on}, with the memory of {chip.source}"
+    )
+    _log.info("%s; `python -m minigemm tune` measures them", told)
+    rate = nearest.rate * chip.bandwidth / hopper.H200.bandwidth
+    fields = {name: getattr(nearest, name) for name in Paces.__dataclass_fields__}
+    return Paces(**{**fields, "chip": word, "measured_on": told, "rate": rate})
+
+
+def emulated() -> Machine:
+    """Return the machine that the emulator stands for: an H100 SXM."""
+    return Machine(paces_of("NVIDIA H100 SXM (emulated)"))

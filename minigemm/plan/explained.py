@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..kernels.s10_grouped import Config
+from ..kernels.library import Config, stage_of
 from ..layout import ceil_div
 from ..types import Layout, Product
 from . import choose
@@ -32,7 +32,7 @@ class Explanation:
         device: the GPU's name, or what the emulator stands for.
         config: the config that the call gets; its class is that of the kernel.
         tuned_us: what `autotune` measured for this config; None where the prediction decides.
-        source: what the predictions come from.
+        source: what the predictions were measured on, in words.
         ranked: the configs of the menu with their predicted times, the cheapest first.
         floor_us: the least time by the datasheet.
         bound: what the floor counts: "bytes", moved once, or "operations".
@@ -98,7 +98,8 @@ class Explanation:
             f"{_sizes(self.product)}, on {self.device}",
             f"  gets       {_named(self.config)}",
             f"  because    {self.why}",
-            f"  predicted  {predicted}, by {self.source}",
+            f"  predicted  {predicted}",
+            f"  paces      {self.source}",
             f"  floor      {self.floor_us:.1f} us ({self.bound}); the call is {self.above_floor:.2f} times that",
             f"  tiles      {self.tiles} on {self.sms} SMs: {_count(self.waves, 'wave')}",
             f"  kernels    {len(self.kernels)} that calls with this n and k may compile, whatever m is",
@@ -198,14 +199,14 @@ def _of_operands(a: object, b: object) -> tuple[str, int, dict[str, int | None],
 def _explained(product: Product, where: torch.device) -> Explanation:
     won, floor = choose.winner_for(product, where), choose.floor(product, where)
     ranked = tuple(choose.ranked(product, where))
-    config, sms = won.config if won is not None else ranked[0][0], choose.sms_of(where)
+    config, sms = choose.config_for(product, where), choose.sms_of(where)
     emulated = "the emulator, which stands for an H100 SXM"
     return Explanation(
         product,
         torch.cuda.get_device_name(where) if where.type == "cuda" else emulated,
         config,
         won.us if won is not None else None,
-        choose.source_of(where),
+        choose.machine_of(where).paces.measured_on,
         ranked,
         floor,
         choose.bound(product, where),
@@ -219,7 +220,7 @@ def _explained(product: Product, where: torch.device) -> Explanation:
 
 
 def _kernel(config: Config) -> str:
-    return type(config).__module__.rpartition(".")[2]
+    return stage_of(config).name
 
 
 def _rest(config: Config) -> str:

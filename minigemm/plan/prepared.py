@@ -7,9 +7,9 @@ table. In all of this module sfa and sfb are the scale factors of a and b.
 1. **The same tensors.** `_ready` goes from the addresses of a call's tensors to a launch with all its
    parameters. An address does not say shape, stride, dtype or device, so a guard compares these. The call is
    then a look-up, a comparison and a launch: 6.3 us of host time (docs/results/h100_bench.json).
-2. **The same weights, another m.** `_other_m` goes from the weights' addresses and m in steps of 64 to a
-   dense launch. Config and grid stay with the same ceil(m / 64), so the kernel's module can say which
-   arguments change: `s10_grouped.refit`. All else stays, and nothing is checked or described again but what m
+2. **The same weights, another m.** `_other_m` goes from the weights' addresses and m in steps to a dense
+   launch. Config and grid stay within a step (`choose.m_step`), so the kernels' module can say which
+   arguments change: `grouped.refit`. All else stays, and nothing is checked or described again but what m
    could spoil.
 
 Below lie the caches of the long way: `choose` (the menu, and the config of each product), `_loaded` here,
@@ -32,8 +32,8 @@ import torch
 
 from .. import checks, runtime
 from ..compiler import jit
-from ..kernels import s10_grouped
-from ..kernels.s10_grouped import Config
+from ..kernels import grouped
+from ..kernels.library import Config, stage_of
 from ..layout import ceil_div, is_m_major
 from ..types import Launch, Layout, Product
 from . import choose
@@ -53,16 +53,16 @@ Guard = Callable[..., bool]
 
 
 class OtherM(NamedTuple):
-    """A prepared dense launch that serves every m with the same ceil(m / 64). It holds no tensor.
+    """A prepared dense launch that serves every m of one step. It holds no tensor.
 
     Attributes:
         guard: whether a call's tensors match in all but m.
-        forms: the forms of the launch's tensor maps, for `s10_grouped.refit`.
+        forms: the forms of the launch's tensor maps, for `grouped.refit`.
         prepared: the launch as the device's runtime prepared it, a `runtime.cuda.Prepared`.
     """
 
     guard: Guard
-    forms: s10_grouped.Forms
+    forms: grouped.Forms
     prepared: Any
 
 
@@ -97,8 +97,8 @@ def clear() -> None:
 
 
 def compiled(config: Config) -> jit.Kernel:
-    """Return the library's kernel under this config, compiled where no cache holds it."""
-    stage = s10_grouped.stage
+    """Return the kernel that this config is of, compiled where no cache holds it."""
+    stage = stage_of(config)
     return jit.build(stage.source, config, name=stage.name, symbol=stage.symbol)
 
 
@@ -115,13 +115,13 @@ def describe(product: Product, tensors: Sequence[torch.Tensor], config: Config) 
     """Describe the launch on a, sfa, b, sfb, d, and for groups `index` (see `execute`)."""
     a, sfa, b, sfb, d = tensors[:5]
     if product.layout == Layout.DENSE:
-        return s10_grouped.launch_dense(a, sfa, b, sfb, d, config)
+        return grouped.launch_dense(a, sfa, b, sfb, d, config)
     index = tensors[5]
     if product.layout == Layout.MASKED:
-        return s10_grouped.launch_masked(a, sfa, b, sfb, d, index, config)
+        return grouped.launch_masked(a, sfa, b, sfb, d, index, config)
     zeros = product.zero_padding and not product.accumulate
     alignment = product.alignment
-    return s10_grouped.launch_contiguous(
+    return grouped.launch_contiguous(
         a, sfa, b, sfb, d, index, config, alignment=alignment, zero_padding=zeros
     )
 
@@ -155,7 +155,7 @@ def execute(
     # Not for m = 1, whose tensors may have any stride, nor for a d that is not 16-byte aligned, which threads
     # store instead of TMA: neither launch can be refitted.
     if product.layout == Layout.DENSE and product.m > 1 and tensors[4].data_ptr() % 16 == 0:
-        other_m = OtherM(_guard_but_m(tensors), s10_grouped.forms(launch), prepared)
+        other_m = OtherM(_guard_but_m(tensors), grouped.forms(launch), prepared)
         _keep(_other_m, _key_but_m(options, tensors), other_m, under)
     prepared.start()
 
@@ -199,7 +199,7 @@ def resized(
         checks.check_overlap(d, {"a": a, "b": b, "the scales of a": sfa, "the scales of b": sfb})
 
     def start() -> None:
-        launch = other.prepared.replaced(s10_grouped.refit(other.forms, a, sfa, d))
+        launch = other.prepared.replaced(grouped.refit(other.forms, a, sfa, d))
         _keep(_ready, _key(options, tensors), (_guard(tensors), launch.start), under)
         launch.start()
 
@@ -212,7 +212,9 @@ def _key(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> tuple[
 
 def _key_but_m(options: tuple[object, ...], tensors: Sequence[torch.Tensor]) -> tuple[object, ...]:
     a, _, b, sfb = tensors[:4]
-    return options, b.data_ptr(), sfb.data_ptr(), ceil_div(a.shape[0], choose.M_STEP)
+    m = a.shape[0]
+    step = choose.m_step(m)
+    return options, b.data_ptr(), sfb.data_ptr(), step, ceil_div(m, step)
 
 
 def _keep(table: dict[Any, Any], key: tuple[object, ...], value: object, under: choose.Settings) -> None:

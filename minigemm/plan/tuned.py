@@ -28,14 +28,11 @@ import torch
 
 from .. import store
 from ..compiler import jit
-from ..kernels import s10_grouped
-from ..kernels.s10_grouped import Config
+from ..kernels.library import Config, stage_of, stages_by_name
 from ..types import Layout
 
 __all__ = ["Key", "Winner", "about", "clear", "keep", "number", "winner", "winners"]
 
-#: The library's kernels, by the names of their stages.
-KERNELS = {module.stage.name: module for module in (s10_grouped,)}
 _ENTRY_FORMAT = 1  # of the entries on disk
 
 
@@ -52,7 +49,6 @@ class Key(NamedTuple):
         out_fp32: d is float32.
         accumulate: the product is added to d.
         sms: SMs that the launch may use.
-        batch_invariant: only configs that sum k in one order were tried.
     """
 
     layout: int = int(Layout.DENSE)
@@ -64,7 +60,6 @@ class Key(NamedTuple):
     out_fp32: bool = False
     accumulate: bool = False
     sms: int = 0
-    batch_invariant: bool = False
 
 
 class Winner(NamedTuple):
@@ -161,8 +156,9 @@ def _driver() -> str:
 def _kernels() -> str:
     """Return a digest of the library's kernels: sources, headers, modules, the compiler and its flags."""
     digest = hashlib.sha256(json.dumps([jit.compiler_version(), jit.FLAGS]).encode())
+    ours = stages_by_name()
     for path in sorted(jit.HEADERS.iterdir()):
-        of_another_stage = re.match(r"s\d\d_", path.name) and path.stem not in KERNELS
+        of_another_stage = re.match(r"s\d\d_", path.name) and path.stem not in ours
         if path.suffix in (".cu", ".cuh", ".py") and not of_another_stage:
             digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -199,7 +195,7 @@ def _written(place: Mapping[str, Any], found: Mapping[Key, Winner]) -> bytes:
     rows = [
         {
             "product": key._asdict(),
-            "kernel": type(won.config).__module__.rpartition(".")[2],
+            "kernel": stage_of(won.config).name,
             "config": vars(won.config),
             "us": won.us,
         }
@@ -230,7 +226,7 @@ def _parsed(data: bytes) -> tuple[dict[Key, Winner], bool]:
 
 def _of_row(row: dict[str, Any]) -> tuple[Key, Winner]:
     """Return the key and the winner of a row. ValueError, TypeError or LookupError where it holds none."""
-    kind = KERNELS[row["kernel"]].Config
+    kind = stages_by_name()[row["kernel"]].config
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     key = Key(**_like(row["product"], Key()._asdict()))
     config, us = kind(**_like(row["config"], defaults)), row["us"]

@@ -13,8 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ import torch
 
 from .. import api
 from ..kernels import stage_named, stages
+from ..kernels.library import stages_by_name
 from ..layout import ceil_div, to_m_major
-from ..plan import choose, prepared
+from ..plan import prepared
 from ..quantize import BLOCK, Quantized
 from ..types import Layout, Product
 
@@ -49,7 +49,13 @@ SHAPES = (
 )  # fmt: skip
 #: For the tensor-core stages besides: tiles in both directions, and more than 32 steps of 128.
 LONG_SHAPES = ((130, 264, 528), (16, 24, 4224))
-LIBRARY = "s10_grouped"  # the stage behind the library's calls
+GROUPED_STAGES = ("s10_grouped", "s11_overlapped", "s12_swapped")
+#: The configs of these stages were recorded when two more stood between them: a case's regime follows its
+#: number.
+NUMBERS = (0, 3)
+#: s11 and s12 have the bits of s10 by design, so its recording serves them too. The fields under which it has
+#: them, by the config's number.
+RECORDED = "s10_grouped"
 GROUPED = (Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.MASKED)  # its layouts, besides the dense one
 GROUPS, ALIGNMENT = 3, 8
 
@@ -69,6 +75,15 @@ class Case:
         fields = ",".join(f"{name}={value}" for name, value in self.config)
         layout = "" if self.product.layout == Layout.DENSE else f" {self.product.layout}"
         return f"{self.stage} {self._sizes} {fields} {self.regime}{layout}"
+
+    @property
+    def recorded(self) -> str:
+        """The key under which the recording has the bits: the case's own, or that of s10 for s11 and s12."""
+        if self.stage not in GROUPED_STAGES:
+            return self.name
+        number = [tuple(sorted(fields.items())) for fields in CONFIGS[self.stage]].index(self.config)
+        config = tuple(sorted(CONFIGS[RECORDED][number].items()))
+        return replace(self, stage=RECORDED, config=config).name
 
     @property
     def seed(self) -> int:
@@ -129,9 +144,15 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
     ),
     "s10_grouped": (
         {"block_m": 64, "block_n": 32, "stages": 2, "consumers": 1, "ctas": 1},
-        {"block_m": 128, "block_n": 80, "stages": 4, "consumers": 2, "splits": 2, "ctas": 3},
-        {"block_m": 64, "block_n": 48, "stages": 4, "consumers": 1, "splits": 4, "out_fp32": 1},
         {"block_m": 192, "block_n": 96, "stages": 2, "consumers": 3},
+    ),
+    "s11_overlapped": (
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 1},
+        {"block_m": 128, "block_n": 160, "stages": 2, "consumers": 2, "ctas": 2},
+    ),
+    "s12_swapped": (
+        {"block_m": 16, "block_n": 64, "stages": 2, "consumers": 1, "blocks": 2, "ctas": 1},
+        {"block_m": 40, "block_n": 128, "stages": 2, "consumers": 2, "blocks": 4, "ctas": 3},
     ),
 }
 
@@ -139,17 +160,20 @@ CONFIGS: dict[str, tuple[dict[str, int], ...]] = {
 def cases() -> Iterator[Case]:
     """Every case: all shapes with all configs of each stage, the regimes taking turns.
 
-    The library's stage has each config with one layout of groups too, and each shape with all of them. A
+    The grouped stages have each config with one layout of groups too, and each shape with all of them. A
     stage that has no configs above is not recorded yet.
     """
     for module in stages():
         name = module.stage.name
-        for c, fields in enumerate(CONFIGS.get(name, ())):
+        for place, fields in enumerate(CONFIGS.get(name, ())):
+            c = NUMBERS[place] if name in GROUPED_STAGES else place
             config = tuple(sorted(fields.items()))
             for s, sizes in enumerate(SHAPES + (LONG_SHAPES if name >= "s04" else ())):
                 regime = REGIMES[(s + c) % len(REGIMES)]
+                if name == "s12_swapped" and sizes[2] % BLOCK:  # which it leaves to s11
+                    continue
                 yield Case(name, Product(*sizes), config, regime)
-                if name == LIBRARY:
+                if name in GROUPED_STAGES:
                     layout = GROUPED[(s + c) % len(GROUPED)]
                     alignment = ALIGNMENT if layout == Layout.PREFIX_SUMS else 1  # ids begin and end anywhere
                     yield Case(name, Product(*sizes, layout, GROUPS, alignment=alignment), config, regime)
@@ -235,10 +259,10 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
     fp32 = bool(dict(case.config).get("out_fp32"))
     dtype = torch.float32 if fp32 else torch.bfloat16
     if case.product.layout != Layout.DENSE:
-        d = _grouped(case, config, dtype, device)
+        d = _grouped(case, replace(config, layout=int(case.product.layout)), dtype, torch.device(device))
     else:
         a, b = (q.to(device) for q in inputs(case))
-        if case.stage == LIBRARY:
+        if case.stage in stages_by_name():
             d = api.fp8_gemm_nt(a, b, out_dtype=dtype, config=config)
         else:
             d = module.gemm(a, b, config, out_dtype=dtype)
@@ -246,8 +270,12 @@ def output(case: Case, device: torch.device | str) -> np.ndarray:
     return bits.view(np.uint32 if fp32 else np.uint16)
 
 
-def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """Return d of a grouped case, 1 where nothing is written."""
+def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return d of a grouped case, 1 where nothing is written.
+
+    Some of the prefix sums lie before their group's start. The call would refuse them for CPU tensors; the
+    kernel takes such a group for an empty one. So this goes where the call goes after its checks.
+    """
     m, n, _, layout, groups = case.product[:5]
 
     # Each group has an a and a b of its own; in the contiguous layouts all rows are those of the first a.
@@ -259,38 +287,23 @@ def _grouped(case: Case, config: Any, dtype: torch.dtype, device: torch.device |
         )
         for each in zip(*parts, strict=True)
     )
+    shape = (groups, m, n) if layout == Layout.MASKED else (m, n)
+    if layout != Layout.MASKED:
+        a, sfa = a[0], sfa[0]
 
+    # Counts, a new id every five rows with -1 among them, or ends.
     drawn = torch.from_numpy((splitmix64(case.seed + 99, m) >> np.uint64(33)).astype(np.int64))
     numbers = torch.arange(1, groups + 1)
-    if layout == Layout.MASKED:
-        counts = (drawn[0] // numbers % (m + 1)).int().to(device)
-        d = torch.ones(groups, m, n, dtype=dtype, device=device)
-        return api.m_grouped_fp8_gemm_nt_masked((a, sfa), (b, sfb), d, counts, config=config)
+    index = {
+        Layout.MASKED: drawn[0] // numbers % (m + 1),
+        Layout.CONTIGUOUS: drawn[torch.arange(m) // 5] % (groups + 1) - 1,
+        Layout.PREFIX_SUMS: drawn[0] % (m + 1) * numbers // groups,
+    }[layout]
 
-    d = torch.ones(m, n, dtype=dtype, device=device)
-    if layout == Layout.CONTIGUOUS:  # a new id every five rows, -1 among them
-        ids = (drawn[torch.arange(m) // 5] % (groups + 1) - 1).int().to(device)
-        with _alignment(case.product.alignment):
-            return api.m_grouped_fp8_gemm_nt_contiguous((a[0], sfa[0]), (b, sfb), d, ids, config=config)
-
-    # Some of these ends lie before their group's start. The call refuses them for CPU tensors, and on a GPU
-    # hands them to the kernel, which takes such a group for an empty one. So this goes where the call goes
-    # after its checks.
-    ends = (drawn[0] % (m + 1) * numbers // groups).int().to(device)
-    product = case.product._replace(out_fp32=dtype == torch.float32)
-    prepared.execute(product, (a[0], sfa[0], b, sfb, d, ends), choose.suited(product, config))
+    d = torch.ones(shape, dtype=dtype, device=device)
+    launch = prepared.describe(case.product, (a, sfa, b, sfb, d, index.int().to(device)), config)
+    stage_named(case.stage).stage.run(launch, config, device)
     return d
-
-
-@contextmanager
-def _alignment(rows: int) -> Iterator[None]:
-    """Let groups begin at multiples of so many rows, for a while."""
-    before = api.get_mk_alignment_for_contiguous_layout()
-    api.set_mk_alignment_for_contiguous_layout(rows)
-    try:
-        yield
-    finally:
-        api.set_mk_alignment_for_contiguous_layout(before)
 
 
 # --- the file

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import s10_grouped
+from ..kernels.grouped import GroupedConfig
 from ..layout import ceil_div, round_up
 from ..types import Layout
 from .shapes import label, legend, rectangle, unframed
@@ -134,7 +134,7 @@ def routing(found: Routing) -> Picture:
 @drawn
 def contiguous_layout(
     found: Routing,
-    config: s10_grouped.Config,
+    config: GroupedConfig,
     alignments: Sequence[int] = (128, 1),
     prefix_sums: bool = False,
 ) -> Picture:
@@ -219,7 +219,7 @@ def _draw_rows(axes: Any, ids: Sequence[int], ends: Sequence[int], most: int) ->
 
 
 @drawn
-def masked_layout(found: Routing, rows: int, config: s10_grouped.Config) -> Picture:
+def masked_layout(found: Routing, rows: int, config: GroupedConfig) -> Picture:
     """Draw the masked layout: a buffer of `rows` for each group, the rows that count in colour, and the tiles
     that the kernel takes; the other tiles are dashed.
 
@@ -347,17 +347,17 @@ def _draw_batch(axes: Any, batch: Batch, number: int, lanes: int, winner: int) -
 # --- parts
 
 
-def _tiles(config: s10_grouped.Config) -> str:
+def _tiles(config: GroupedConfig) -> str:
     return f"tiles of {config.block_m} rows, {config.consumers} consumers of {config.rows} each"
 
 
-def _working(part: Part, config: s10_grouped.Config) -> list[bool]:
+def _working(part: Part, config: GroupedConfig) -> list[bool]:
     """Whether each consumer has rows of the part to multiply."""
     tops = [part.row0 + number * config.rows for number in range(config.consumers)]
     return [part.group >= 0 and part.first < top + config.rows and top < part.middle for top in tops]
 
 
-def _consumers(parts: Sequence[Part], config: s10_grouped.Config) -> tuple[int, int]:
+def _consumers(parts: Sequence[Part], config: GroupedConfig) -> tuple[int, int]:
     """Count the consumers that multiply, and those that are skipped."""
     working = [one for part in parts for one in _working(part, config)]
     return sum(working), len(working) - sum(working)
@@ -390,7 +390,7 @@ def _moved(part: Part, by: int) -> Part:
 
 
 def _draw_part(
-    axes: Any, part: Part, config: s10_grouped.Config, top: float, most: int, height: float = 0.8
+    axes: Any, part: Part, config: GroupedConfig, top: float, most: int, height: float = 0.8
 ) -> None:
     """Draw a tile's box, its consumers, and the part's rows: those that are multiplied and those that are
     zeros."""

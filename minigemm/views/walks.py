@@ -20,7 +20,7 @@ import torch
 from .. import types
 from ..compiler import jit
 from ..hopper import SMS
-from ..kernels import s10_grouped
+from ..kernels.grouped import GroupedConfig
 from ..layout import ceil_div
 from ..runtime import emulated
 from ..types import Launch, Layout
@@ -101,7 +101,7 @@ def group_parts(
     index: Sequence[int],
     rows: int,
     n: int,
-    config: s10_grouped.Config,
+    config: GroupedConfig,
     groups: int,
     span: int = 1,
     zero_padding: bool = True,
@@ -113,7 +113,7 @@ def group_parts(
         layout, index: CONTIGUOUS with the group of each row, PREFIX_SUMS with the ends, or MASKED with the
             counts of the groups.
         rows: the rows of d, with MASKED those of all groups together.
-        config: of s10_grouped.
+        config: of a grouped stage: its tile and its raster order.
         span: with PREFIX_SUMS groups start at its multiples, with MASKED it is the rows of one group's
             buffer.
 
@@ -127,7 +127,7 @@ def group_search(
     index: Sequence[int],
     rows: int,
     n: int,
-    config: s10_grouped.Config,
+    config: GroupedConfig,
     groups: int,
     span: int = 1,
     ctas: int = SMS,
@@ -189,7 +189,7 @@ def _walk(
     index: Sequence[int],
     rows: int,
     n: int,
-    config: s10_grouped.Config,
+    config: GroupedConfig,
     groups: int,
     span: int,
     zero_padding: bool,

@@ -15,11 +15,12 @@
 # **Time:** 60 minutes. **Runs on:** CPU (with the emulator), or a Hopper GPU.
 #
 # **Built so far:** 06, roles; 07, promotion; 08, a CTA for each SM. **This lesson adds** groups:
-# products that each have their own rows of `a` and their own `b`. The kernel that comes out is the
-# one behind `minigemm.fp8_gemm_nt`.
+# products that each have their own rows of `a` and their own `b`. What comes later makes the kernel
+# faster; the library's calls, such as `minigemm.fp8_gemm_nt`, run those versions, with the same
+# bits.
 #
 # **Where it lives:** `minigemm/kernels/s10_grouped.cu`, the kernel;
-# `minigemm/kernels/scheduler.cuh`, how it finds its tiles; `minigemm/kernels/s10_grouped.py`, its
+# `minigemm/kernels/scheduler.cuh`, how it finds its tiles; `minigemm/kernels/grouped.py`, its
 # launches; `minigemm/api.py`, the library's calls.
 
 # %%
@@ -28,7 +29,7 @@ from dataclasses import replace
 import minigemm
 import torch
 from minigemm import quantize, views
-from minigemm.kernels import s10_grouped
+from minigemm.kernels import grouped, s10_grouped
 from minigemm.layout import ceil_div
 
 device = views.device()
@@ -101,7 +102,7 @@ picture
 # grey). The light part of a box is multiplied in vain: the tensor core knows only 64 rows at a
 # time.
 #
-# Now the real kernel, with both layouts. **Guess** which one reads fewer bytes.
+# Now the real kernel, with both alignments. **Guess** with which one it reads fewer bytes.
 
 # %%
 hidden, inner = 256, 128
@@ -124,14 +125,20 @@ def gathered(choices):
     return quantize.quantize(rows, "1x128")
 
 
+def contiguous(rows, weights, ids, tile=config, source=None):
+    tile = replace(tile, layout=grouped.CONTIGUOUS)
+    d = torch.zeros(len(ids), weights[0].shape[1], dtype=torch.bfloat16)
+    launch = grouped.launch_contiguous(rows.data, rows.scale, *weights, d, ids, tile)
+    s10_grouped.stage.run(launch, tile, d.device, source)
+    return d
+
+
 # %%
 results, reports = {}, {}
 for alignment in (128, 1):
-    minigemm.set_mk_alignment_for_contiguous_layout(alignment)
     choices, ids, ends = found.contiguous(alignment)
     with minigemm.observe() as seen:
-        d = minigemm.m_grouped_fp8_gemm_nt_contiguous(
-            gathered(choices), up, grouped_layout=ids, config=config)
+        d = contiguous(gathered(choices), up, ids)
     name = f"alignment {alignment}"
     results[name], reports[name] = d[choices >= 0], seen[0]
     # 4 instructions for 64 rows and a k-step; 2 steps, 2 columns of tiles
@@ -145,9 +152,9 @@ views.compare(reports)
 # of its tiles more is cut by groups. It stores much less, and everything *around* the kernel, the
 # gather, the casts, the activation function, works on 320 rows instead of 1,024.
 #
-# **Ends instead of ids.** With `use_psum_layout` the kernel gets one number for each group, where
-# it ends, and finds the start by itself. A tile can then begin where its group begins. **Guess:**
-# is the number of parts larger or smaller?
+# **Ends instead of ids.** In the layout `PREFIX_SUMS` the kernel gets one number for each group,
+# where it ends, and finds the start by itself. A tile can then begin where its group begins.
+# **Guess:** is the number of parts larger or smaller?
 
 # %%
 picture = views.contiguous_layout(found, config, alignments=(1,), prefix_sums=True)
@@ -181,8 +188,15 @@ unused = (choices_m.flatten() < 0)[:, None]
 poisoned = a.data.view(torch.uint8).masked_fill(unused, 0x7F).view(torch.float8_e4m3fn)
 a_masked = poisoned.view(experts, t, hidden), a.scale.reshape(experts, t, -1)
 d = torch.full((experts, t, 2 * inner), float("nan"), dtype=torch.bfloat16)
+
+
+def masked(counts):
+    tile = replace(config, layout=grouped.MASKED)
+    return grouped.launch_masked(*a_masked, *up, d, counts, tile), tile, d.device
+
+
 with minigemm.observe() as seen:
-    minigemm.m_grouped_fp8_gemm_nt_masked(a_masked, up, d, counts, config=config)
+    s10_grouped.stage.run(*masked(counts))
 print("rows with NaN:", int(d.isnan().any(2).sum()), "of", experts * t,
       "; behind the counts:", int((choices_m < 0).sum()))
 print("bits of the contiguous layout:", torch.equal(d[choices_m >= 0], results["alignment 1"]))
@@ -203,7 +217,7 @@ print("hazards:", len(seen[0].hazards))
 from minigemm.views import walks
 
 walk = walks.group_search(
-    s10_grouped.MASKED, counts.tolist(), experts * t, 2 * inner, config, experts,
+    grouped.MASKED, counts.tolist(), experts * t, 2 * inner, config, experts,
     span=t, ctas=4, cta=0
 )
 for search in walk:
@@ -221,7 +235,7 @@ views.search(walk[2], experts)
 # %%
 many = views.route(600, 40, top_k, imbalance=1.0, seed=3)
 late = walks.group_search(
-    s10_grouped.MASKED, many.counts, 40 * 256, 256, config, 40, span=256, ctas=60)
+    grouped.MASKED, many.counts, 40 * 256, 256, config, 40, span=256, ctas=60)
 views.search(late[1], 40)
 
 # %% [markdown]
@@ -246,20 +260,16 @@ views.code("scheduler.cuh", "Part", mark="first, middle, last")
 # %% [markdown]
 # Until now, barriers for TMA promised bytes. `told` publishes ordinary writes: lane 0 writes the
 # part, then arrives, and the arrival orders its writes before the readers' reads. `heard` is the
-# other way round: only when each warp that loads or computes has read a part may its place be
-# written again.
+# other way round: only when the thread that loads and each warp that computes have read a part may
+# its place be written again.
 
 # %%
 views.code("scheduler.cuh", "Parts", mark="mbarrier_arrive(&told")
 
 # %% [markdown]
-# A consumer hears of its next part before it stores the one that it has, so that the scales of b
-# come meanwhile.
-#
-# The changes as a whole. Look for the producer's warps: one *walks*, another loads. Where one or
-# two tiles alone read some rows of b, its `createpolicy` tells the L2 cache to give these up first;
-# a d that is larger than the cache is written so too. (What turns up under the name `SPLITS` is for
-# products with few tiles, a later subject; here it is 1.)
+# The changes as a whole. Look for the producer's warps: one *walks*, and a thread of another loads.
+# And look for what knows the layout: the warp that walks, and the row in which the scales of a
+# begin.
 
 # %%
 views.diff("s08_persistent", "s10_grouped", context=1)
@@ -268,9 +278,9 @@ views.diff("s08_persistent", "s10_grouped", context=1)
 # ## 6. A group ends inside a tile
 #
 # TMA stores boxes. A box of 64 rows of which 5 belong to another group would overwrite these 5. So
-# a consumer whose rows all belong to the part stores by TMA, and one with a border among them lets
-# each thread write 16 bytes at a time, in the rows of the part and no others. **Guess** the shares,
-# for both alignments.
+# a consumer whose rows are all the group's stores by TMA, and one with a border among them lets its
+# threads write from registers, as for FP32: the rows of the part and no others. Padding they write
+# too, as zeros. **Guess** the shares, for both alignments.
 
 # %%
 for name, report in reports.items():
@@ -279,8 +289,8 @@ for name, report in reports.items():
     print(f"{name}: {by_tma:>9,} bytes by TMA, {by_threads:>9,} by threads")
 
 # %% [markdown]
-# With alignment 128 every consumer has whole rows, padding included, which is written as zeros.
-# With alignment 1 and small groups most go by threads: more instructions for fewer bytes. Large
+# Only expert 2 has enough rows to fill boxes. Nearly all else goes by threads, and with alignment
+# 128 most of that is zeros for padding. Threads need more instructions for fewer bytes; but large
 # groups have few borders.
 #
 # ## 7. Numbers that stay on the device
@@ -289,15 +299,8 @@ for name, report in reports.items():
 # What then is the grid? It must not depend on them either:
 
 # %%
-def described(counts):
-    empty = torch.empty(experts, t, 2 * inner, dtype=torch.bfloat16)
-    counts = torch.tensor(counts, dtype=torch.int32)
-    masked = replace(config, layout=s10_grouped.MASKED)
-    return s10_grouped.launch_masked(*a_masked, *up, empty, counts, masked)
-
-
 for counts_of in ([0] * experts, found.counts, [t] * experts):
-    launch = described(counts_of)
+    launch, *_ = masked(torch.tensor(counts_of, dtype=torch.int32))
     print(f"{sum(counts_of):>5} rows: grid {launch.grid}, {launch.shared:,} bytes of shared memory")
 
 # %% [markdown]
@@ -315,7 +318,7 @@ live, d = counts.to(device), torch.zeros(experts, t, 2 * inner, dtype=torch.bflo
 
 
 def product():
-    minigemm.m_grouped_fp8_gemm_nt_masked(*on, d, live, config=config)
+    minigemm.m_grouped_fp8_gemm_nt_masked(*on, d, live)
 
 
 replay = product
@@ -335,7 +338,8 @@ for values in ([0] * 8, [0, 0, 3, 0, 0, 0, 0, 0], found.counts):
 # ## 8. The layer
 #
 # All of it: gather, two products for each expert with an activation function between them, and the
-# sum of each token's two results. **Guess** the relative error of the whole layer; one product had
+# sum of each token's two results. Now by the library's calls, which choose a kernel and a tile, and
+# which want to know the alignment. **Guess** the relative error of the whole layer; one product had
 # about 3.6% in lesson 07.
 
 # %%
@@ -355,12 +359,12 @@ def combined(y, choices):
 
 
 # %%
+minigemm.set_mk_alignment_for_contiguous_layout(1)
 choices, ids, _ = found.contiguous(alignment=1)
 with minigemm.observe() as contiguous_runs:
-    h = minigemm.m_grouped_fp8_gemm_nt_contiguous(
-        gathered(choices), up, grouped_layout=ids, config=config)
+    h = minigemm.m_grouped_fp8_gemm_nt_contiguous(gathered(choices), up, grouped_layout=ids)
     h8 = quantize.quantize(activated(h), "1x128")
-    y = minigemm.m_grouped_fp8_gemm_nt_contiguous(h8, down, grouped_layout=ids, config=config)
+    y = minigemm.m_grouped_fp8_gemm_nt_contiguous(h8, down, grouped_layout=ids)
 contiguous_layer = combined(y, choices)
 print("hazards:", sum(len(report.hazards) for report in contiguous_runs))
 
@@ -408,10 +412,10 @@ print(f"its second product: {product_error(y, h8, down_each):.2%}")
 
 # %%
 with minigemm.observe(hazards=False):
-    h = minigemm.m_grouped_fp8_gemm_nt_masked(a_masked, up, None, counts, config=config)
+    h = minigemm.m_grouped_fp8_gemm_nt_masked(a_masked, up, None, counts)
     h8 = quantize.quantize(activated(h).nan_to_num(0).flatten(0, 1), "1x128")
     second = h8.data.view(experts, t, inner), h8.scale.reshape(experts, t, -1)
-    y_masked = minigemm.m_grouped_fp8_gemm_nt_masked(second, down, None, counts, config=config)
+    y_masked = minigemm.m_grouped_fp8_gemm_nt_masked(second, down, None, counts)
 masked_layer = combined(y_masked.flatten(0, 1), choices_m.flatten())
 print("rows of the experts, the same bits:", torch.equal(y_masked[choices_m >= 0], y))
 print("the layer, the same bits:", torch.equal(masked_layer, contiguous_layer))
@@ -440,11 +444,8 @@ b3 = up[0][:3, :128].contiguous(), up[1][:3, :1].contiguous()
 
 
 def run(source=None):
-    d = torch.zeros(sum(few), 128, dtype=torch.bfloat16)
-    tile = s10_grouped.Config(128, 64, stages=2, consumers=2, ctas=1, layout=s10_grouped.CONTIGUOUS)
-    launch = s10_grouped.launch_contiguous(rows3.data, rows3.scale, *b3, d, ids3, tile)
-    s10_grouped.stage.run(launch, tile, d.device, source)
-    return d
+    tile = s10_grouped.Config(128, 64, stages=2, consumers=2, ctas=1)
+    return contiguous(rows3, b3, ids3, tile, source)
 
 
 right = run()
@@ -472,7 +473,7 @@ def attempt(old, new, schedule="late", shown=1):
 # emulator says, and which rows are wrong.
 
 # %%
-broken = attempt("const bool whole = ", "const bool whole = true || ")
+broken = attempt("const bool own = ", "const bool own = true || ")
 views.mismatches({"always by TMA": broken}, right)
 
 # %% [markdown]
@@ -481,11 +482,11 @@ views.mismatches({"always by TMA": broken}, right)
 # chance. Only a test with a border inside a tile, and with rows that must *not* change, finds it.
 #
 # **Not everybody has heard.** A place for a part is free when all have read it: the consumers'
-# warps, and the one that loads. Forget that one in the count.
+# warps, and the thread that loads. Forget that one in the count.
 
 # %%
-broken = attempt("shared.parts.init(4 * kConsumers + kLoaders);",
-                 "shared.parts.init(4 * kConsumers);", schedule=1)
+broken = attempt("shared.parts.init(4 * CONSUMERS + 1);",
+                 "shared.parts.init(4 * CONSUMERS);", schedule=1)
 
 # %% [markdown]
 # The loader is early, so its arrival counts for that of a consumer's warp which has not read the
@@ -497,7 +498,9 @@ broken = attempt("shared.parts.init(4 * kConsumers + kLoaders);",
 # back its slots.
 
 # %%
-broken = attempt("ring.phase);\n      release(shared, ring.slot);", "ring.phase);")
+broken = attempt(
+    "if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);\n      if (++stage",
+    "if (++stage")
 
 # %% [markdown]
 # The count on `empty` is that of all consumers' warps. Who has no work must still say that he is
@@ -514,15 +517,12 @@ views.recorded("s08_persistent")
 views.recorded("s10_grouped")
 
 # %% [markdown]
-# The same call, wherever you are:
+# The library's call for the rows of section 2, wherever you are:
 
 # %%
-minigemm.set_mk_alignment_for_contiguous_layout(1)
-choices, ids, _ = found.contiguous(alignment=1)
 q = gathered(choices)
 operands = [tuple(part.to(device) for part in operand) for operand in ((q.data, q.scale), up)]
-d = minigemm.m_grouped_fp8_gemm_nt_contiguous(
-    *operands, grouped_layout=ids.to(device), config=config)
+d = minigemm.m_grouped_fp8_gemm_nt_contiguous(*operands, grouped_layout=ids.to(device))
 print(f"on {device}: the same bits as the emulator's: "
       f"{torch.equal(d.cpu(), results['alignment 1'])}")
 minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
@@ -637,5 +637,4 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 # - CUDA C++ Programming Guide: "CUDA Graphs".
 # - DeepGEMM, whose two grouped layouts these are.
 #
-# **Next:** small M. A layer with a handful of tokens leaves most SMs without a tile; there the work
-# is split along k.
+# **Next:** the same kernel, faster. Its consumers still wait where they need not.

@@ -1,4 +1,4 @@
-"""s10_grouped over its layouts: a group's rows have the bits that s07 gives them; nothing else is written."""
+"""The grouped stages over their layouts: rows have the bits that s07 gives them; nothing else is written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-import minigemm
 from minigemm import observe, quantize
-from minigemm.kernels import s07_promoted, s10_grouped
+from minigemm.kernels import grouped as launches
+from minigemm.kernels import inspect, s07_promoted, s08_persistent, s10_grouped, s11_overlapped
+from minigemm.kernels.grouped import GroupedConfig
 from minigemm.layout import round_up
 from minigemm.quantize import Quantized
 from minigemm.types import Layout
@@ -20,15 +21,23 @@ from tests.products import GUARD, POISON, grouped
 
 CONTIGUOUS, PREFIX_SUMS, MASKED = Layout.CONTIGUOUS, Layout.PREFIX_SUMS, Layout.MASKED
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-Config = s10_grouped.Config
-CONFIGS = [
-    Config(64, 32, 3, 1, ctas=2),
-    Config(128, 48, 2, 2, ctas=1),
-    Config(256, 32, 2, 2, ctas=3, raster=1, raster_m=True),
-    Config(192, 16, 3, 3, ctas=3),
-    Config(64, 112, 3, 1),
+MODULES = [s10_grouped, s11_overlapped]
+FIELDS = [
+    {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 2},
+    {"block_m": 128, "block_n": 48, "stages": 2, "consumers": 2, "ctas": 1},
+    {"block_m": 256, "block_n": 32, "stages": 2, "consumers": 2, "ctas": 3, "raster": 1, "raster_m": True},
+    {"block_m": 192, "block_n": 16, "stages": 3, "consumers": 3, "ctas": 3},
+    {"block_m": 64, "block_n": 112, "stages": 3, "consumers": 1},
 ]
-OTHERS = [Config(128, 128, 5), Config(64, 128, 6, 1)]
+LARGE = [{"block_m": 128, "stages": 5}, {"block_m": 64, "stages": 6, "consumers": 1}]
+CONFIGS = [[module.Config(**fields) for fields in FIELDS] for module in MODULES]
+NAMES = [module.stage.name for module in MODULES]
+every_stage = pytest.mark.parametrize("configs", CONFIGS, ids=NAMES)
+every_module = pytest.mark.parametrize("module", MODULES, ids=NAMES)
+
+
+def test_one_partial_sum_and_two_are_tried():
+    assert {s11_overlapped.Config(**fields).partials for fields in FIELDS} == {1, 2}
 
 
 class Experts:
@@ -97,7 +106,7 @@ def check_contiguous(
     groups: int,
     n: int,
     k: int,
-    config: Config,
+    config: GroupedConfig,
     device: str,
     dtype=torch.bfloat16,
     spare=0,
@@ -132,20 +141,21 @@ IDS = {
 }
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ids", IDS)
-def test_ids(ids, device):
+def test_ids(ids, device, configs):
     owner = [group if 0 <= group < 4 else -1 for group in IDS[ids]]
-    for config in CONFIGS:
+    for config in configs:
         check_contiguous(owner, IDS[ids], 4, 40, 272, config, device)
-    check_contiguous(owner, IDS[ids], 4, 77, 272, CONFIGS[1], device)
+    check_contiguous(owner, IDS[ids], 4, 77, 272, configs[1], device)
     check_contiguous(
         [None if group < 0 else group for group in owner],
         IDS[ids],
         4,
         24,
         144,
-        CONFIGS[0],
+        configs[0],
         device,
         zero_padding=False,
     )
@@ -161,13 +171,14 @@ def ends_of(counts: list[int], alignment: int, behind: int = 0) -> tuple[list[in
     return owner + [-1] * (-len(owner) % alignment + behind), ends
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("alignment", [1, 8, 128])
 @pytest.mark.parametrize("counts", [[100], [1, 0, 70, 64], [0, 0, 5, 0], [0, 0], [130, 3, 3, 61]])
-def test_prefix_sums(counts, alignment, device):
+def test_prefix_sums(counts, alignment, device, configs):
     for behind in (9, 200):
         owner, ends = ends_of(counts, alignment, behind)
-        for config in CONFIGS[: 4 if behind == 9 else 2]:
+        for config in configs[: 4 if behind == 9 else 2]:
             check_contiguous(
                 owner, ends, len(counts), 40, 272, config, device, kind=PREFIX_SUMS, alignment=alignment
             )
@@ -178,7 +189,7 @@ def test_prefix_sums(counts, alignment, device):
         len(counts),
         77,
         144,
-        CONFIGS[1],
+        configs[1],
         device,
         kind=PREFIX_SUMS,
         alignment=alignment,
@@ -191,7 +202,7 @@ def check_masked(
     t: int,
     n: int,
     k: int,
-    config: Config,
+    config: GroupedConfig,
     device: str,
     dtype=torch.bfloat16,
     valid=None,
@@ -212,53 +223,58 @@ def check_masked(
     out.check(expected, owner >= 0)
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "counts",
     [[0, 0, 0], [1, 1, 1], [70, 70, 70], [0, 70, 1], [64, 0, 63], [0] * 33 + [5, 0, 70], [70]],
     ids=str,
 )
-def test_masked(counts, device):
+def test_masked(counts, device, configs):
     """Also more groups than a warp looks at at once."""
-    for config in CONFIGS[: 2 if len(counts) > 3 else None]:
+    for config in configs[: 2 if len(counts) > 3 else None]:
         check_masked(counts, 70, 40, 272, config, device)
-    check_masked(counts, 72, 77, 144, OTHERS[1], device)
+    check_masked(counts, 72, 77, 144, configs[4], device)
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
-def test_numbers_that_make_no_sense(device):
-    check_masked([-3, 1000, 2**31 - 1, -(2**31)], 40, 24, 144, CONFIGS[0], device, valid=[0, 40, 40, 0])
+def test_numbers_that_make_no_sense(device, configs):
+    check_masked([-3, 1000, 2**31 - 1, -(2**31)], 40, 24, 144, configs[0], device, valid=[0, 40, 40, 0])
     experts, (a, sfa) = Experts(4, 24, 144, device), activations(100, 144, device)
     for ends in ([50, 20, 300, -7], [2**31 - 1] * 4, [-(2**31)] * 4, [100, 0, 100, 0]):
         out = Output(100, 24, torch.bfloat16, device)
         numbers = torch.tensor(ends, dtype=torch.int32, device=device)
-        grouped(PREFIX_SUMS, (a, sfa, experts.b, experts.sfb, out.d, numbers), CONFIGS[0], alignment=8)
+        grouped(PREFIX_SUMS, (a, sfa, experts.b, experts.sfb, out.d, numbers), configs[0], alignment=8)
         out.d.copy_(out.fresh)
         assert (out.memory == POISON).all()
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
-def test_fp32(device):
+def test_fp32(device, configs):
     owner = IDS["padding everywhere"]
     for n in (40, 77):
-        check_contiguous(owner, owner, 4, n, 272, CONFIGS[0], device, torch.float32)
-        check_contiguous(owner, owner, 4, n, 272, CONFIGS[1], device, torch.float32, spare=1)
-        check_masked([0, 70, 1], 70, n, 272, CONFIGS[0], device, torch.float32)
+        check_contiguous(owner, owner, 4, n, 272, configs[0], device, torch.float32)
+        check_contiguous(owner, owner, 4, n, 272, configs[1], device, torch.float32, spare=1)
+        check_masked([0, 70, 1], 70, n, 272, configs[0], device, torch.float32)
 
 
+@every_stage
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spare", [1, 2, 8])
-def test_a_row_stride_of_d(spare, device):
+def test_a_row_stride_of_d(spare, device, configs):
     """By elements, by pairs and by TMA."""
     owner = IDS["anywhere"]
-    check_contiguous(owner, owner, 4, 40, 272, CONFIGS[0], device, spare=spare)
-    check_contiguous(owner, owner, 4, 39, 272, CONFIGS[1], device, spare=spare)
+    check_contiguous(owner, owner, 4, 40, 272, configs[0], device, spare=spare)
+    check_contiguous(owner, owner, 4, 39, 272, configs[1], device, spare=spare)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_accumulation(dtype, device):
-    """In FP32, then rounded; padding stays what it was."""
+    """s11: in FP32, then rounded; padding stays what it was."""
+    config = s11_overlapped.Config(64, 32, 3, 1, ctas=2, accumulate=True)
     ids = IDS["padding everywhere"]
     owner = torch.tensor(ids)
     for n in (40, 77):
@@ -267,28 +283,33 @@ def test_accumulation(dtype, device):
         before = torch.linspace(-3, 3, len(ids) * n, device=device).view(len(ids), n).to(dtype)
         d = before.clone()
         numbers = owner.int().to(device)
-        grouped(CONTIGUOUS, (a, sfa, experts.b, experts.sfb, d, numbers), CONFIGS[0], accumulate=True)
+        grouped(CONTIGUOUS, (a, sfa, experts.b, experts.sfb, d, numbers), config, zero_padding=False)
         written = (owner >= 0).to(device)[:, None]
         assert torch.equal(d, torch.where(written, (before.float() + products).to(dtype), before))
         d = before.clone()
-        minigemm.fp8_gemm_nt((a, sfa), (experts.b[1], experts.sfb[1]), d, d, config=CONFIGS[1])
+        dense = replace(config, block_m=128, consumers=2, out_fp32=dtype == torch.float32)
+        launch = launches.launch_dense(a, sfa, experts.b[1], experts.sfb[1], d, dense)
+        s11_overlapped.stage.run(launch, dense, d.device)
         alone = experts.expected(a, sfa, torch.ones(len(ids)), torch.float32)
         assert torch.equal(d, (before.float() + alone).to(dtype))
 
 
+@every_stage
 @pytest.mark.parametrize("schedule", ["late", "early", 1, 2])
-@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: f"{config.block_m}x{config.block_n}")
-def test_schedules_give_the_same_bits_and_no_hazard(config, schedule):
+@pytest.mark.parametrize("place", range(3))
+def test_schedules_give_the_same_bits_and_no_hazard(place, schedule, configs):
+    config = configs[place]
     with observe(schedule=schedule) as seen:
         check_contiguous(IDS["padding everywhere"], IDS["padding everywhere"], 4, 40, 400, config, "cpu")
         owner, ends = ends_of([1, 0, 70, 64], 8)
         check_contiguous(owner, ends, 4, 40, 400, config, "cpu", kind=PREFIX_SUMS, alignment=8)
         check_masked([0, 70, 1], 70, 77, 400, config, "cpu")
-    assert len([report for report in seen if report.kernel == s10_grouped.stage.symbol]) == 3
+    assert len([report for report in seen if report.kernel.startswith(("s10", "s11"))]) == 3
     assert not any(report.hazards for report in seen)
 
 
-def test_one_kernel_for_a_layout(monkeypatch):
+@every_module
+def test_one_kernel_for_a_layout(module, monkeypatch):
     """Sizes, groups and ctas compile nothing anew."""
     from minigemm.compiler import jit
 
@@ -297,29 +318,36 @@ def test_one_kernel_for_a_layout(monkeypatch):
     monkeypatch.setattr(
         jit, "build", lambda *args, **keywords: built.append(build(*args, **keywords)) or built[-1]
     )
-    for config in (Config(64, 16, 2, 1), Config(64, 16, 2, 1, ctas=7)):
+    for config in (module.Config(64, 16, 2, 1), module.Config(64, 16, 2, 1, ctas=7)):
         check_contiguous([0] * 20, [0] * 20, 1, 24, 144, config, "cpu")
         check_contiguous([0] * 30, [30], 1, 40, 272, config, "cpu", kind=PREFIX_SUMS)
         check_contiguous([0] * 5, [5], 1, 8, 16, config, "cpu", kind=PREFIX_SUMS)
         check_masked([3, 1], 4, 8, 16, config, "cpu")
         check_masked([2, 7, 1], 8, 40, 272, config, "cpu")
-    assert len({kernel.key for kernel in built if kernel.name == "s10_grouped"}) == 3
+    assert len({kernel.key for kernel in built if kernel.name == module.stage.name}) == 3
+
+
+@every_module
+@pytest.mark.parametrize("layout", Layout)
+def test_the_registers_of_a_layout(layout, module):
+    """The warp that finds the parts has as few as 32, so that the consumers keep those that s08 has."""
+    for fields in ({}, {"block_m": 192, "stages": 4, "consumers": 3}, {"block_m": 64, "consumers": 1}):
+        found = inspect(module, module.Config(**fields, layout=layout))
+        assert found.spills == 0 and found.stack == 0 and not found.warnings
+        assert found.registers <= inspect("8", s08_persistent.Config(**fields)).registers
 
 
 def test_bad_launches():
     experts, (a, sfa) = Experts(3, 8, 16, "cpu"), activations(6, 16, "cpu")
     d, counts = torch.empty(3, 2, 8, dtype=torch.bfloat16), torch.ones(3, dtype=torch.int32)
-    rows, masked = (a.view(3, 2, 16), sfa.reshape(3, 2, 1)), Config(64, 16, 2, 1, layout=MASKED)
+    rows = a.view(3, 2, 16), sfa.reshape(3, 2, 1)
+    masked = s10_grouped.Config(64, 16, 2, 1, layout=MASKED)
     wide = torch.zeros(3, 16, 16, dtype=torch.uint8)[:, :8].view(torch.float8_e4m3fn)
     words = r"groups that follow each other, 8 rows of 16 elements each, got strides \(256, 16, 1\)"
     with pytest.raises(ValueError, match=words):
-        s10_grouped.launch_masked(*rows, wide, experts.sfb, d, counts, masked)
-    with pytest.raises(ValueError, match="config: stages must be at least 2"):
-        s10_grouped.launch_masked(*rows, experts.b, experts.sfb, d, counts, replace(masked, stages=1))
+        launches.launch_masked(*rows, wide, experts.sfb, d, counts, masked)
     with pytest.raises(ValueError, match="config.layout: expected 3, that of the call, got 1"):
-        s10_grouped.launch_masked(
-            *rows, experts.b, experts.sfb, d, counts, replace(masked, layout=CONTIGUOUS)
-        )
+        launches.launch_masked(*rows, experts.b, experts.sfb, d, counts, replace(masked, layout=CONTIGUOUS))
 
 
 def test_the_scheduler_knows_the_layouts_by_the_same_numbers():
@@ -330,12 +358,13 @@ def test_the_scheduler_knows_the_layouts_by_the_same_numbers():
     assert [(name, int(value)) for name, value in found] == [(each.name, each.value) for each in Layout]
 
 
-def test_the_parameters_have_the_kernels_names():
+@every_module
+def test_the_parameters_have_the_kernels_names(module):
     """In its order: `refit` tells places by these names."""
-    text = s10_grouped.stage.source.read_text()
-    header = re.sub(r"//.*", "", text.partition(s10_grouped.stage.symbol + "(")[2].partition(") {")[0])
+    text = module.stage.source.read_text()
+    header = re.sub(r"//.*", "", text.partition(module.stage.symbol + "(")[2].partition(") {")[0])
     names = tuple(re.findall(r"(\w+) *(?:,|$)", header.strip()))
-    assert names == s10_grouped.PARAMETERS
+    assert names == launches.PARAMETERS
 
 
 def random_grouped(source: random.Random, device: str, seed: int) -> None:
@@ -352,7 +381,7 @@ def random_grouped(source: random.Random, device: str, seed: int) -> None:
     ]
     if source.random() < 0.3:
         counts[source.randrange(groups)] = 300
-    config = source.choice([*OTHERS, *CONFIGS])
+    config = source.choice(MODULES).Config(**source.choice([*LARGE, *FIELDS]))
     dtype = source.choice((torch.bfloat16, torch.float32))
     layout = source.randrange(3)
     if layout == 0:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 
 import pytest
+import torch
 
 from minigemm import emulator, observe
+from minigemm.kernels.grouped import launch_contiguous
+from minigemm.types import Layout
 from tests.products import STAGES, operands
 
 TILES = {
@@ -52,11 +56,16 @@ TILES = {
         {"block_m": 192, "block_n": 32, "stages": 4, "consumers": 3, "ctas": 1},
         {"block_m": 256, "block_n": 16, "stages": 2, "consumers": 2, "ctas": 2},
     ),
+    "s11_overlapped": (
+        {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 1},
+        {"block_m": 128, "block_n": 16, "stages": 2, "consumers": 2, "ctas": 2},
+    ),
 }
 TILE_READY = "    __syncthreads();  // all threads arrive with their part of the tiles written"
 TILE_READ = "    __syncthreads();  // all threads arrive when they have read"
 INCLUDE = '#include "scheduler.cuh"'
 WRITE, TELL = "      part[i % kAhead] = next;\n", "      mbarrier_arrive(&told[i % kAhead]);\n"
+TOLD = "    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n"
 HEARD = "mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);"
 
 
@@ -318,8 +327,13 @@ BUGS = {
         "may still read it", "load(shared, stage",
     ),
     "s10: a consumer without rows keeps its slots": (
-        "s10_grouped", "ring.phase);\n      release(shared, ring.slot);", "ring.phase);", ("Deadlock",),
-        "arrivals", "mbarrier_wait_parity(&shared.",
+        "s10_grouped",
+        "      if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);\n      if (++stage",
+        "      if (++stage", ("Deadlock",), "arrivals", "mbarrier_wait_parity(&shared.",
+    ),
+    "s10: released before every lane has its scales": (
+        "s10_grouped", "          __syncwarp();", "          //", ("tile-overwritten",),
+        "may still read it", "load(shared, stage",
     ),
     "s10: a part is told before it is written": (
         "s10_grouped", INCLUDE,
@@ -328,7 +342,7 @@ BUGS = {
     ),
     "s10: a part is read before it is told": (
         "s10_grouped", INCLUDE,
-        scheduler(("    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n", "")), ("race", "Fault"),
+        scheduler(("  Part listen(u32 i) {\n" + TOLD, "  Part listen(u32 i) {\n")), ("race", "Fault"),
         "data race|never written", None,
     ),
     "s10: a part is overwritten before it is read": (
@@ -336,8 +350,41 @@ BUGS = {
         scheduler(("kAhead = 4", "kAhead = 1"), (f"    {HEARD}", "//")),
         ("race",), "data race", None,
     ),
-    "s10: a cache policy of its own": (
-        "s10_grouped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
+    "s11: the scales of b are announced before they are written": (
+        "s11_overlapped",
+        """\
+#pragma unroll
+            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];
+            mbarrier_arrive(&shared.full[slot.stage]);""",
+        """\
+            mbarrier_arrive(&shared.full[slot.stage]);
+            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];""",
+        ("race", "uninitialized"), "data race|never written", "= scales[i]|of_b[j]",
+    ),
+    "s11: a slot is full without the scales of b": (
+        "s11_overlapped", "mbarrier_init(&shared.full[i], 2);", "mbarrier_init(&shared.full[i], 1);",
+        ("mbarrier", "Deadlock"), "", None,
+    ),
+    "s11: scales are read from a slot that went back": (
+        "s11_overlapped", "        release(shared, slot.stage);\n        slot.advance();",
+        """\
+        release(shared, slot.stage);
+        const volatile float* late = &shared.sfa[slot.stage][lane_row];
+        sfa[i][0] = late[0];
+        sfa[i][1] = late[8];
+        slot.advance();""",
+        ("tile-overwritten",), "may still read it", "cp_async_bulk_tensor_load(",
+    ),
+    "s11: a partial sum is promoted while it is computed": (
+        "s11_overlapped", "        issue(1, 0);\n        wgmma_wait_group<1>();", "        issue(1, 0);",
+        ("accumulator-in-flight",), "no wgmma.wait_group", "promote(",
+    ),
+    "s11: no proxy fence": (
+        "s11_overlapped", "    fence_proxy_async();", "    //", ("proxy-fence",),
+        "missing fence.proxy.async", "cp_async_bulk_tensor_store(",
+    ),
+    "s11: a cache policy of its own": (
+        "s11_overlapped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
         "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "cp_async_bulk_tensor_load(",
     ),
     "s03: two arrivals expected": (
@@ -366,35 +413,32 @@ def test_planted_bug(bug, tile, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, where it sees the bug too
         for schedule in ("late", "early", 1, 2):
-            check_found(stage, a, b, config, mine, schedule, kinds, words, line)
+            run = partial(stage.gemm, a, b, config, source=mine)
+            check_found(run, mine, schedule, kinds, words, line)
 
 
-@pytest.mark.parametrize(
-    "tile", [{"block_m": 64, "consumers": 1, "splits": 4}, {"block_m": 128, "consumers": 2, "splits": 2}]
-)
-@pytest.mark.parametrize(
-    "old", ["if (other == 1 && split == 0) mbarrier_wait", "if (split > 0) mbarrier_wait"]
-)
-def test_planted_bug_of_the_splits(old, tile, tmp_path):
-    """s10: the sums are read too early, or overwritten by the next tile before they are read."""
-    stage = STAGES["s10_grouped"].stage
-    mine = tmp_path / "s10_grouped.cu"
+@pytest.mark.parametrize("tile", [0, 1])
+def test_planted_bug_of_the_warp_that_finds(tile, tmp_path):
+    """s11: it tells the first part before the barriers are initialised."""
+    stage = STAGES["s11_overlapped"].stage
+    old, mine = "if (count == 0) barrier_sync(0, kThreads);", tmp_path / "s11_overlapped.cu"
     text = stage.source.read_text()
     assert text.count(old) == 1
-    mine.write_text(text.replace(old, "//"))
-    a, b = operands(70, 72, 256, 0, "cpu", STAGES["s10_grouped"])
+    mine.write_text(text.replace(old, old.replace("== 0", "== 1")))
+    config = stage.config(**TILES["s11_overlapped"][tile], layout=int(Layout.CONTIGUOUS))
+    a, b = operands(70, 72, 256, 0, "cpu", STAGES["s11_overlapped"])
+    d, ids = torch.empty(70, 72, dtype=torch.bfloat16), torch.zeros(70, dtype=torch.int32)
+    launch = launch_contiguous(a.data, a.scale, b.data[None], b.scale[None], d, ids, config)
     for schedule in ("late", "early", 1, 2):
-        config = stage.config(block_n=16, stages=8, ctas=1, **tile)
-        check_found(
-            stage, a, b, config, mine, schedule, ("race", "Fault"), "data race|never written", "shared.sums"
-        )
+        run = partial(stage.run, launch, config, d.device, mine)
+        check_found(run, mine, schedule, ("mbarrier-init", "Fault"), "mbarrier", None)
 
 
-def check_found(stage, a, b, config, mine, schedule, kinds, words, line):
+def check_found(run, mine, schedule, kinds, words, line):
     with observe(schedule=schedule) as seen:
         found = []
         try:
-            stage.gemm(a, b, config, source=mine)
+            run()
         except emulator.EmulatorError as error:
             found = [(type(error).__name__, str(error), error.location)]
     found += [(h.kind, h.message, h.location) for h in seen[0].hazards]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigemm import types
-from minigemm.kernels import s10_grouped
+from minigemm.kernels.grouped import CONTIGUOUS, DENSE, MASKED, PREFIX_SUMS
 from minigemm.layout import ceil_div
 from minigemm.views.walks import group_parts, tile_order
 
@@ -19,7 +19,7 @@ class Walk(types.Config):
     block_n: int = 16
     raster: int = 16
     raster_m: bool = False
-    layout: int = s10_grouped.DENSE
+    layout: int = DENSE
 
 
 CONFIGS = st.sampled_from([Walk(), Walk(64, 16, 1), Walk(64, 16, 3, True), Walk(64, 16, 8, True)])
@@ -85,9 +85,7 @@ def check_parts(layout: int, found: list[list[int]], owner: list[int | None], n:
             assert column0 % config.block_n == 0 and 0 <= column0 < n
             assert row0 <= first <= middle <= last <= row0 + config.block_m and first < last
             assert (group >= 0) == (middle > first)
-            assert (
-                layout not in (s10_grouped.CONTIGUOUS, s10_grouped.PREFIX_SUMS) or row0 % 4 == 0
-            )  # else TMA cannot read the scales
+            assert layout not in (CONTIGUOUS, PREFIX_SUMS) or row0 % 4 == 0  # else TMA cannot read the scales
             if column0 == column:
                 rows = {
                     **dict.fromkeys(range(first, middle), group),
@@ -104,9 +102,7 @@ SIZES = {"n": st.integers(1, 70), "ctas": st.integers(1, 9), "config": CONFIGS}
 @settings(max_examples=60)
 @given(m=st.integers(1, 300), **SIZES)
 def test_dense_parts(m, n, ctas, config):
-    check_parts(
-        s10_grouped.DENSE, parts(s10_grouped.DENSE, m, n, 1, [], 1, True, ctas, config), [0] * m, n, config
-    )
+    check_parts(DENSE, parts(DENSE, m, n, 1, [], 1, True, ctas, config), [0] * m, n, config)
 
 
 @settings(max_examples=60)
@@ -122,8 +118,8 @@ def test_contiguous_parts(runs, zero_padding, n, ctas, config):
     ids = [group for group, count in runs for _ in range(count)]
     owner = [group if 0 <= group < 4 else -1 if zero_padding else None for group in ids]
     check_parts(
-        s10_grouped.CONTIGUOUS,
-        parts(s10_grouped.CONTIGUOUS, len(ids), n, 4, ids, 1, zero_padding, ctas, config),
+        CONTIGUOUS,
+        parts(CONTIGUOUS, len(ids), n, 4, ids, 1, zero_padding, ctas, config),
         owner,
         n,
         config,
@@ -151,10 +147,8 @@ def test_prefix_sums_parts(counts, span, behind, zero_padding, n, ctas, config):
     owner += [nobody] * (-len(owner) % span + behind)
     if owner:
         check_parts(
-            s10_grouped.PREFIX_SUMS,
-            parts(
-                s10_grouped.PREFIX_SUMS, len(owner), n, len(counts), ends, span, zero_padding, ctas, config
-            ),
+            PREFIX_SUMS,
+            parts(PREFIX_SUMS, len(owner), n, len(counts), ends, span, zero_padding, ctas, config),
             owner,
             n,
             config,
@@ -167,8 +161,8 @@ def test_masked_parts(counts, spare, n, ctas, config):
     t = max(*counts, 1) + spare
     owner = [group if row < count else None for group, count in enumerate(counts) for row in range(t)]
     check_parts(
-        s10_grouped.MASKED,
-        parts(s10_grouped.MASKED, len(owner), n, len(counts), counts, t, True, ctas, config),
+        MASKED,
+        parts(MASKED, len(owner), n, len(counts), counts, t, True, ctas, config),
         owner,
         n,
         config,
@@ -181,13 +175,13 @@ NUMBERS = st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-5, 300), min_
 @settings(max_examples=60)
 @given(
     numbers=NUMBERS,
-    layout=st.sampled_from([s10_grouped.PREFIX_SUMS, s10_grouped.MASKED]),
+    layout=st.sampled_from([PREFIX_SUMS, MASKED]),
     rows=st.integers(1, 200),
 )
 def test_numbers_that_make_no_sense(numbers, layout, rows):
     """Whatever lies on the device: the walk ends, inside d and b."""
     groups = len(numbers)
-    m, span = (rows, 16) if layout == s10_grouped.PREFIX_SUMS else (rows * groups, rows)
+    m, span = (rows, 16) if layout == PREFIX_SUMS else (rows * groups, rows)
     for group, row0, column0, first, middle, last in parts(
         layout, m, 40, groups, numbers, span, True, 3, Walk()
     ):

@@ -71,7 +71,8 @@ def test_what_is_told(m):
     text = str(found)
     assert text.startswith(f"{m} x 2112 x 7168 dense, BF16, on the emulator, which stands for an H100 SXM\n")
     assert f"gets       {found.kernel} {found.config.block_m}x{found.config.block_n} " in text
-    assert f"{found.us:.1f} us, by {choose.source_of(CPU)}" in text and "runners-up" in text
+    assert f"{found.us:.1f} us\n  paces      {found.source}\n" in text and "runners-up" in text
+    assert "with the memory of NVIDIA H100" in found.source
     assert f"({found.bound}); the call is {found.above_floor:.2f} times that" in text
 
 

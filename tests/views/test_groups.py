@@ -11,7 +11,8 @@ import torch
 
 import minigemm
 from minigemm import quantize, views
-from minigemm.kernels.s10_grouped import CONTIGUOUS, MASKED, PREFIX_SUMS, Config
+from minigemm.kernels.grouped import CONTIGUOUS, MASKED, PREFIX_SUMS
+from minigemm.kernels.s10_grouped import Config
 from minigemm.views import walks
 from tests.products import grouped
 
@@ -85,7 +86,8 @@ def test_what_multiplies_is_what_the_kernel_multiplied(layout, config):
             else:
                 numbers, x, sfa = ends if layout == PREFIX_SUMS else ids, a.data, a.scale
             d = torch.empty(*x.shape[:-1], N, dtype=torch.bfloat16)
-            grouped(layout, (x, sfa, b, sfb, d, numbers), config, alignment=alignment)
+            options = {} if layout == MASKED else {"alignment": alignment}
+            grouped(layout, (x, sfa, b, sfb, d, numbers), config, **options)
         assert 4 * multiplied(text) * config.rows // 64 == seen[0].counters["wgmma"]
         assert layout == MASKED or f"{len(ids)} rows, {int((ids < 0).sum())} of them padding" in text
 
