@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
   __syncthreads();  // all threads wait until thread 0 has initialised the barriers
 
   // Each role walks the same parts; slots and phases go on from one to the next.
-  u32 count = 0;              // parts that this role has told or heard of
+  u32 count = 0;              // parts that this role has heard of
   int stage = 0;              // this k-step's slot
   u32 phase = 0;              // parity of the phase that the slot's full barrier completes now
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
@@ -177,8 +177,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (warp % 4 == 1) {  // finds the parts
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
-      for (Part part; scheduler.next(part); ++count) shared.parts.tell(count, part);
-      shared.parts.tell(count, {DONE});
+      shared.parts.tell_all(scheduler);
     }
     if (warp % 4 == 0 && elect_sync()) {
       prefetch_tensormap(&a_map);

@@ -45,8 +45,13 @@ void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap
   mbarrier_arrive_expect_tx(
       full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
   const int b_row = part.group * n + part.column0;
-  cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
-  cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
+  if (BLOCKS == 1) {  // the last one may be shorter
+    cp_async_bulk_tensor_load(shared.b[stage], &b_map, block * BLOCK_K, b_row, full, b_policy);
+    cp_async_bulk_tensor_load(shared.a[stage], &a_map, block * BLOCK_K, part.row0, full);
+  } else {
+    cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
+    cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
+  }
   cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + block, full);
 }
 
@@ -80,16 +85,18 @@ void promote(float (&acc)[kSums], const float (&partial)[kSums], const float (&s
   for (int i = 0; i < kSums; ++i) acc[i] = fmaf(sfa[i / 4][i % 2] * sfb, partial[i], acc[i]);
 }
 
-// The consumer's panel of the tile of d, into shared memory, transposed back. A warp writes 16
-// columns, 8 rows at a time: lane l names the place of row l % 8, and of the columns from
-// l / 8 % 2 * 8 on.
-void write(Shared& shared, const float (&acc)[kSums], int column) {
+// The consumer's panel of the tile of d, into shared memory, transposed back, with zeros from row
+// `middle` on. A warp writes 16 columns, 8 rows at a time: lane l names the place of row l % 8, and
+// of the columns from l / 8 % 2 * 8 on.
+void write(Shared& shared, const float (&acc)[kSums], int column, int middle) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kSums; i += 4) {
+    const int own = middle - 2 * i - lane % 4 * 2;  // of the two rows that this lane has sums of
+    const u32 mask = own > 1 ? ~0u : own > 0 ? 0xffff : 0;
     bf16& place = at(shared.d, 2 * i + lane % 8, column + 16 * warp + lane / 8 % 2 * 8);
-    stmatrix_x2_trans(&place, cvt_rn_bf16x2_f32(acc[i], acc[i + 1]),
-                      cvt_rn_bf16x2_f32(acc[i + 2], acc[i + 3]));
+    stmatrix_x2_trans(&place, cvt_rn_bf16x2_f32(acc[i], acc[i + 1]) & mask,
+                      cvt_rn_bf16x2_f32(acc[i + 2], acc[i + 3]) & mask);
   }
 }
 
@@ -107,8 +114,8 @@ void store(void* d, const float (&acc)[kSums], const Part& part, int n, i64 ldd,
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_nt(
-    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M
-    const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128), boxes alike
+    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M; as
+    const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128); s11 if BLOCKS is 1
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (BLOCKS, BLOCK_M)
     const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL); BF16, aligned
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
@@ -120,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
   // uniform registers.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
-  const int steps = k / BLOCK_K;
+  const int steps = (k + BLOCK_K - 1) / BLOCK_K;
   Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
   Slot slot;
   if (warpgroup == CONSUMERS) {
@@ -219,16 +226,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
       release(shared.empty, slot);
     }
 
-    // Whether all rows that TMA would write, which end at m, are the group's.
+    // Whether all rows that TMA would write, which end at m, are the part's.
     const int column = warpgroup * kWave, row0 = part.row0, column0 = part.column0 + column;
-    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.middle;
+    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
       store(d, acc, part, n, ldd, column0);
     } else {
       // The tile before must have been read.
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
-      write(shared, acc, column);
+      write(shared, acc, column, part.middle - row0);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
       if (threadIdx.x % kWarpgroup == 0) {

@@ -8,7 +8,8 @@ holds `blocks` k-blocks, so that barriers are passed less often.
 Shapes, scales, layouts and bits: as s11. Both multiply the same numbers, which the tensor core adds up in the
 same way whichever operand is whose.
 Legal configs: block_m a multiple of 8 up to 64; block_n = 64 * consumers, with 1 or 2 consumers; `blocks` 1,
-2 or 4, so that block_m * blocks is a multiple of 32, as the scales' copy needs; k a multiple of 128.
+2 or 4, so that block_m * blocks is a multiple of 32, as the scales' copy needs; 1 where k is no multiple of
+128, because a copy of several k-blocks cannot end within one.
 Errors: see `Stage.gemm`.
 Sources: PTX ISA, "wgmma.mma_async", "stmatrix".
 """
@@ -76,8 +77,8 @@ class Config(GroupedConfig):
 
     @property
     def copied_blocks(self) -> int:
-        """How many k-blocks of 128 one copy of a or b brings."""
-        return self.blocks
+        """How many k-blocks of 128 one copy of a or b brings; 0: one, which may be shorter."""
+        return self.blocks if self.blocks > 1 else 0
 
     @property
     def stored_by_threads(self) -> bool:
@@ -117,8 +118,6 @@ def is_legal(config: Config, product: Product) -> Legality:
 
 
 def _check_tile(config: Config, k: int) -> str:
-    if k % BLOCK:
-        return f"k must be a multiple of {BLOCK}, so that a copy can bring several k-blocks, got {k}"
     if not 0 < config.block_m <= MOST_ROWS or config.block_m % 8:
         return f"block_m must be a multiple of 8 up to {MOST_ROWS}, got {config.block_m}"
     if config.consumers not in (1, 2):
@@ -127,6 +126,8 @@ def _check_tile(config: Config, k: int) -> str:
         return f"block_n must be 64 * consumers = {64 * config.consumers}, got {config.block_n}"
     if config.blocks not in (1, 2, 4):
         return f"blocks must be 1, 2 or 4, got {config.blocks}"
+    if k % BLOCK and config.blocks > 1:
+        return f"blocks must be 1 where k is no multiple of {BLOCK}, as k = {k}, got {config.blocks}"
     if config.blocks * config.block_m % 32:
         return (
             f"blocks * block_m must be a multiple of 32, where a slot's scales of a begin, "
@@ -139,10 +140,11 @@ def _check_tile(config: Config, k: int) -> str:
 
 def default_config(product: Product) -> Config:
     """Return a tile as high as the product, up to 64 rows, with as many slots as fit."""
+    blocks, step = (1, 32) if product.k % BLOCK else (4, 8)
     tiles = ceil_div(product.m, MOST_ROWS)
-    block_m = max(8, round_up(ceil_div(product.m, tiles or 1), 8))
-    configs = (Config(block_m, stages=stages) for stages in range(8, 1, -1))
-    return next(config for config in configs if is_legal(config, product._replace(m=1, n=1, k=BLOCK)))
+    block_m = max(step, round_up(ceil_div(product.m, tiles or 1), step))
+    configs = (Config(block_m, stages=stages, blocks=blocks) for stages in range(8, 1, -1))
+    return next(config for config in configs if is_legal(config, product._replace(m=1, n=1)))
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:

@@ -288,7 +288,7 @@ TABLE = {
     "config consumers": ("call", A, B, {"config": s11_overlapped.Config(consumers=4)},
         ValueError, "config: consumers must be 1, 2 or 3, got 4"),
     "config of few rows, k": ("call", A, B, {"config": s12_swapped.Config()},
-        ValueError, "config: k must be a multiple of 128, so that a copy can bring several k-blocks, got 272"),
+        ValueError, "config: blocks must be 1 where k is no multiple of 128, as k = 272, got 4"),
     "config of few rows, tile": ("call", (fp8(M, 256), scale(M, 2)), (fp8(N, 256), scale(2, 2)),
         {"config": s12_swapped.Config(72)},
         ValueError, "config: block_m must be a multiple of 8 up to 64, got 72"),

@@ -477,8 +477,8 @@ def test_a_reader_s_own_source(name, tmp_path):
     doubled = {
         "*scale_a * *scale_b": "2 * *scale_a * *scale_b",
         "{sfa[0], sfa[8]}": "{2 * sfa[0], 2 * sfa[8]}",
-        "sfa[i][0] = scale_a[0];": "sfa[i][0] = 2 * scale_a[0];",
-        "sfa[i][1] = scale_a[8];": "sfa[i][1] = 2 * scale_a[8];",
+        "scale_a[i][0] = sfa[0];": "scale_a[i][0] = 2 * sfa[0];",
+        "scale_a[i][1] = sfa[8];": "scale_a[i][1] = 2 * sfa[8];",
     }
     for scales, twice in doubled.items():
         text = text.replace(scales, twice)

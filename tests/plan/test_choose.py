@@ -51,7 +51,7 @@ def test_the_choice_is_legal_and_the_same_again(product, machine):
         (16, 7168, 2048, s12_swapped),
         (4096, 4096, 7168, s11_overlapped),
         (256, 4096, 7168, s11_overlapped),
-        (8, 2112, 7184, s11_overlapped),  # s12 wants whole k-blocks
+        (8, 2112, 7184, s11_overlapped),  # s12 takes whole k-blocks only, several at once
     ],
 )
 def test_few_rows_take_the_swapped_kernel(m, n, k, kernel):
