@@ -1,4 +1,4 @@
-"""python -m minigemm tour | doctor | inspect | trace | bench | explain | precompile | test-gpu | grade
+"""python -m minigemm tour | doctor | inspect | trace | bench | explain | precompile | tune | test-gpu | grade
 
 This module reads the commands' options and calls the rest of minigemm. Tables are drawn beside the results
 that they
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench": _bench,
         "explain": _explain,
         "precompile": _precompile,
+        "tune": _tune,
         "test-gpu": _test_gpu,
     }
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_bench(commands)
     _add_explain(commands)
     _add_precompile(commands)
+    _add_tune(commands)
     _add_test_gpu(commands)
 
     # This entry is for the help only: `grade` was handled above.
@@ -384,7 +386,7 @@ def _workloads(options: argparse.Namespace) -> list[Any]:
     return wide.part(chosen, options.part) if options.part is not None else chosen
 
 
-# --- explain, precompile and test-gpu
+# --- explain, precompile, tune and test-gpu
 
 
 def _add_call(command: Any) -> None:
@@ -471,6 +473,40 @@ def _precompile(options: argparse.Namespace) -> int:
     # Kernels that were there already cost no time, so the new ones are counted apart.
     compiled = sum(kernel.origin == "compiled" for kernel in kernels)
     print(f"{len(kernels)} kernels, {compiled} of them compiled now")
+    return 0
+
+
+def _add_tune(commands: Any) -> None:
+    what = "time the library's tiles on this Hopper GPU, and choose by the result from then on"
+    tune = commands.add_parser("tune", help=what)
+    seconds = "of timing, after which it fits what it has; default: 240"
+    tune.add_argument("--seconds", type=float, default=240.0, help=seconds)
+    tune.add_argument("--json", metavar="FILE", type=Path, help="store the result with all times here too")
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .bench import tune
+
+    if not options.seconds > 0:
+        return _fail(f"tune: expected --seconds above 0, got {options.seconds}")
+    if options.json is not None and not options.json.parent.is_dir():
+        return _fail(f"tune: there is no folder {options.json.parent} for {options.json.name}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("tune", total=1.0)
+            results = tune.tune(
+                options.seconds,
+                progress=lambda text: progress.update(task, description=text),
+                advance=lambda share: progress.update(task, completed=share),
+            )
+    except ValueError as error:
+        return _fail(str(error))
+    if options.json is not None:
+        options.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    print(f"{len(results['rows'])} times on {results['measured_on']}")
     return 0
 
 

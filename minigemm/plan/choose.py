@@ -32,7 +32,7 @@ from ..kernels.library import CONFIGS, Config, is_legal
 from ..layout import round_up
 from ..types import Layout, Product
 from . import tuned
-from .cost import Machine, cost, emulated, expected_rows, paces_of
+from .cost import Machine, cost, emulated, expected_rows, paces_of, tile_name
 
 __all__ = [
     "Settings",
@@ -200,7 +200,8 @@ def menu(product: Product, machine: Machine) -> tuple[Config, ...]:
         machine: the chip, and its SMs in use.
     """
     products = [product._replace(m=m, expected_m=0) for m in REPRESENTATIVE_M]
-    able = [config for config in candidates() if is_legal(config, product._replace(m=1))]
+    timed = [config for config in candidates() if tile_name(config) in machine.paces.pace]
+    able = [config for config in timed if is_legal(config, product._replace(m=1))]
     # a grouped layout numbers columns of tiles first
     if product.layout != Layout.DENSE:
         able = [config for config in able if not config.raster_m]
