@@ -306,8 +306,8 @@ inline void stmatrix_x4(void* row, u32 x0, u32 x1, u32 x2, u32 x3) {
                : "memory");
 }
 
-// The same for two matrices, each of which is transposed on its way: lanes 0 to 15 give the addresses
-// of the rows that memory has, which are the columns of what the lanes hold.
+// The same for two matrices, each of which is transposed on its way: lanes 0 to 15 give the
+// addresses of the rows that memory has, which are the columns of what the lanes hold.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-stmatrix
 inline void stmatrix_x2_trans(void* row, u32 x0, u32 x1) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"

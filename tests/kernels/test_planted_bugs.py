@@ -60,6 +60,10 @@ TILES = {
         {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1, "ctas": 1},
         {"block_m": 128, "block_n": 16, "stages": 2, "consumers": 2, "ctas": 2},
     ),
+    "s12_swapped": (
+        {"block_m": 16, "stages": 3, "blocks": 2, "ctas": 1},
+        {"block_m": 8, "block_n": 128, "consumers": 2, "stages": 2, "blocks": 4, "ctas": 2},
+    ),
 }
 TILE_READY = "    __syncthreads();  // all threads arrive with their part of the tiles written"
 TILE_READ = "    __syncthreads();  // all threads arrive when they have read"
@@ -67,6 +71,14 @@ INCLUDE = '#include "scheduler.cuh"'
 WRITE, TELL = "      part[i % kAhead] = next;\n", "      mbarrier_arrive(&told[i % kAhead]);\n"
 TOLD = "    mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);\n"
 HEARD = "mbarrier_wait_parity(&heard[i % kAhead], i / kAhead % 2 ^ 1);"
+
+# of s11 and s12: how the scales of b come into the ring; how s12 finishes a slot
+SCALES_11 = "            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];\n"
+SCALES_12 = "            shared.sfb[slot.stage][lane % BLOCKS] = scale;\n"
+ANNOUNCE = "            mbarrier_arrive(&shared.full[slot.stage]);\n"
+FINISH_12 = "#pragma unroll\n      for (int i = 0; i < BLOCKS; ++i) finish(i, i, BLOCKS - 1 - i);\n"
+BEGIN_INIT = "      if (elect_sync()) {\n        init("
+RELEASE_12 = "      release(shared.empty, slot);\n"
 
 
 def scheduler(*edits: tuple[str, str]) -> str:
@@ -351,15 +363,8 @@ BUGS = {
         ("race",), "data race", None,
     ),
     "s11: the scales of b are announced before they are written": (
-        "s11_overlapped",
-        """\
-#pragma unroll
-            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];
-            mbarrier_arrive(&shared.full[slot.stage]);""",
-        """\
-            mbarrier_arrive(&shared.full[slot.stage]);
-            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];""",
-        ("race", "uninitialized"), "data race|never written", "= scales[i]|ring_sfb[j]",
+        "s11_overlapped", SCALES_11 + ANNOUNCE, ANNOUNCE + SCALES_11, ("race", "uninitialized"),
+        "data race|never written", "= scales[i]|scale_b[i][j] =",
     ),
     "s11: a slot is full without the scales of b": (
         "s11_overlapped", "init(shared.full, shared.empty, 2,", "init(shared.full, shared.empty, 1,",
@@ -378,6 +383,19 @@ BUGS = {
         "s11_overlapped", "        issue(1, 0);\n        wgmma_wait_group<1>();", "        issue(1, 0);",
         ("accumulator-in-flight",), "no wgmma.wait_group", "promote(",
     ),
+    "s11: one product too many in flight": (
+        "s11_overlapped", "        issue(1, 0);\n        wgmma_wait_group<1>();",
+        "        issue(1, 0);\n        wgmma_wait_group<2>();", ("accumulator-in-flight",),
+        "no wgmma.wait_group", "promote(",
+    ),
+    "s11: the last product is not awaited": (
+        "s11_overlapped", "        wgmma_wait_group<0>();\n        finish(1, 0);", "        finish(1, 0);",
+        ("accumulator-in-flight",), "no wgmma.wait_group", "promote(",
+    ),
+    "s11: the loader arrives before it initialises the barriers": (
+        "s11_overlapped", ("      barrier_arrive(0, kMeeting);\n", BEGIN_INIT),
+        ("", "      barrier_arrive(0, kMeeting);\n" + BEGIN_INIT), ("mbarrier-init", "Fault"), "mbarrier", None,
+    ),
     "s11: no proxy fence": (
         "s11_overlapped", "    fence_proxy_async();", "    //", ("proxy-fence",),
         "missing fence.proxy.async", "cp_async_bulk_tensor_store(",
@@ -385,6 +403,45 @@ BUGS = {
     "s11: a cache policy of its own": (
         "s11_overlapped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
         "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "cp_async_bulk_tensor_load(",
+    ),
+    "s12: the scales of b are announced before they are written": (
+        "s12_swapped", SCALES_12 + ANNOUNCE, ANNOUNCE + SCALES_12, ("race", "uninitialized"),
+        "data race|never written", "= scale;|= *ring_sfb;",
+    ),
+    "s12: a slot is full without one of the scales of b": (
+        "s12_swapped", "init(shared.full, shared.empty, 1 + BLOCKS,", "init(shared.full, shared.empty, BLOCKS,",
+        ("mbarrier", "Deadlock", "tma-not-complete"), "", None,
+    ),
+    "s12: scales are read from a slot that went back": (
+        "s12_swapped", (FINISH_12, RELEASE_12),
+        ("      wait(0);\n      Slot next = slot;\n      release(shared.empty, next);\n",
+         FINISH_12 + "      slot = next;\n"), ("tile-overwritten",), "may still read it", "load(shared, slot.stage",
+    ),
+    "s12: a slot goes back while it is multiplied": (
+        "s12_swapped", (FINISH_12, RELEASE_12),
+        ("      Slot next = slot;\n      release(shared.empty, next);\n", FINISH_12 + "      slot = next;\n"),
+        ("slot-overwritten",), "released the slot before a wgmma.wait_group", "load(shared, slot.stage",
+    ),
+    "s12: a partial sum is promoted while it is computed": (
+        "s12_swapped", "      wait(pending);", "      wait(pending + 1);", ("accumulator-in-flight",),
+        "no wgmma.wait_group", "promote(",
+    ),
+    "s12: the loader arrives before it initialises the barriers": (
+        "s12_swapped", ("      barrier_arrive(0, kThreads);\n", BEGIN_INIT),
+        ("", "      barrier_arrive(0, kThreads);\n" + BEGIN_INIT), ("mbarrier-init", "Fault"), "mbarrier", None,
+    ),
+    "s12: no proxy fence": (
+        "s12_swapped", "      fence_proxy_async();", "      //", ("proxy-fence",), "missing fence.proxy.async",
+        "cp_async_bulk_tensor_store(",
+    ),
+    "s12: no barrier before the store": (
+        "s12_swapped", "      bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all",
+        "      //", ("tma-store-too-early",), "barrier", "cp_async_bulk_tensor_store(",
+    ),
+    "s12: d overwritten while the tile before is stored": (
+        "s12_swapped", "      if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();",
+        "      //", ("tma-store-overwritten",), "while the TMA store",
+        "stmatrix_x2_trans(|cp_async_bulk_tensor_store(",
     ),
     "s03: two arrivals expected": (
         "s03_tma", "mbarrier_init(&shared.full, 1);", "mbarrier_init(&shared.full, 2);", ("Deadlock",),
@@ -417,15 +474,16 @@ def test_planted_bug(bug, tile, tmp_path):
 
 
 @pytest.mark.parametrize("tile", [0, 1])
-def test_planted_bug_of_the_warp_that_finds(tile, tmp_path):
-    """s11: it tells the first part before the barriers are initialised."""
-    stage = STAGES["s11_overlapped"].stage
-    old, mine = "barrier_sync(0, kThreads);\n      GroupedScheduler", tmp_path / "s11_overlapped.cu"
-    text = stage.source.read_text()
-    assert text.count(old) == 1
-    mine.write_text(text.replace(old, old.replace("_sync", "_arrive")))
-    config = stage.config(**TILES["s11_overlapped"][tile], layout=int(Layout.CONTIGUOUS))
-    a, b = operands(70, 72, 256, 0, "cpu", STAGES["s11_overlapped"])
+@pytest.mark.parametrize("name", ["s11_overlapped", "s12_swapped"])
+def test_planted_bug_of_the_warp_that_finds(name, tile, tmp_path):
+    """It tells the first part before the barriers are initialised."""
+    stage = STAGES[name].stage
+    text, mine = stage.source.read_text(), tmp_path / f"{name}.cu"
+    early = re.compile(r"barrier_sync\((0, \w+\);\n      GroupedScheduler)")
+    assert len(early.findall(text)) == 1
+    mine.write_text(early.sub(r"barrier_arrive(\1", text))
+    config = stage.config(**TILES[name][tile], layout=int(Layout.CONTIGUOUS))
+    a, b = operands(70, 72, 512, 0, "cpu", STAGES[name])
     d, ids = torch.empty(70, 72, dtype=torch.bfloat16), torch.zeros(70, dtype=torch.int32)
     launch = launch_contiguous(a.data, a.scale, b.data[None], b.scale[None], d, ids, config)
     for schedule in ("late", "early", 1, 2):

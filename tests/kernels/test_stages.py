@@ -507,8 +507,7 @@ def test_a_reader_s_own_source(name, tmp_path):
     doubled = {
         "*scale_a * *scale_b": "2 * *scale_a * *scale_b",
         "{sfa[0], sfa[8]}": "{2 * sfa[0], 2 * sfa[8]}",
-        "scale_a[i][0] = sfa[0];": "scale_a[i][0] = 2 * sfa[0];",
-        "scale_a[i][1] = sfa[8];": "scale_a[i][1] = 2 * sfa[8];",
+        "scale_a[i][j] = sfa[8 * j];": "scale_a[i][j] = 2 * sfa[8 * j];",
         "scale_b = *ring_sfb;": "scale_b = 2 * *ring_sfb;",
     }
     for scales, twice in doubled.items():
