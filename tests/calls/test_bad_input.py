@@ -493,6 +493,7 @@ def test_fp32_output_of_the_first_stages(stage, nothing_compiles):
         )
 
 
+FEW_ROWS = {"block_m": 32, "blocks": 1}  # of s12_swapped, legal for any k
 ILLEGAL = {
     "s01_naive": [
         ({"block_m": 64, "block_n": 32}, "2048 threads exceed the 1024"),
@@ -562,6 +563,29 @@ ILLEGAL = {
         ({"consumers": 0}, "consumers must be 1, 2 or 3, got 0"),
         ({"layout": 4}, "layout must be one of 0 to 3, DENSE to MASKED, got 4"),
     ],
+    "s11_overlapped": [
+        ({"ctas": -1}, "ctas must be at least 0, which is one for each SM, got -1"),
+        ({"raster": 0}, "raster must be at least 1, got 0"),
+        ({"block_m": 64}, "block_m must be a multiple of 128 up to 256"),
+        ({"block_m": 128, "block_n": 176}, "block_n must be at most 128, or 144, 160 or 192"),
+        ({"stages": 4}, "bytes of shared memory exceed"),
+        ({"stages": 1}, "stages must be at least 2"),
+        ({"layout": -1}, "layout must be one of 0 to 3, DENSE to MASKED, got -1"),
+    ],
+    "s12_swapped": [
+        ({}, "blocks must be 1 where k is no multiple of 128, as k = 272, got 4"),
+        ({"block_m": 72}, "block_m must be a multiple of 8 up to 64, got 72"),
+        ({**FEW_ROWS, "block_m": 20}, "block_m must be a multiple of 8 up to 64, got 20"),
+        ({**FEW_ROWS, "block_n": 128}, r"block_n must be 64 \* consumers = 64, got 128"),
+        ({**FEW_ROWS, "consumers": 3}, "consumers must be 1 or 2, got 3"),
+        ({**FEW_ROWS, "blocks": 3}, "blocks must be 1, 2 or 4, got 3"),
+        ({"blocks": 1}, r"blocks \* block_m must be a multiple of 32, where .*, got 1 \* 16"),
+        ({**FEW_ROWS, "stages": 1}, "stages must be at least 2"),
+        ({**FEW_ROWS, "stages": 32}, "bytes of shared memory exceed .* fewer stages or smaller blocks"),
+        ({**FEW_ROWS, "ctas": -1}, "ctas must be at least 0, which is one for each SM, got -1"),
+        ({**FEW_ROWS, "raster": 0}, "raster must be at least 1, got 0"),
+        ({**FEW_ROWS, "layout": 4}, "layout must be one of 0 to 3, DENSE to MASKED, got 4"),
+    ],
 }  # fmt: skip
 
 
@@ -604,6 +628,7 @@ NEAREST = [
     ("s08_persistent", {"raster": 0}, {"raster": 1}),
     ("s09_multicast", {"cluster_n": 2}, {"cluster_m": 1}),
     ("s09_multicast", {"ctas": 1}, {"ctas": 2}),
+    ("s12_swapped", {"block_m": 40, "blocks": 1}, {"block_m": 32}),
 ]
 
 
@@ -629,9 +654,17 @@ def test_too_many_columns_of_tiles(stage):
 @pytest.mark.parametrize("stage", [name for name in STAGES if persistent(name)])
 def test_too_many_tiles(stage):
     module = STAGES[stage]
-    assert module.is_legal(module.Config(), Product(16, 1 << 30, 16))
-    legal = module.is_legal(module.Config(), Product(1 << 30, 1 << 30, 16))
+    assert module.is_legal(module.Config(), Product(16, 1 << 30, 128))
+    legal = module.is_legal(module.Config(), Product(1 << 30, 1 << 30, 128))
     assert not legal and "more than 2**30" in legal.reason
+
+
+def test_too_many_partial_sums():
+    """A slot of s12 has as many as it has k-blocks; two consumers share the registers."""
+    s12 = STAGES["s12_swapped"]
+    assert s12.is_legal(s12.Config(64, 64, 2), Product(64, 128, 128))
+    legal = s12.is_legal(s12.Config(64, 128, 2, 2, blocks=4), Product(64, 128, 128))
+    assert not legal and "about 232 registers a thread exceed the 184" in legal.reason
 
 
 @pytest.mark.parametrize("stage", STAGES)
