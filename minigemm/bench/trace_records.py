@@ -88,7 +88,7 @@ def decode(
         files: the files of the code by their number, the stage first.
         store_bytes: the bytes of a TMA store.
         scale: the timeline's time unit in cycles; times are cycles times `scale`.
-        products: the products of a step along k, for which the producer arrives once. Without it the time
+        products: the products of a slot of the ring, for which the producer arrives once. Without it the time
             that a group takes is unknown.
 
     Raises:

@@ -119,26 +119,32 @@ struct TraceAt {
     ::mbarrier_arrive_expect_tx(barrier, bytes);
   }
 
+  // A load's barrier, behind the coordinates.
+  template <class... More>
+  static u64* barrier_of(u64* barrier, More...) {
+    return barrier;
+  }
+  template <class... More>
+  static u64* barrier_of(int, More... more) {
+    return barrier_of(more...);
+  }
   // The place is a multiple of 16 and the barrier's a multiple of 8, both below 256 KiB: an
   // argument holds the two.
-  template <class... Policy>
-  static void load(void* to, u32 bytes, const CUtensorMap* map, int inner, int outer, u64* barrier,
-                   Policy... policy) {
+  template <class... More>
+  static void load(void* to, u32 bytes, const CUtensorMap* map, More... more) {
     const u32 place = (cvta_to_shared(to) & 0x3ffff) >> 4;
-    const u32 arrives = (cvta_to_shared(barrier) & 0x3ffff) >> 3;
+    const u32 arrives = (cvta_to_shared(barrier_of(more...)) & 0x3ffff) >> 3;
     trace_mark(kTraceLoad, kLine, bytes, place | arrives << 16);
-    ::cp_async_bulk_tensor_load(to, map, inner, outer, barrier, policy...);
+    ::cp_async_bulk_tensor_load(to, map, more...);
   }
   // Into an array that the box fills, whose size is the copy's.
-  template <class T, int kCount, class... Policy>
-  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, int inner,
-                                        int outer, u64* barrier, Policy... policy) {
-    load(to, sizeof(to), map, inner, outer, barrier, policy...);
+  template <class T, int kCount, class... More>
+  static void cp_async_bulk_tensor_load(T (&to)[kCount], const CUtensorMap* map, More... more) {
+    load(to, sizeof(to), map, more...);
   }
-  template <class... Policy>
-  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, int inner, int outer,
-                                        u64* barrier, Policy... policy) {
-    load(to, 0, map, inner, outer, barrier, policy...);
+  template <class... More>
+  static void cp_async_bulk_tensor_load(void* to, const CUtensorMap* map, More... more) {
+    load(to, 0, map, more...);
   }
   template <class... Policy>
   static void cp_async_bulk_tensor_store(const CUtensorMap* map, int inner, int outer,

@@ -291,11 +291,12 @@ class _Run:
             about["clock_ghz"] = round(1 / scale, 4)
             about["start_ns"] = int(times[self.cta, 0] - times[:, 0].min())
 
-        # Two facts beside the records: the bytes of a store to d, and the products of a step along k.
+        # Two facts beside the records: the bytes of a store to d, and the products of a slot of the ring.
         maps = [arg for arg in self.description.args if isinstance(arg, TensorMap)]
         boxes = [arg.box for arg in maps if arg.tensor.data_ptr() == self.d.data_ptr()]
         store_bytes = int(np.prod(boxes[0])) * self.d.element_size() if boxes else 0
-        products = vars(self.config)["block_m"] * vars(self.config)["block_n"] * BLOCK
+        fields = vars(self.config)
+        products = fields["block_m"] * fields["block_n"] * BLOCK * fields.get("blocks", 1)
         records = self.records.cpu().numpy().view(np.uint32)
         line = decode(records, files(self.source), store_bytes, scale, products)
 

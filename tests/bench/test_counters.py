@@ -48,13 +48,13 @@ IN = [f'"7 ""<default domain>:minigemm-call-{number}:none:none:none:none"""' for
 #: What ncu prints: lines of its own, names, units, a line for each kernel. Call 0 has two kernels. Call 1 has
 #: one, of which not everything could be counted.
 PRINTED = f"""==PROF== Connected to process 4711 (/usr/bin/python3.12)
-==PROF== Profiling "s10_grouped": 0%....50%....100% - 7 passes
+==PROF== Profiling "s11_overlapped_fp8_gemm_nt": 0%....50%....100% - 7 passes
 ==PROF== Disconnected from process 4711
 "ID","Process ID","Process Name","Host Name","{RANGE}","Kernel Name","Context","Stream",\
 "Block Size","Grid Size","Device","CC",\
 "{READ}","{WRITTEN}","{TIME}","{TO_SMS}","{SECTORS}","{CLOCK}","{CYCLES}","{PIPE}"
 "","","","","","","","","","","","","byte","Kbyte","ns","byte","sector","cycle/nsecond","cycle","%"
-"0","4711","python3.12","host",{IN[0]},"s10_grouped","1","7","(384, 1, 1)","(132, 1, 1)","0","9.0",\
+"0","4711","python3.12","host",{IN[0]},"s11_overlapped_fp8_gemm_nt","1","7","(384, 1, 1)","(132, 1, 1)","0","9.0",\
 "1,000,000","500","30,000","4,000,000","200,000","1.50","45,000","80.00"
 "1","4711","python3.12","host",{IN[0]},"reduce(float, int)","1","7","(128, 1, 1)","(9, 1, 1)","0","9.0",\
 "200,000","100","10,000","1,000,000","50,000","1.90","19,000","0"
@@ -76,7 +76,7 @@ def test_parsing():
     """Base units, whichever ncu chose; thousands' commas; "n/a" is no value; whose kernel it is."""
     first, second, third = ncu.parse(PRINTED)
     assert (first.name, first.grid, first.block, first.call) == (
-        "s10_grouped",
+        "s11_overlapped_fp8_gemm_nt",
         "(132, 1, 1)",
         "(384, 1, 1)",
         0,
@@ -116,7 +116,7 @@ def test_rows():
     (own, other), skipped = counters.rows_of([call(0), call(1, "cublaslt"), call(2)], ncu.parse(PRINTED), 132)
     assert own["time_s"] == pytest.approx(4e-5)
     assert own["cycles_elapsed"] == 64000
-    assert own["kernels"][0]["name"] == "s10_grouped"
+    assert own["kernels"][0]["name"] == "s11_overlapped_fp8_gemm_nt"
     assert own["tensor_percent"] == pytest.approx(60) and own["sm_clock_hz"] == pytest.approx(1.6e9)
     assert own["tensor_share"] == pytest.approx(2 * 64 * 2112 * 7168 / (132 * 8192 * 64000))
     assert own["tflops"] == pytest.approx(48.44, rel=1e-3)
