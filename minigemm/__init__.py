@@ -23,14 +23,16 @@ if TYPE_CHECKING:
         set_mk_alignment_for_contiguous_layout,
         set_num_sms,
     )
+    from .bench.autotune import autotune
     from .kernels import inspect
     from .layout import is_m_major, to_m_major
     from .plan.ahead import precompile
+    from .plan.explained import explain
     from .runtime.emulated import observe
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "compat", "emulator", "fp8_gemm_nt", "get_batch_invariant",
+    "__version__", "autotune", "compat", "emulator", "explain", "fp8_gemm_nt", "get_batch_invariant",
     "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size", "inspect", "is_m_major",
     "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "observe",
     "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
@@ -39,6 +41,8 @@ __all__ = [
 
 _SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}
 _HOMES = {  # of the names that are not in api.py
+    "autotune": "bench.autotune",
+    "explain": "plan.explained",
     "inspect": "kernels",
     "is_m_major": "layout",
     "observe": "runtime.emulated",

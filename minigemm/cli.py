@@ -1,4 +1,4 @@
-"""python -m minigemm tour | doctor | inspect | trace | bench | precompile | test-gpu | grade
+"""python -m minigemm tour | doctor | inspect | trace | bench | explain | precompile | tune | test-gpu | grade
 
 This module reads the commands' options and calls the rest of minigemm. Tables are drawn beside the results
 that they
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inspect": _inspect,
         "trace": _trace,
         "bench": _bench,
+        "explain": _explain,
         "precompile": _precompile,
+        "tune": _tune,
         "test-gpu": _test_gpu,
     }
 
@@ -54,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect.add_argument("--show", choices=("summary", "source", "ptx", "sass"), default="summary")
     _add_trace(commands)
     _add_bench(commands)
+    _add_explain(commands)
     _add_precompile(commands)
+    _add_tune(commands)
     _add_test_gpu(commands)
 
     # This entry is for the help only: `grade` was handled above.
@@ -382,7 +386,55 @@ def _workloads(options: argparse.Namespace) -> list[Any]:
     return wide.part(chosen, options.part) if options.part is not None else chosen
 
 
-# --- precompile and test-gpu
+# --- explain, precompile, tune and test-gpu
+
+
+def _add_call(command: Any) -> None:
+    """Add the options that tell a library call's layout and output."""
+    command.add_argument("--layout", default="dense", help="dense, contiguous or masked; default: dense")
+    command.add_argument("--groups", type=int, default=1)
+    psum = "the contiguous layout with prefix sums instead of ids"
+    command.add_argument("--psum", action="store_true", help=psum)
+    command.add_argument("--fp32", action="store_true", help="FP32 output instead of BF16")
+
+
+def _add_explain(commands: Any) -> None:
+    what = "which kernel and config a library call gets, why, and what others would cost"
+    explain = commands.add_parser("explain", help=what)
+    explain.add_argument(
+        "shape", metavar="MxNxK", help="such as 64x2112x7168; in a masked layout M is the rows of a buffer"
+    )
+    _add_call(explain)
+    explain.add_argument("--expected-m", type=int, metavar="M", help="of a masked layout, as in the call")
+    explain.add_argument("--accumulate", action="store_true", help="the call adds to d")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import torch
+
+    from .plan import explained
+
+    try:
+        m, n, k = (int(size) for size in options.shape.lower().split("x"))
+    except ValueError:
+        return _fail(f"explain: expected MxNxK, such as 64x2112x7168, got {options.shape!r}")
+    try:
+        found = explained.explain(
+            m=m,
+            n=n,
+            k=k,
+            layout=options.layout,
+            groups=options.groups,
+            expected_m=options.expected_m,
+            use_psum_layout=options.psum,
+            out_dtype=torch.float32 if options.fp32 else torch.bfloat16,
+            accumulate=options.accumulate,
+            device=best_device(),
+        )
+    except (TypeError, ValueError) as error:
+        return _fail(str(error))
+    explained.show(found)
+    return 0
 
 
 def _add_precompile(commands: Any) -> None:
@@ -390,11 +442,7 @@ def _add_precompile(commands: Any) -> None:
     precompile = commands.add_parser("precompile", help=what)
     shapes = "2112,7168 for any number of rows; 64,2112,7168 for 64"
     precompile.add_argument("shapes", nargs="+", metavar="N,K or M,N,K", help=shapes)
-    precompile.add_argument("--layout", default="dense", help="dense, contiguous or masked; default: dense")
-    precompile.add_argument("--groups", type=int, default=1)
-    psum = "the contiguous layout with prefix sums instead of ids"
-    precompile.add_argument("--psum", action="store_true", help=psum)
-    precompile.add_argument("--fp32", action="store_true", help="FP32 output instead of BF16")
+    _add_call(precompile)
 
 
 def _precompile(options: argparse.Namespace) -> int:
@@ -425,6 +473,40 @@ def _precompile(options: argparse.Namespace) -> int:
     # Kernels that were there already cost no time, so the new ones are counted apart.
     compiled = sum(kernel.origin == "compiled" for kernel in kernels)
     print(f"{len(kernels)} kernels, {compiled} of them compiled now")
+    return 0
+
+
+def _add_tune(commands: Any) -> None:
+    what = "time the library's tiles on this Hopper GPU, and choose by the result from then on"
+    tune = commands.add_parser("tune", help=what)
+    seconds = "of timing, after which it fits what it has; default: 240"
+    tune.add_argument("--seconds", type=float, default=240.0, help=seconds)
+    tune.add_argument("--json", metavar="FILE", type=Path, help="store the result with all times here too")
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .bench import tune
+
+    if not options.seconds > 0:
+        return _fail(f"tune: expected --seconds above 0, got {options.seconds}")
+    if options.json is not None and not options.json.parent.is_dir():
+        return _fail(f"tune: there is no folder {options.json.parent} for {options.json.name}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("tune", total=1.0)
+            results = tune.tune(
+                options.seconds,
+                progress=lambda text: progress.update(task, description=text),
+                advance=lambda share: progress.update(task, completed=share),
+            )
+    except ValueError as error:
+        return _fail(str(error))
+    if options.json is not None:
+        options.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    print(f"{len(results['rows'])} times on {results['measured_on']}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The cache on disk: bytes under a key, made once and kept between processes.
 
 It serves everyone who makes something slowly: the compiler keeps PTX and cubins here, the emulator native
-code. It imports nothing of the rest of minigemm.
+code, and `minigemm.autotune` its winners. It imports nothing of the rest of minigemm.
 
 An entry is one file with its SHA-256 in front. It appears by an atomic rename, so a process that dies
 half-way leaves nothing that another could read. The folder is the user's own (mode 0700), and an entry that
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["fetch", "folder", "save"]
+__all__ = ["fetch", "folder", "read", "save", "update"]
 
 _DIGEST = hashlib.sha256().digest_size
 SAVED = "text"  # the lock of files for people, which no entry has: `make` may save one under its entry's lock
@@ -44,15 +44,49 @@ def fetch(key: str, make: Callable[[], bytes]) -> tuple[bytes, bool]:
     with _locked(path) as writable:
         if (data := _read(path)) is not None:
             return data, True
-        if path.exists():
-            warnings.warn(
-                f"minigemm: the cache entry {path} is damaged, or others could have written it; it is made anew",
-                stacklevel=2,
-            )
+        _warn_of_damage(path)
         data = make()
         if writable:
             _write(path, hashlib.sha256(data).digest() + data)
         return data, False
+
+
+def read(key: str) -> bytes | None:
+    """Return the bytes kept under `key`, or None where there are none. A damaged entry gives a warning."""
+    place = folder()
+    if place is None:
+        return None
+    path = place / key
+    data = _read(path)
+    if data is None and os.path.exists(path):
+        data = _read(path)  # another process may have written it just now
+        if data is None:
+            _warn_of_damage(path)
+    return data
+
+
+def update(key: str, change: Callable[[bytes | None], bytes]) -> bool:
+    """Replace the entry under `key` by what `change` makes of it; return whether that worked.
+
+    `change` gets None where there is no entry, or a damaged one. Processes that update one entry do so one
+    after the other, so none undoes what another wrote.
+    """
+    place = folder()
+    if place is None:
+        return False
+    path = place / key
+    with _locked(path) as writable:
+        data = change(_read(path))
+        return writable and _write(path, hashlib.sha256(data).digest() + data)
+
+
+def _warn_of_damage(path: Path) -> None:
+    """Warn of an entry that is there and could not be read."""
+    if os.path.exists(path):
+        warnings.warn(
+            f"minigemm: the cache entry {path} is damaged, or others could have written it; it is made anew",
+            stacklevel=3,
+        )
 
 
 def save(name: str, text: str) -> Path | None:
@@ -105,8 +139,8 @@ def _give_up(path: Path, reason: str) -> None:
         return
     _given_up.add(path)
     warnings.warn(
-        f"minigemm: the cache folder {path} cannot be used: {reason}. What is compiled is kept in memory only, until "
-        "this process ends. MINIGEMM_CACHE_DIR names another folder.",
+        f"minigemm: the cache folder {path} cannot be used: {reason}. What is compiled or tuned is kept in memory "
+        "only, until this process ends. MINIGEMM_CACHE_DIR names another folder.",
         stacklevel=2,
     )
 

@@ -82,35 +82,48 @@ def tune(
     *,
     progress: Callable[[str], None] = lambda text: None,
     advance: Callable[[float], None] = lambda share: None,
-    store: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
     """Time the grid on the Hopper GPU at hand and return its `Paces`, as JSON holds them, with all times.
+
+    The library uses them from then on: they are kept in the cache. Interrupted by Ctrl-C or out of time, it
+    fits what it has.
 
     Args:
         seconds: of timing, after which the rest of the grid is left out.
         progress: is told what is going on.
         advance: is told the share of the grid that is done.
-        store: is given the results, fitted so far, from time to time.
 
     Raises:
-        ValueError: there is no Hopper GPU.
+        ValueError: there is no Hopper GPU, or a CUDA graph is being captured, or nothing was timed.
     """
     device = best_device()
     if device.type != "cuda":
         raise ValueError(NO_GPU)
+    if torch.cuda.is_current_stream_capturing():
+        raise ValueError("tune: expected no CUDA graph to be under capture, since timing waits for the GPU")
     torch.cuda.set_device(device)
-    machine = identity(device)
     rows: list[dict[str, Any]] = []
-    for share in measure(device, grid(), rows, seconds, progress):
-        advance(share)
+    try:
+        for share in measure(device, grid(), rows, seconds, progress):
+            advance(share)
+    except KeyboardInterrupt:
+        progress("interrupted: fitting what was timed")
+    if not rows:
+        raise ValueError("tune: expected to time at least one product, and none was")
     progress("fitting")
-    results = _results(machine, rows)
-    store(results)
+    results = _results(identity(device), rows, choose.machine_of(device).paces)
+    cost.keep(results)
+    prepared.clear()
     return results
 
 
-def _results(machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    chip = hopper.chip_of(machine["gpu"])
+def _results(
+    machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], before: cost.Paces
+) -> dict[str, Any]:
+    """Return the paces with where they are from. Tiles that were not timed keep those of `before`."""
+    chip, fitted = hopper.chip_of(machine["gpu"]), fit(rows)
+    for name in ("start", "pace", "tile"):
+        fitted[name] = {**getattr(before, name), **fitted[name]}
     versions = f"driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}"
     today = datetime.date.today().isoformat()
     return {
@@ -120,7 +133,7 @@ def _results(machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> d
         "date": today,
         "protocol": f"GPU time of the kernel by torch.profiler, median of {ROUNDS} rounds in which each tile is "
         f"called once; {FLUSHED}; BF16 normal random numbers, quantized beforehand",
-        **fit(rows),
+        **fitted,
         "rows": list(rows),
     }
 

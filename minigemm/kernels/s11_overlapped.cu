@@ -2,9 +2,8 @@
 //
 // The tensor core idles while its consumer does anything but issue products. So the scales of b
 // come through the ring like those of a, written by a warp of the producer. Where a consumer has
-// registers for two partial sums, it issues the next product before it promotes the last. The
-// thread that loads initialises the barriers too, and begins without waiting for others. And
-// weights that no later tile reads leave L2 before all else.
+// registers for two partial sums, it issues the next product before it promotes the last. One
+// thread loads and waits for nobody, and weights that no later tile reads leave L2 first.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -14,6 +13,7 @@ constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
 constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
+constexpr int kMeeting = kThreads - 32;                 // all but one warp, which is idle
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 // Scales of b that a tile can need: two where its columns cross a block, at a multiple of kGrain.
@@ -95,15 +95,20 @@ void promote(float (&acc)[BLOCK_N / 2], const float (&partial)[BLOCK_N / 2], con
   }
 }
 
-// The kWave rows from `row` on of the tile of d, into shared memory. A warp writes 16 of them, 16
-// columns at a time: lane l names the place of row l % 16, and of the columns from l / 16 * 8 on.
-void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row) {
+// The kWave rows from `row` on of the tile of d, into shared memory, with zeros from row `middle`
+// on. A warp writes 16 of them, 16 columns at a time: lane l names the place of row l % 16, and of
+// the columns from l / 16 * 8 on.
+void write(Shared& shared, const float (&acc)[BLOCK_N / 2], int row, int middle) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int first = row + 16 * warp + lane / 4;  // of the two rows that this lane has sums of
+  const u32 masks[2] = {first < middle ? ~0u : 0, first + 8 < middle ? ~0u : 0};
 #pragma unroll
   for (int i = 0; i < BLOCK_N / 2; i += 8) {
     u32 pairs[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j], acc[i + 2 * j + 1]);
+    for (int j = 0; j < 4; ++j) {
+      pairs[j] = cvt_rn_bf16x2_f32(acc[i + 2 * j], acc[i + 2 * j + 1]) & masks[j % 2];
+    }
     bf16& place = at(shared.d, row + 16 * warp + lane % 16, 2 * i + lane / 16 * 8);
     stmatrix_x4(&place, pairs[0], pairs[1], pairs[2], pairs[3]);
   }
@@ -144,8 +149,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
   // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
-  // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
-  // uniform registers.
+  // From lane 0, so that the compiler keeps what depends on it in uniform registers.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
@@ -153,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   if (warpgroup == CONSUMERS) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (warp % 4 == 1) {  // finds the parts
-      barrier_sync(0, kThreads);
+      barrier_sync(0, kMeeting);
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
     }
@@ -164,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
         fence_mbarrier_init();
       }
       __syncwarp();  // all lanes wait until the barriers are initialised
-      barrier_arrive(0, kThreads);
+      barrier_arrive(0, kMeeting);
     }
     // One thread runs all of the loop. If it were elected in each step, the compiler would make a
     // loop over lanes of each load.
@@ -181,7 +185,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       }
     }
     if (warp % 4 == 2) {  // brings the scales of b
-      barrier_sync(0, kThreads);
+      barrier_sync(0, kMeeting);
       for (Part part; walk.next(part);) {
         const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
         float scales[kScales];
@@ -198,19 +202,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
         }
       }
     }
-    if (warp % 4 == 3) barrier_arrive(0, kThreads);
     return;
   }
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
-  barrier_sync(0, kThreads);  // all roles wait until the loader has initialised the barriers
+  barrier_sync(0, kMeeting);  // all roles wait until the loader has initialised the barriers
   // Rows of the tile: the first of this consumer, and of this lane, whose second is 8 further on.
   const int row = warpgroup * kRows;
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0][row]), 0);
   const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.b[0]), 0);
-  // A d that is larger than L2 leaves room for a and b there.
-  const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;
+  const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;  // larger than L2
   const u64 d_policy = large ? createpolicy_evict_first() : createpolicy_evict_normal();
   float partial[PARTIALS][BLOCK_N / 2] = {}, scale_a[PARTIALS][2], scale_b[PARTIALS][kScales];
   Slot ahead;  // of the next product to issue; `slot` is that of the next to promote
@@ -218,7 +220,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     const int row0 = part.row0, column0 = part.column0;
     const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
-
     // Issues the product of one wave's rows as partial sum i, and reads its scales meanwhile.
     const auto issue = [&](int i, int wave) {
       if (wave == 0) mbarrier_wait_parity(&shared.full[ahead.stage], ahead.phase);
@@ -238,8 +239,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       if (wave == kWaves - 1) release(shared.empty, slot);
       promote(acc[wave], partial[i], scale_a[i], scale_b[i], split);
     };
-
-    // Without rows of the group it skips all steps: to ask in each step would take a tenth longer.
+    // Without rows of the group it skips all steps: to ask in each step would take longer.
     const bool any = part.first < row0 + row + kRows && row0 + row < part.middle;
     const int loaded = part.group == PADDING ? 0 : steps, multiplied = any ? loaded : 0;
     if (PARTIALS == 1) {
@@ -279,9 +279,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       release(shared.empty, slot);
       ahead.advance();
     }
-
-    // Whether all rows that TMA would write, which end at m, are the group's.
-    const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.middle;
+    // Whether all rows that TMA would write, which end at m, are the part's.
+    const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
 #pragma unroll
       for (int i = 0; i < kWaves; ++i) store(d, acc[i], part, n, ldd, row0 + row + i * kWave);
@@ -290,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
 #pragma unroll
-      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave);
+      for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave, part.middle - row0);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
       if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, column0, row, d_policy);

@@ -85,16 +85,18 @@ void promote(float (&acc)[kSums], const float (&partial)[kSums], const float (&s
   for (int i = 0; i < kSums; ++i) acc[i] = fmaf(sfa[i / 4][i % 2] * sfb, partial[i], acc[i]);
 }
 
-// The consumer's panel of the tile of d, into shared memory, transposed back. A warp writes 16
-// columns, 8 rows at a time: lane l names the place of row l % 8, and of the columns from
-// l / 8 % 2 * 8 on.
-void write(Shared& shared, const float (&acc)[kSums], int column) {
+// The consumer's panel of the tile of d, into shared memory, transposed back, with zeros from row
+// `middle` on. A warp writes 16 columns, 8 rows at a time: lane l names the place of row l % 8, and
+// of the columns from l / 8 % 2 * 8 on.
+void write(Shared& shared, const float (&acc)[kSums], int column, int middle) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kSums; i += 4) {
+    const int own = middle - 2 * i - lane % 4 * 2;  // of the two rows that this lane has sums of
+    const u32 mask = own > 1 ? ~0u : own > 0 ? 0xffff : 0;
     bf16& place = at(shared.d, 2 * i + lane % 8, column + 16 * warp + lane / 8 % 2 * 8);
-    stmatrix_x2_trans(&place, cvt_rn_bf16x2_f32(acc[i], acc[i + 1]),
-                      cvt_rn_bf16x2_f32(acc[i + 2], acc[i + 3]));
+    stmatrix_x2_trans(&place, cvt_rn_bf16x2_f32(acc[i], acc[i + 1]) & mask,
+                      cvt_rn_bf16x2_f32(acc[i + 2], acc[i + 3]) & mask);
   }
 }
 
@@ -224,16 +226,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
       release(shared.empty, slot);
     }
 
-    // Whether all rows that TMA would write, which end at m, are the group's.
+    // Whether all rows that TMA would write, which end at m, are the part's.
     const int column = warpgroup * kWave, row0 = part.row0, column0 = part.column0 + column;
-    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.middle;
+    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
       store(d, acc, part, n, ldd, column0);
     } else {
       // The tile before must have been read.
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until thread 0 knows
-      write(shared, acc, column);
+      write(shared, acc, column, part.middle - row0);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
       if (threadIdx.x % kWarpgroup == 0) {

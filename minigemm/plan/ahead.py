@@ -19,7 +19,7 @@ from ..kernels.library import Config, stage_of, stages_by_name
 from ..types import Layout, Product
 from . import choose, prepared
 
-__all__ = ["LAYOUTS", "precompile"]
+__all__ = ["LAYOUTS", "bar", "compile_all", "device_of", "precompile", "product_of", "sizes_of"]
 
 KERNELS_PER_PROCESS = 8  # with fewer, one more process takes longer to start than it saves
 #: The layouts by the names that `precompile` and the command line give them.
@@ -60,15 +60,21 @@ def precompile(
         TypeError, ValueError: an argument is wrong.
         CompileError: (a ValueError) there is no NVRTC.
     """
-    where = _device(device)
-    product = _product(layout, groups, use_psum_layout, out_dtype, accumulate)
+    where = device_of(device)
+    product = product_of(layout, groups, use_psum_layout, out_dtype, accumulate)
     configs = _configs(shapes, product, where)
+    if processes is not None and (not _is_int(processes) or processes < 1):
+        raise ValueError(f"processes: expected an int of at least 1, got {processes!r}")
+    return compile_all(configs, where, processes, progress)
+
+
+def compile_all(
+    configs: Sequence[Config], where: torch.device, processes: int | None, progress: bool
+) -> list[jit.Kernel]:
+    """Compile and load the kernels of these configs; return each once. See `precompile`."""
     if processes is None:
         processes = min(os.cpu_count() or 1, len(configs) // KERNELS_PER_PROCESS)
-    elif not _is_int(processes) or processes < 1:
-        raise ValueError(f"processes: expected an int of at least 1, got {processes!r}")
-
-    with _bar(progress, len(configs)) as advance:
+    with bar(progress, len(configs), "kernels") as advance:
         if processes > 1:
             _in_processes(configs, processes, advance)
         kernels = []
@@ -81,7 +87,7 @@ def precompile(
     return list({kernel.key: kernel for kernel in kernels}.values())
 
 
-def _product(
+def product_of(
     layout: str, groups: int, prefix_sums: bool, out_dtype: torch.dtype, accumulate: bool
 ) -> Product:
     """Check the arguments that all shapes share, and return their product, without sizes."""
@@ -92,6 +98,8 @@ def _product(
         raise ValueError(f"use_psum_layout: expected the contiguous layout with it, got {layout!r}")
     if not _is_int(groups) or groups < 1:
         raise ValueError(f"groups: expected an int of at least 1, got {groups!r}")
+    if layout == "dense" and groups != 1:
+        raise ValueError(f"groups: expected 1 in the dense layout, got {groups}")
     if out_dtype not in (torch.bfloat16, torch.float32):
         raise TypeError(f"out_dtype: expected torch.bfloat16 or torch.float32, got {out_dtype!r}")
     return Product(
@@ -110,14 +118,7 @@ def _configs(shapes: Iterable[Sequence[int]], product: Product, device: torch.de
     """Return the configs that a product of these shapes may get, each once, in order."""
     found: list[Config] = []
     for shape in shapes:
-        of_ints = isinstance(shape, Sequence) and all(_is_int(size) for size in shape)
-        if not of_ints or len(shape) not in (2, 3):
-            raise TypeError(f"shapes: expected (n, k) or (m, n, k) of ints, got {shape!r}")
-        *m, n, k = shape
-        if min(shape) < 1 or k % 16:
-            raise ValueError(
-                f"shapes: expected sizes of at least 1 and a k that is a multiple of 16, got {shape!r}"
-            )
+        *m, n, k = sizes_of(shape)
         if m:
             found.append(choose.config_for(product._replace(m=m[0], n=n, k=k), device))
         else:
@@ -125,11 +126,23 @@ def _configs(shapes: Iterable[Sequence[int]], product: Product, device: torch.de
     return list(dict.fromkeys(found))
 
 
+def sizes_of(shape: Sequence[int], expected: str = "(n, k) or (m, n, k)") -> Sequence[int]:
+    """Return the sizes that a shape names, once they are checked. `expected` is the only form, or both."""
+    of_ints = isinstance(shape, Sequence) and all(_is_int(size) for size in shape)
+    if not of_ints or len(shape) not in (2, 3) or (len(shape) == 2 and not expected.startswith("(n")):
+        raise TypeError(f"shapes: expected {expected} of ints, got {shape!r}")
+    if min(shape) < 1 or shape[-1] % 16:
+        raise ValueError(
+            f"shapes: expected sizes of at least 1 and a k that is a multiple of 16, got {shape!r}"
+        )
+    return shape
+
+
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def device_of(device: torch.device | str | None) -> torch.device:
     """Return the device, with its index, once the runtime has accepted it."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,7 +154,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 @contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+def bar(shown: bool, total: int, what: str) -> Iterator[Callable[[], None]]:
     """Draw a bar; each call of the function that this gives moves it by one."""
     if not shown:
         yield lambda: None
@@ -150,7 +163,7 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("kernels", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
 

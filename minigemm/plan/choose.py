@@ -10,6 +10,8 @@ Three steps lead to a config, and each remembers its answers:
 3. `config_for` takes the quickest of the menu for this m, by the prediction of `cost`. All m of one step
    (`m_step`) get the same config.
 
+A product that `minigemm.autotune` has measured on this GPU gets its winner instead (`tuned`).
+
 The settings are those that the library's setters change. They hold for all threads, from the next call on.
 """
 
@@ -17,27 +19,32 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from .. import checks
+from .. import checks, hopper
 from ..kernels import s11_overlapped, s12_swapped
 from ..kernels.library import CONFIGS, Config, is_legal
 from ..layout import round_up
 from ..types import Layout, Product
-from .cost import Machine, cost, emulated, paces_of
+from . import tuned
+from .cost import Machine, cost, emulated, expected_rows, paces_of, tile_name
 
 __all__ = [
     "Settings",
+    "bound",
     "candidates",
     "change",
     "cheapest",
     "clear",
     "config_for",
     "configs_for",
+    "floor",
+    "key_of",
     "m_step",
     "machine_of",
     "menu",
@@ -45,6 +52,7 @@ __all__ = [
     "settings",
     "sms_of",
     "suited",
+    "winner_for",
 ]
 
 #: Columns of the tiles of s11, by their rows; a tile of 128 and of 256 rows has 2 consumers, of 192 rows 3.
@@ -92,11 +100,13 @@ class Settings(NamedTuple):
         num_sms: SMs to use, None for all of the device.
         batch_invariant: remembered for `get_batch_invariant`: every config sums k in one order.
         alignment: groups of a contiguous layout begin at multiples of this number of rows.
+        tuned: another number after each new winner of autotune, so that earlier choices do not stay.
     """
 
     num_sms: int | None = None
     batch_invariant: bool = False
     alignment: int = 128
+    tuned: int = 0
 
 
 _settings = Settings()
@@ -190,7 +200,8 @@ def menu(product: Product, machine: Machine) -> tuple[Config, ...]:
         machine: the chip, and its SMs in use.
     """
     products = [product._replace(m=m, expected_m=0) for m in REPRESENTATIVE_M]
-    able = [config for config in candidates() if is_legal(config, product._replace(m=1))]
+    timed = [config for config in candidates() if tile_name(config) in machine.paces.pace]
+    able = [config for config in timed if is_legal(config, product._replace(m=1))]
     # a grouped layout numbers columns of tiles first
     if product.layout != Layout.DENSE:
         able = [config for config in able if not config.raster_m]
@@ -216,6 +227,9 @@ def _menu(product: Product, machine: Machine) -> tuple[Config, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _config_for(product: Product, device: torch.device, under: Settings) -> Config:
+    won = _legal(product, tuned.winner(device, _key(product, device, under)))
+    if won is not None:
+        return won.config
     machine = _usable(device, under)
     chosen = cheapest(_menu(product, machine), product, machine)
     return suited(product, replace(chosen, ctas=machine.sms))
@@ -234,15 +248,40 @@ def config_for(product: Product, device: torch.device) -> Config:
 
 def configs_for(product: Product, device: torch.device) -> list[Config]:
     """Return the configs that a product may get on this device under the present settings, whatever its m."""
-    machine = _usable(device, _settings)
+    winners = (_legal(product, won) for won in tuned.winners(device, _key(product, device, _settings)))
+    won = [each.config for each in winners if each is not None]
+    return list(dict.fromkeys([*_on_menu(product, _usable(device, _settings)), *won]))
+
+
+def _on_menu(product: Product, machine: Machine) -> list[Config]:
     return [suited(product, replace(each, ctas=machine.sms)) for each in _menu(product, machine)]
 
 
 def ranked(product: Product, device: torch.device) -> list[tuple[Config, float]]:
-    """Return the configs that a product may get with the predicted microseconds of each, cheapest first."""
+    """Return the configs of the menu with the predicted microseconds of each, cheapest first."""
     machine, whole = _usable(device, _settings), _whole(product)
-    timed = [(config, cost(whole, config, machine).ns / 1e3) for config in configs_for(product, device)]
-    return sorted(timed, key=lambda pair: pair[1])
+    costs = [(config, cost(whole, config, machine)) for config in _on_menu(product, machine)]
+    return [(config, found.ns / 1e3) for config, found in sorted(costs, key=lambda pair: pair[1])]
+
+
+def floor(product: Product, device: torch.device) -> float:
+    """Return the least microseconds by the datasheet: for the bytes moved once, or for the operations."""
+    return max(_floors(product, device))
+
+
+def bound(product: Product, device: torch.device) -> str:
+    """Return what the floor counts, "bytes" or "operations"."""
+    moving, computing = _floors(product, device)
+    return "bytes" if moving > computing else "operations"
+
+
+def _floors(product: Product, device: torch.device) -> tuple[float, float]:
+    """Return the least microseconds for the bytes, and for the operations."""
+    chip = hopper.chip_of(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    rows = expected_rows(product) * (product.groups if product.layout == Layout.MASKED else 1)
+    written = rows * product.n * (4 if product.out_fp32 else 2) * (2 if product.accumulate else 1)
+    moved = product.k * (rows + product.groups * product.n) + written  # bytes
+    return 1e6 * moved / chip.bandwidth, 1e6 * 2 * rows * product.n * product.k / chip.fp8
 
 
 def suited(product: Product, config: Config) -> Config:
@@ -259,7 +298,49 @@ def suited(product: Product, config: Config) -> Config:
     return config
 
 
+# --- winners
+
+
+def winner_for(product: Product, device: torch.device) -> tuned.Winner | None:
+    """Return the winner that the product gets on this device under the present settings, if there is one."""
+    whole = _whole(product)
+    return _legal(whole, tuned.winner(device, _key(whole, device, _settings)))
+
+
+def key_of(product: Product, device: torch.device) -> tuned.Key:
+    """Return the key of the product's winner on this device under the present settings."""
+    return _key(_whole(product), device, _settings)
+
+
+def _key(product: Product, device: torch.device, under: Settings) -> tuned.Key:
+    """Return the key of a product whose rows are whole steps. It leaves out what does not change the time."""
+    aligned = product.layout in (Layout.CONTIGUOUS, Layout.PREFIX_SUMS)
+    return tuned.Key(
+        int(product.layout),
+        product.groups,
+        expected_rows(product),
+        product.n,
+        product.k,
+        product.alignment if aligned else 0,
+        product.out_fp32,
+        product.accumulate,
+        _usable(device, under).sms,
+    )
+
+
+def _legal(product: Product, won: tuned.Winner | None) -> tuned.Winner | None:
+    """Return the winner with the fields that the product decides; None, and a warning, if it cannot run."""
+    if won is None:
+        return None
+    try:
+        return won._replace(config=suited(product, won.config))
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        warnings.warn(f"minigemm: a winner of autotune is left out: {error}", stacklevel=2)
+        return None
+
+
 def clear() -> None:
     """Forget all choices."""
+    tuned.clear()
     for remembered in (machine_of, candidates, menu, _config_for):
         remembered.cache_clear()

@@ -18,14 +18,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .. import hopper
+from .. import hopper, store
 from ..hopper import SMS
-from ..kernels.library import Config, stage_of
+from ..kernels.library import Config, stage_of, stages_by_name
 from ..layout import ceil_div
 from ..types import Layout, Product
 
@@ -36,6 +38,7 @@ __all__ = [
     "cost",
     "emulated",
     "expected_rows",
+    "keep",
     "paces_of",
     "tile_name",
     "tiles_of",
@@ -48,6 +51,7 @@ WRONG_RASTER = 1.05  # a dense product whose tiles are numbered along the other 
 ROWS_FIRST = 512
 
 PACES = Path(__file__).parent / "paces"  # a file for each chip that was measured
+FORMAT = 1  # of a file in the cache; another one is made anew
 
 _log = logging.getLogger("minigemm")
 
@@ -80,8 +84,20 @@ class Paces:
     @classmethod
     def read(cls, path: Path) -> Paces:
         """Return the paces in this file, as `bench.tune` wrote it."""
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: held[name] for name in cls.__dataclass_fields__})
+        return cls.of(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Paces:
+        """Return the paces that a JSON object holds. ValueError or KeyError where it holds none."""
+        paces = cls(**{name: held[name] for name in cls.__dataclass_fields__})
+        numbers = [paces.rate, paces.alone, paces.mixing, paces.again]
+        for each in (paces.start, paces.pace, paces.tile):
+            numbers += each.values()
+        if not all(isinstance(number, (int, float)) and 0 <= number < 1e9 for number in numbers):
+            raise ValueError("expected numbers from 0 to 1e9")
+        if not paces.rate or set(paces.pace) != set(paces.tile) or set(paces.start) != set(stages_by_name()):
+            raise ValueError("expected a rate, and numbers for the same tiles and for both kernels")
+        return paces
 
 
 class Machine(NamedTuple):
@@ -183,9 +199,12 @@ def _measured() -> tuple[Paces, ...]:
 def paces_of(gpu: str) -> Paces:
     """Return the paces of a GPU by its driver's name.
 
-    A chip that was not measured gets those of the H200 with its own memory's rate, by the datasheets. The log
-    says so once.
+    Those that `python -m minigemm tune` measured on this GPU come first, then the shipped ones. A chip that
+    was not measured gets those of the H200 with its own memory's rate, by the datasheets. The log says so
+    once.
     """
+    if (own := _kept(gpu)) is not None:
+        return own
     measured = {paces.chip: paces for paces in _measured()}
     chip = hopper.chip_of(gpu)
     if (word := chip.name.split()[0]) in measured and word in gpu:
@@ -198,6 +217,35 @@ def paces_of(gpu: str) -> Paces:
     rate = nearest.rate * chip.bandwidth / hopper.H200.bandwidth
     fields = {name: getattr(nearest, name) for name in Paces.__dataclass_fields__}
     return Paces(**{**fields, "chip": word, "measured_on": told, "rate": rate})
+
+
+def keep(results: Mapping[str, Any]) -> None:
+    """Keep the paces that were measured on a GPU in the cache, and use them from now on."""
+    fields = {key: value for key, value in results.items() if key != "rows"}
+    store.save(_file(results["machine"]["gpu"]), json.dumps({"format": FORMAT, **fields}))
+    paces_of.cache_clear()
+
+
+def _file(gpu: str) -> str:
+    return f"paces-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+
+
+def _kept(gpu: str) -> Paces | None:
+    """Return the paces that `keep` kept of this GPU. A file of no use is passed over with a warning."""
+    folder = store.folder()
+    path = folder / _file(gpu) if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["format"] != FORMAT:
+            raise ValueError(f"format {held['format']}, expected {FORMAT}")
+        if held["machine"]["gpu"] != gpu:
+            raise ValueError(f"made on {held['machine']['gpu']}")
+        return Paces.of(held)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(f"minigemm: {path} is passed over: {error!r}; tune makes it anew", stacklevel=2)
+        return None
 
 
 def emulated() -> Machine:

@@ -21,7 +21,7 @@ import torch
 from .. import types
 from ..compiler import jit
 
-__all__ = ["Prepared", "check_device", "launch", "load", "prepare", "tensor_map"]
+__all__ = ["Prepared", "check_device", "driver_version", "launch", "load", "prepare", "tensor_map"]
 
 TOO_OLD = (
     b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
@@ -81,7 +81,7 @@ def check_device(device: torch.device) -> None:
     # The driver must know the CUDA of the compiler, or else the message names both remedies.
     import cuda.bindings
 
-    driver = _check(_driver().cuDriverGetVersion(), "the driver's version")
+    driver = driver_version()
     generation = cuda.bindings.__version__.partition(".")[0]
     if driver < 1000 * int(generation):
         knows = f"{driver // 1000}.{driver % 1000 // 10}"
@@ -91,6 +91,11 @@ def check_device(device: torch.device) -> None:
             "update the driver, or take the compiler of its generation: "
             f"pip install 'cuda-bindings<{generation}' nvidia-cuda-nvrtc-cu{driver // 1000}"
         )
+
+
+def driver_version() -> int:
+    """Return the version of CUDA that the driver knows, such as 12040 for 12.4."""
+    return _check(_driver().cuDriverGetVersion(), "the driver's version")
 
 
 # --- context

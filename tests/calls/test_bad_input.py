@@ -750,6 +750,7 @@ def test_settings(call, arguments, error, words, nothing_compiles):
 PRECOMPILE = [
     ({"layout": "rows"}, ValueError, "layout: expected one of 'dense', 'contiguous', 'masked', got 'rows'"),
     ({"groups": 0}, ValueError, "groups: expected an int of at least 1, got 0"),
+    ({"groups": 3}, ValueError, "groups: expected 1 in the dense layout, got 3"),
     ({"use_psum_layout": 1}, TypeError, "use_psum_layout: expected True or False, got 1"),
     (
         {"use_psum_layout": True},
@@ -762,14 +763,64 @@ PRECOMPILE = [
         "out_dtype: expected torch.bfloat16 or torch.float32, got torch.float16",
     ),
     ({"device": "meta"}, ValueError, "device: expected tensors on a CPU .* got meta"),
-    ({"processes": 0}, ValueError, "processes: expected an int of at least 1, got 0"),
 ]
 
 
-@pytest.mark.parametrize("keywords, error, words", PRECOMPILE)
+@pytest.mark.parametrize("keywords, error, words", [
+    *PRECOMPILE,
+    ({"processes": 0}, ValueError, "processes: expected an int of at least 1, got 0"),
+])  # fmt: skip
 def test_precompile(keywords, error, words, nothing_compiles):
     with pytest.raises(error, match=words):
         precompile([(128, 128)], **{"device": "cpu", "progress": False, **keywords})
+
+
+@pytest.mark.parametrize("keywords, error, words", [
+    *PRECOMPILE,
+    ({"rounds": 0}, ValueError, "rounds: expected at least 1, got 0"),
+    ({"rounds": 2.0}, TypeError, "rounds: expected an int, got 2.0"),
+    ({"shapes": [(128, 128)]}, TypeError, r"shapes: expected \(m, n, k\) of ints, got \(128, 128\)"),
+    ({"shapes": [(64, 128, 128), 5]}, TypeError, r"shapes: expected \(m, n, k\) of ints, got 5"),
+    ({"shapes": [(64, 128, 24)]}, ValueError, "shapes: expected sizes of at least 1 and a k that is a multiple"),
+    ({"shapes": [(0, 128, 128)]}, ValueError, "shapes: expected sizes of at least 1"),
+    ({}, ValueError, "device: expected a Hopper GPU, which autotune needs to time kernels, got cpu"),
+])  # fmt: skip
+def test_autotune(keywords, error, words, nothing_compiles):
+    shapes = keywords.get("shapes", [(64, 128, 128)])
+    others = {name: value for name, value in keywords.items() if name != "shapes"}
+    with pytest.raises(error, match=words):
+        minigemm.autotune(shapes, **{"device": "cpu", "progress": False, **others})
+
+
+SIZES = {"m": M, "n": N, "k": K}
+
+
+@pytest.mark.parametrize("arguments, keywords, error, words", [
+    *(((), {**SIZES, **keywords}, error, words) for keywords, error, words in PRECOMPILE),
+    ((), {}, TypeError, "explain: expected a and b, or m, n and k, got no m, n, k"),
+    ((), {"m": 1, "k": 16}, TypeError, "explain: expected a and b, or m, n and k, got no n"),
+    ((A, B), {"m": 1, "layout": "dense"}, TypeError, "or m, n and k, got a and b with m, layout"),
+    ((A, B), {"device": "cpu"}, TypeError, "got a and b with device"),
+    ((A,), {}, TypeError, r"b: expected \(data, scales\) or a Quantized, got NoneType"),
+    ((), {**SIZES, "m": 1.0}, TypeError, "m: expected an int, got 1.0"),
+    ((), {**SIZES, "n": True}, TypeError, "n: expected an int, got True"),
+    ((), {**SIZES, "m": 0}, ValueError, "m: expected at least 1, got 0"),
+    ((), {**SIZES, "k": 24}, ValueError, "k: expected a multiple of 16, got 24"),
+    ((), {**SIZES, "expected_m": 5}, ValueError, "expected_m: expected the masked layout with it, got 'dense'"),
+    ((), {**SIZES, "layout": "masked", "expected_m": -1}, ValueError, "expected_m: expected at least 0, got -1"),
+    ((A, (fp8(N, 256), scale(2, 2))), {}, ValueError, r"b: expected \(n, 272\), as many columns as a has"),
+    ((A, (fp8(G, N, 256), torch.ones(G, 2, 2))), {}, ValueError, r"b: expected \(groups, n, 272\)"),
+    ((GA, (fp8(2, N, K), torch.ones(2, 2, 3))), {}, ValueError, r"b: expected \(3, n, 272\), as many groups as"),
+    ((GA, B), {}, ValueError, r"b\[0\]: expected \(groups, rows, k\), got shape \(160, 272\)"),
+    ((A[0], B), {}, TypeError, r"a: expected \(data, scales\) or a Quantized, got Tensor"),
+    (((A[0][0], A[1]), B), {}, ValueError, r"a\[0\]: expected \(rows, k\), got shape \(272,\)"),
+    (((A[0], scale(M, 2)), B), {}, ValueError, r"a\[1\]: expected shape \(16, 3\)"),
+    ((A, META_B), {}, ValueError, "expected the device of a, cpu, got meta"),
+    (((fp8(0, K), scale(0, 3)), B), {}, ValueError, "m: expected at least 1, got 0"),
+])  # fmt: skip
+def test_explain(arguments, keywords, error, words, nothing_compiles):
+    with pytest.raises(error, match=words):
+        minigemm.explain(*arguments, **keywords)
 
 
 def test_the_device_is_checked_first(monkeypatch, nothing_compiles):

@@ -196,6 +196,38 @@ def test_bench_emulator(monkeypatch, capsys):
     assert "M lane-instructions/s" in bench.as_text(told)
 
 
+@pytest.mark.parametrize("options", [
+    [], ["--layout", "contiguous", "--groups", "4", "--psum"], ["--fp32", "--accumulate"],
+    ["--layout", "masked", "--groups", "4", "--expected-m", "20"],
+])  # fmt: skip
+def test_explain(options, capsys):
+    assert cli.main(["explain", "64x2112x7168", *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("64 x 2112 x 7168 ") and "of floor" in printed
+    for word in ("gets", "because", "predicted", "floor", "tiles", "kernels"):
+        assert re.search(rf"^  {word} ", printed, re.MULTILINE), word
+    told = {
+        "--fp32": "FP32, added to d",
+        "--psum": "prefix sums, 4 groups",
+        "--expected-m": "20 rows expected",
+    }
+    assert all(words in printed for option, words in told.items() if option in options)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["64x2112"], "explain: expected MxNxK, such as 64x2112x7168, got '64x2112'"),
+    (["manyx1x16"], "explain: expected MxNxK"),
+    (["64x2112x24"], "k: expected a multiple of 16, got 24"),
+    (["0x2112x16"], "m: expected at least 1, got 0"),
+    (["64x2112x16", "--layout", "rows"], "layout: expected one of 'dense', 'contiguous', 'masked', got 'rows'"),
+    (["64x2112x16", "--groups", "2"], "groups: expected 1 in the dense layout, got 2"),
+    (["64x2112x16", "--expected-m", "2"], "expected_m: expected the masked layout with it"),
+])  # fmt: skip
+def test_a_bad_explain(arguments, words, capsys):
+    assert cli.main(["explain", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_grade_is_the_labs_command(capsys, tmp_path):
     assert cli.main(["grade", str(tmp_path)]) == 2
     assert f"there is no .cu file in {tmp_path}" in capsys.readouterr().err
@@ -219,5 +251,15 @@ def test_the_module_runs():
     answer = subprocess.run(
         [sys.executable, "-m", "minigemm", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("tour", "doctor", "inspect", "trace", "bench", "precompile", "test-gpu", "grade"):
+    for command in (
+        "tour",
+        "doctor",
+        "inspect",
+        "trace",
+        "bench",
+        "explain",
+        "precompile",
+        "test-gpu",
+        "grade",
+    ):
         assert command in answer.stdout

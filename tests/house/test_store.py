@@ -267,3 +267,37 @@ def test_the_users_cache_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = store.folder()
     assert folder is not None and folder.is_relative_to(tmp_path) and folder.name == "minigemm"
+
+
+def test_an_entry_that_changes(place: Path) -> None:
+    assert store.read("a") is None and not place.joinpath("a").exists()
+    assert store.update("a", lambda data: repr(data).encode()) and store.read("a") == b"None"
+    assert store.update("a", lambda data: (data or b"") + b"!") and store.read("a") == b"None!"
+    assert store.fetch("a", never) == (b"None!", True)
+
+
+def test_a_damaged_entry_counts_as_none(place: Path) -> None:
+    store.update("a", lambda data: b"bytes")
+    (place / "a").write_bytes(b"bytes")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.read("a") is None
+    assert store.update("a", lambda data: repr(data).encode()) and store.read("a") == b"None"
+
+
+def test_a_change_that_fails_leaves_the_entry(place: Path) -> None:
+    store.update("a", lambda data: b"bytes")
+    with pytest.raises(OSError, match="its own"):
+        store.update("a", lambda data: (_ for _ in ()).throw(OSError("its own")))
+    assert store.read("a") == b"bytes"
+
+
+def test_no_change_without_a_lock_or_a_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    store.update("ab", lambda data: b"1")
+    with filelock.FileLock(place / "ab.lock"):
+        assert not store.update("ab", lambda data: b"2")
+    assert store.read("ab") == b"1"
+    monkeypatch.setattr(store, "folder", lambda: None)
+    assert not store.update("ab", lambda data: b"2") and store.read("ab") is None

@@ -568,7 +568,7 @@ def test_precompile_as_a_command(tmp_path, monkeypatch, capsys):
 
 
 def configs(shapes, layout="dense", groups=1, prefix_sums=False, out_dtype=torch.bfloat16, accumulate=False):
-    product = ahead._product(layout, groups, prefix_sums, out_dtype, accumulate)
+    product = ahead.product_of(layout, groups, prefix_sums, out_dtype, accumulate)
     return ahead._configs(shapes, product, CPU)
 
 
