@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-import textwrap
 from pathlib import Path
 
 import torch
@@ -73,7 +72,13 @@ def excerpt(stage: str | Path, first: str, last: str) -> Path:
     end = next((i for i in range(begin, len(lines)) if last in lines[i]), None)
     if end is None:
         raise ValueError(f"last: behind line {begin + 1}, {path.name} has no line that reads {last!r}")
-    return _scratch(path.name, textwrap.dedent("\n".join(lines[begin : end + 1]) + "\n"))
+    kept = lines[begin : end + 1]
+
+    # They move to the left together, except pragmas, which stand there already.
+    margin = min(len(line) - len(line.lstrip()) for line in kept if line and not line.startswith("#"))
+    return _scratch(
+        path.name, "".join(f"{line if line.startswith('#') else line[margin:]}\n" for line in kept)
+    )
 
 
 def _file(stage: str | Path) -> Path:

@@ -79,9 +79,9 @@ def test_an_excerpt_is_whole_lines_from_one_text_to_the_next():
     assert "\n".join(line.strip() for line in lines) in "\n".join(
         line.strip() for line in s11_overlapped.stage.source.read_text(encoding="utf-8").splitlines()
     )
-    with pytest.raises(ValueError, match=r"first: s11_overlapped\.cu has no line that reads 'nothing'"):
-        views.excerpt("s11_overlapped", "nothing", "return;")
+    with pytest.raises(ValueError, match=r"first: s11_overlapped\.cu has no line that reads 'no such text'"):
+        views.excerpt("s11_overlapped", "no such text", "return;")
     with pytest.raises(ValueError, match=r"last: behind line \d+, s11_overlapped\.cu has no line"):
-        views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "nothing")
+        views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "no such text")
     with pytest.raises(ValueError, match=r"stage: .*'gone\.cu', which is not a file"):
         views.excerpt("gone.cu", "a", "b")
