@@ -14,6 +14,7 @@ import torch
 from minigemm import quantize
 from minigemm.kernels import stages
 from minigemm.kernels.grouped import GroupedConfig, launch_contiguous, launch_masked
+from minigemm.layout import round_up
 from minigemm.quantize import Quantized
 from minigemm.types import Config, Layout, Problem
 from minigemm.verify.recordings import splitmix64
@@ -177,6 +178,18 @@ CONFIGS = {
         {"block_m": 192, "block_n": 128, "stages": 4, "consumers": 3},
         {"out_fp32": True},
     ],
+    # blocks of 1 take any k, those of 2 and 4 whole k-blocks
+    "s12_swapped": [
+        {"ctas": 1},
+        {"block_m": 8, "stages": 3, "ctas": 3, "raster": 2},
+        {"block_m": 32, "stages": 8, "blocks": 1, "ctas": 2, "raster": 1, "raster_m": True},
+        {"block_m": 16, "stages": 4, "blocks": 2, "out_fp32": True},
+        {"block_m": 64, "stages": 2, "ctas": 1},
+        {"block_m": 64, "block_n": 128, "consumers": 2, "stages": 3, "blocks": 1, "ctas": 1},
+        {"block_m": 24, "block_n": 128, "consumers": 2, "stages": 2, "ctas": 2, "raster_m": True},
+        {"block_m": 48, "block_n": 128, "consumers": 2, "stages": 3, "blocks": 2},
+        {"block_m": 64, "stages": 5, "blocks": 1, "out_fp32": True},
+    ],
 }
 
 
@@ -229,6 +242,15 @@ MANY = {
         "ctas": (0, 5),
         "raster_m": (0, 1),
     },
+    "s12_swapped": {
+        "block_m": (8, 16, 24, 32, 48, 64),
+        "block_n": (64, 128),
+        "stages": (2, 4),
+        "consumers": (1, 2),
+        "blocks": (1, 2, 4),
+        "ctas": (0, 5),
+        "raster_m": (0, 1),
+    },
 }
 
 
@@ -248,6 +270,12 @@ def configs() -> list[tuple[str, Config]]:
         for name, module in STAGES.items()
         for fields in CONFIGS.get(name, [{}])
     ]
+
+
+def fitting(k: int, *configs: Config | None) -> int:
+    """k, or the next multiple of 128 where one of the configs has slots of several k-blocks."""
+    whole = any(getattr(config, "blocks", 1) > 1 for config in configs)
+    return round_up(k, 128) if whole else k
 
 
 def matrix(rows: int, k: int, seed: int, kind: str = "activations") -> torch.Tensor:

@@ -231,7 +231,7 @@ def _timed(work: Workload, configs: Sequence[Config], device: torch.device) -> l
 # --- fitting
 
 STEPS = 60  # of the optimizer, each of at most 20 evaluations
-NEAR = 2.0  # a tile that takes x times the best of its product counts x ** -NEAR
+NEAR = 4.0  # a tile that takes x times the best of its product counts x ** -NEAR
 SOFT = 0.03  # differences beyond so much count less and less
 USUAL_TILE = 700.0  # nanoseconds, to which little evidence pulls
 
@@ -300,7 +300,7 @@ def _columns(
 
     def below(row: Mapping[str, Any]) -> float:
         across = -(-row["n"] // row["block_n"])
-        return 0 if row["layout"] == "dense" else max(row["tiles"] / (row["groups"] * across) - 1, 0)
+        return 0 if row["layout"] != "masked" else max(row["tiles"] / (row["groups"] * across) - 1, 0)
 
     def moved(row: Mapping[str, Any]) -> float:
         in_use = row["groups"] * row["m"] if row["layout"] == "masked" else row["rows"]

@@ -127,14 +127,16 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
 
 // The part's rows of the kWave from `row` of d on, from registers; padding as zeros. Lane l of warp
 // w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
-void store(void* d, const float (&acc)[BLOCK_N / 2], const Part& part, int n, i64 ldd, int row) {
+void store(void* d, const float (&acc)[BLOCK_N / 2], const Part& part, int n, i64 ldd, int row,
+           bool aligned) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const int column = part.column0 + threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < BLOCK_N / 2; ++i) {
-    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8 + i % 2;
-    if (r < part.first || r >= part.last || c >= n) continue;
-    put(d, ldd, r, c, r < part.middle ? acc[i] : 0);
+  for (int i = 0; i < BLOCK_N / 2; i += 2) {
+    const int r = row + i / 2 % 2 * 8;
+    if (r < part.first || r >= part.last) continue;
+    const float x = r < part.middle ? acc[i] : 0, y = r < part.middle ? acc[i + 1] : 0;
+    put(d, ldd, n, r, column + i / 4 * 8, x, y, aligned);
   }
 }
 
@@ -194,7 +196,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
           if (lane == 0) fetch(scales, part_sfb, sfb_rows, steps, ld_sfb, part.column0, step);
           mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
           if (static_cast<int>(threadIdx.x) % 32 == lane) {
-#pragma unroll
             for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];
             mbarrier_arrive(&shared.full[slot.stage]);
           }
@@ -225,12 +226,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       if (wave == 0) mbarrier_wait_parity(&shared.full[ahead.stage], ahead.phase);
       compute(partial[i], a0 + (ahead.stage * BLOCK_M + wave * kWave) * BLOCK_K / 16,
               b0 + ahead.stage * BLOCK_N * BLOCK_K / 16);
-      const volatile float* sfa = &shared.sfa[ahead.stage][lane_row + wave * kWave];
-      const volatile float* ring_sfb = shared.sfb[ahead.stage];
-      scale_a[i][0] = sfa[0];
-      scale_a[i][1] = sfa[8];
-#pragma unroll
-      for (int j = 0; j < kScales; ++j) scale_b[i][j] = ring_sfb[j];
+      const float* sfa = &shared.sfa[ahead.stage][lane_row + wave * kWave];
+      for (int j = 0; j < 2; ++j) scale_a[i][j] = sfa[8 * j];
+      for (int j = 0; j < kScales; ++j) scale_b[i][j] = shared.sfb[ahead.stage][j];
       if (wave == kWaves - 1) ahead.advance();
     };
     // Adds partial sum i, whose product is complete, to the sums of its wave.
@@ -283,7 +281,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
 #pragma unroll
-      for (int i = 0; i < kWaves; ++i) store(d, acc[i], part, n, ldd, row0 + row + i * kWave);
+      for (int i = 0; i < kWaves; ++i) {
+        store(d, acc[i], part, n, ldd, row0 + row + i * kWave, aligned);
+      }
     } else {
       // The tile before must have been read.
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();

@@ -114,7 +114,7 @@ void store(void* d, const float (&acc)[kSums], const Part& part, int n, i64 ldd,
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_nt(
-    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes of BLOCKS x BLOCK_M; as
+    const __grid_constant__ CUtensorMap a_map,    // (k / 128, m, 128), boxes BLOCKS x BLOCK_M; as
     const __grid_constant__ CUtensorMap b_map,    // (k / 128, groups * n, 128); s11 if BLOCKS is 1
     const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (BLOCKS, BLOCK_M)
     const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (BLOCK_M, PANEL); BF16, aligned

@@ -53,3 +53,23 @@ inline void put(void* d, i64 ldd, int row, int column, float sum) {
     place = cvt_rn_bf16_f32(ACCUMULATE ? sum + __uint_as_float(place << 16) : sum);
   }
 }
+
+// The same for two neighbours of a row, an even column of d's n and the next; with one access where
+// d is `aligned`, for then n is even too.
+inline void put(void* d, i64 ldd, int n, int row, int column, float x, float y, bool aligned) {
+  if (column >= n) return;
+  if (!aligned) {
+    put(d, ldd, row, column, x);
+    if (column + 1 < n) put(d, ldd, row, column + 1, y);
+  } else if (OUT_FP32) {
+    float2& place = *reinterpret_cast<float2*>(static_cast<float*>(d) + row * ldd + column);
+    place = ACCUMULATE ? float2{x + place.x, y + place.y} : float2{x, y};
+  } else {
+    u32& place = *reinterpret_cast<u32*>(static_cast<bf16*>(d) + row * ldd + column);
+    if (ACCUMULATE) {
+      x += __uint_as_float(place << 16);
+      y += __uint_as_float(place & 0xffff0000);
+    }
+    place = cvt_rn_bf16x2_f32(x, y);
+  }
+}

@@ -175,7 +175,7 @@ def _bytes(product: Product, config: Config, tiles: int, again: float) -> float:
     groups = 1 if product.layout == Layout.DENSE else min(product.groups, max(rows, 1))
     weights = groups * product.n * product.k
     once_more = 0.0
-    if product.layout != Layout.DENSE:
+    if product.layout == Layout.MASKED:
         below = tiles / (groups * ceil_div(product.n, config.block_n)) - 1
         once_more = again * weights * max(below, 0.0)
     return rows * product.k + weights + once_more + rows * product.n * (4 if product.out_fp32 else 2)
