@@ -242,16 +242,16 @@ views.lowered(found, "full, b_policy);")
 
 # %% [markdown]
 # A copy with a policy has one more operand (`desc`). The emulator checks that it was made by
-# `createpolicy`, and has no L2: no count of ours shows the gain. Only a GPU can.
+# `createpolicy`, and has no L2: no count of ours shows the gain.
 #
 # ## 6. What was tried, and lost
 #
-# Not every way to wait less is shorter. These were built, were right, and were slower:
+# These were built, gave the right results, and were slower:
 #
-# - **clusters** of two CTAs with multicast, as in lesson 09: fewer bytes, and two CTAs in step;
-# - **stream-K**: the last, half-empty wave cut into equal runs of k-steps. Its parts have to be
-#   added up through memory, and CTAs at different k share no loads;
-# - **a reduction through distributed shared memory**: a cluster splits k and adds up.
+# - **clusters** of two CTAs with multicast, lesson 09: fewer bytes, but two CTAs in step;
+# - **stream-K**: the last wave cut into equal runs of k-steps. Parts are added up through memory,
+#   and CTAs at different k share no loads;
+# - **a reduction through distributed shared memory**: a cluster splits k.
 
 # %%
 views.recorded_ideas(part="settled")
@@ -318,8 +318,7 @@ attempt(TWO, TWO.replace("2", "1"), kind="mbarrier")
 # %%
 WRITE = "for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage][i] = scales[i];"
 ARRIVE = "mbarrier_arrive(&shared.full[slot.stage]);"
-attempt(f"#pragma unroll\n            {WRITE}\n            {ARRIVE}",
-        f"            {ARRIVE}\n            {WRITE}", kind="race")
+attempt(f"{WRITE}\n            {ARRIVE}", f"{ARRIVE}\n            {WRITE}", kind="race")
 
 # %% [markdown]
 # ## 8. On hardware
