@@ -406,18 +406,20 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), good
 # <code>seen[0].counters["instructions"]</code>, with <code>hazards=False, fast=True</code>.
 # </details>
 #
-# **2. Break it.** Let `issue` take the k-block's number where `finish` expects the number of the
-# partial sum. When is the result right all the same?
+# **2. Break it.** In `issue`, compute `first` with `i` for `block`. The product of section 8 stays
+# right. Which number of k-blocks shows the mistake?
 #
 # <details><summary>Hint</summary>
-# In a full slot the two are equal. Look at the pass for the last slot.
+# In a full slot the two are equal. In the last one <code>i</code> is always 0: it must hold two
+# k-blocks at least, so take <code>blocks=4</code>.
 # </details>
 #
 # **3. Change it.** In `promote`, multiply by `sfb` first and by `sfa` then. In how many elements
-# does d differ from s11's, and by how much?
+# does d differ from s11's, as BF16 and with `out_dtype=torch.float32`?
 #
 # <details><summary>Hint</summary>
-# <code>fmaf(sfa[i / 4][i % 2], sfb * partial[i], acc[i])</code>. The scales are no powers of two.
+# <code>fmaf(sfa[i / 4][i % 2], sfb * partial[i], acc[i])</code>. Rounding to BF16
+# hides what happens in the last bits.
 # </details>
 #
 # ## Further reading
