@@ -18,6 +18,7 @@ The settings are those that the library's setters change. They hold for all thre
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,7 @@ from ..kernels.library import CONFIGS, Config, is_legal
 from ..layout import round_up
 from ..types import Layout, Product
 from . import tuned
-from .cost import Machine, cost, emulated, expected_rows, paces_of, tile_name
+from .cost import Cost, Machine, cost, emulated, expected_rows, paces_of, tile_name
 
 __all__ = [
     "Settings",
@@ -48,6 +49,7 @@ __all__ = [
     "m_step",
     "machine_of",
     "menu",
+    "predicted",
     "ranked",
     "settings",
     "sms_of",
@@ -180,9 +182,20 @@ def candidates() -> tuple[Config, ...]:
     return tuple(found())
 
 
+def predicted(product: Product, config: Config, machine: Machine) -> Cost:
+    """Return the model's figures. A config that the product never gets takes for ever.
+
+    That is s12_swapped for more than 64 rows of a DENSE product: its launches are refitted to any m of a step
+    (`m_step`), and the number of tiles must stay.
+    """
+    found = cost(product, config, machine)
+    many = product.layout == Layout.DENSE and product.m > s12_swapped.MOST_ROWS
+    return found._replace(ns=math.inf) if many and isinstance(config, s12_swapped.Config) else found
+
+
 def cheapest(configs: Iterable[Config], product: Product, machine: Machine) -> Config:
     """Return the config that takes least time, the first of equals. ValueError where there is none."""
-    found = min(configs, key=lambda config: cost(product, config, machine), default=None)
+    found = min(configs, key=lambda config: predicted(product, config, machine), default=None)
     if found is None:
         raise ValueError(f"configs: expected at least one legal config for {product}, got none")
     return found
@@ -205,7 +218,7 @@ def menu(product: Product, machine: Machine) -> tuple[Config, ...]:
     # a grouped layout numbers columns of tiles first
     if product.layout != Layout.DENSE:
         able = [config for config in able if not config.raster_m]
-    times = [[cost(each, config, machine).ns for each in products] for config in able]
+    times = [[predicted(each, config, machine).ns for each in products] for config in able]
     best = [max(min(column), 1e-9) for column in zip(*times, strict=True)]
     lost = [[time / least for time, least in zip(row, best, strict=True)] for row in times]
 
@@ -260,8 +273,9 @@ def _on_menu(product: Product, machine: Machine) -> list[Config]:
 def ranked(product: Product, device: torch.device) -> list[tuple[Config, float]]:
     """Return the configs of the menu with the predicted microseconds of each, cheapest first."""
     machine, whole = _usable(device, _settings), _whole(product)
-    costs = [(config, cost(whole, config, machine)) for config in _on_menu(product, machine)]
-    return [(config, found.ns / 1e3) for config, found in sorted(costs, key=lambda pair: pair[1])]
+    costs = [(config, predicted(whole, config, machine)) for config in _on_menu(product, machine)]
+    able = [(config, found.ns / 1e3) for config, found in costs if found.ns < math.inf]
+    return sorted(able, key=lambda pair: pair[1])
 
 
 def floor(product: Product, device: torch.device) -> float:

@@ -94,7 +94,7 @@ def test_any_m_compiles_few_kernels(n, k, layout, groups):
         with_m = product._replace(m=m)
         mine = cost.cost(with_m, choose.cheapest(menu, with_m, EMULATED), EMULATED).ns
         best = cost.cost(with_m, choose.cheapest(able(with_m), with_m, EMULATED), EMULATED).ns
-        assert mine <= 1.1 * best, (m, mine, best)
+        assert mine <= 1.15 * best, (m, mine, best)
 
 
 def test_kernels_of_a_call_with_any_m():

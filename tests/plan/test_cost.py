@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from minigemm.plan import choose, cost
 from minigemm.plan.cost import Cost, Machine
 from minigemm.types import Layout, Product
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 H200 = cost.paces_of("NVIDIA H200")
 MACHINES = st.builds(Machine, st.sampled_from((H200, cost.emulated().paces)), st.integers(1, 200))
 PRODUCTS = st.builds(
@@ -88,9 +90,10 @@ def test_every_candidate_was_measured():
 
 def test_the_shipped_table_predicts_its_own_times():
     """Of the tile that is chosen among those timed: at most 3 % more than the best, on average."""
-    held = json.loads((cost.PACES / "h200.json").read_text(encoding="utf-8"))
+    held = json.loads((RESULTS / "h200_tune.json").read_text(encoding="utf-8"))
     by_product: dict[tuple, dict[str, float]] = {}
-    for row in held["rows"]:
+    for values in held["rows"]:
+        row = dict(zip(held["columns"], values, strict=True))
         name = f"{row['stage']} {row['block_m']}x{row['block_n']}"
         key = tuple(row[field] for field in ("layout", "m", "n", "k"))
         if row["layout"] == "dense":

@@ -217,8 +217,8 @@ def test_an_error_of_a_resized_launch_is_not_swallowed(prepared, checked, monkey
 
     monkeypatch.setattr(type(entry.prepared), "replaced", lambda self, changes: broken(changes))
     with pytest.raises(type(error)):
-        x = a[0][:10], minigemm.to_m_major(a[1][:10])
-        minigemm.fp8_gemm_nt(x, b, torch.zeros(10, 24, dtype=torch.bfloat16))
+        x = a[0][:18], minigemm.to_m_major(a[1][:18])
+        minigemm.fp8_gemm_nt(x, b, torch.zeros(18, 24, dtype=torch.bfloat16))
     assert len(checked) == 1
 
 
@@ -285,7 +285,7 @@ def test_another_m_changes_in_a_launch_what_its_description_would(prepared, chec
     monkeypatch.setattr(runtime.of(CPU), "launch", lambda loaded, launch: None)
     a, b = operands(200, 40, 272)
     out = torch.zeros(200, 48, dtype=dtype)[:, :40]
-    for first, others in ((100, (65, 66, 127, 128)), (5, (2, 63, 64)), (129, (192, 130))):
+    for first, others in ((100, (65, 66, 127, 128)), (61, (57, 63, 64)), (129, (192, 130))):
         for m in (first, *others):
             x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
             minigemm.fp8_gemm_nt(x, b, d, d if add else None)
@@ -297,11 +297,11 @@ def test_another_m_changes_in_a_launch_what_its_description_would(prepared, chec
 
 
 def test_another_m_gives_its_own_result(prepared, checked):
-    a, b = operands(60)
+    a, b = operands(124)
     expected = minigemm.fp8_gemm_nt(a, b)
-    minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+    minigemm.fp8_gemm_nt(a, b, torch.zeros(124, 24, dtype=torch.bfloat16))
     checked.clear()
-    for m in (59, 2, 33):
+    for m in (123, 66, 97):
         for scale in (
             minigemm.to_m_major(a[1][:m]),
             a[1][:m].contiguous(),
@@ -310,33 +310,33 @@ def test_another_m_gives_its_own_result(prepared, checked):
             for _ in range(2):
                 assert torch.equal(minigemm.fp8_gemm_nt((a[0][:m], scale), b, d), expected[:m])
     held = (
-        quantize.Quantized(a[0][:40], minigemm.to_m_major(a[1][:40]), "1x128"),
+        quantize.Quantized(a[0][:104], minigemm.to_m_major(a[1][:104]), "1x128"),
         quantize.Quantized(*b, "128x128"),
     )
-    d = torch.zeros(40, 24, dtype=torch.bfloat16)
-    assert torch.equal(minigemm.fp8_gemm_nt(*held, d), expected[:40])
+    d = torch.zeros(104, 24, dtype=torch.bfloat16)
+    assert torch.equal(minigemm.fp8_gemm_nt(*held, d), expected[:104])
     assert prepared.made <= 2 and len(checked) <= 6
 
 
 def test_another_m_that_is_wrong(prepared):
-    a, b = operands(60)
+    a, b = operands(124)
     memory = torch.zeros(64 * 1024, dtype=torch.uint8)
-    d = torch.zeros(60, 24, dtype=torch.bfloat16)
+    d = torch.zeros(124, 24, dtype=torch.bfloat16)
     minigemm.fp8_gemm_nt(a, b, d)
-    x, scale, out = a[0][:50], minigemm.to_m_major(a[1][:50]), d[:50]
-    inside = memory[: 50 * 256].view(torch.float8_e4m3fn).view(50, 256)
+    x, scale, out = a[0][:114], minigemm.to_m_major(a[1][:114]), d[:114]
+    inside = memory[: 114 * 256].view(torch.float8_e4m3fn).view(114, 256)
     for message, arguments in (
-        (r"a\[1\]: expected shape \(50, 2\)", ((x, a[1]), b, out)),
-        (r"d: expected shape \(50, 24\), got \(51, 24\)", ((x, scale), b, d[:51])),
+        (r"a\[1\]: expected shape \(114, 2\)", ((x, a[1]), b, out)),
+        (r"d: expected shape \(114, 24\), got \(115, 24\)", ((x, scale), b, d[:115])),
         (
             r"a\[0\]: expected a 16-byte aligned start",
-            ((memory[8 : 8 + 50 * 256].view(torch.float8_e4m3fn).view(50, 256), scale), b, out),
+            ((memory[8 : 8 + 114 * 256].view(torch.float8_e4m3fn).view(114, 256), scale), b, out),
         ),
         (
             "d: expected memory of its own, got a tensor that overlaps a",
-            ((inside, scale), b, memory[: 50 * 48].view(torch.bfloat16).view(50, 24)),
+            ((inside, scale), b, memory[: 114 * 48].view(torch.bfloat16).view(114, 24)),
         ),
-        (r"a\[0\]: expected a row stride", ((x.expand(50, 256)[:1].expand(50, 256), scale), b, out)),
+        (r"a\[0\]: expected a row stride", ((x.expand(114, 256)[:1].expand(114, 256), scale), b, out)),
         ("a.granularity: expected '1x128', got '128x128'", (quantize.Quantized(x, scale, "128x128"), b, out)),
         (
             "b.granularity: expected '128x128', got 'tensor'",
@@ -350,13 +350,13 @@ def test_another_m_that_is_wrong(prepared):
     assert not prepared.replaced
 
 
-@pytest.mark.parametrize("n, k", [(64, 128), (56, 64), (64, 64)])
-@pytest.mark.parametrize("first, others", [(64, (60, 2)), (60, (64, 2))])
+@pytest.mark.parametrize("n, k", [(128, 256), (56, 128), (128, 128)])
+@pytest.mark.parametrize("first, others", [(128, (124, 66)), (124, (128, 66))])
 def test_another_m_where_m_is_also_n_or_k(prepared, checked, monkeypatch, n, k, first, others):
     """The kernel's module says which argument is m; its value does not."""
     monkeypatch.setattr(runtime.of(CPU), "launch", lambda loaded, launch: None)
-    a, b = operands(64, n, k)
-    out = torch.zeros(64, n, dtype=torch.bfloat16)
+    a, b = operands(128, n, k)
+    out = torch.zeros(128, n, dtype=torch.bfloat16)
     for m in (first, *others):
         x, d = (a[0][:m], minigemm.to_m_major(a[1][:m])), out[:m]
         minigemm.fp8_gemm_nt(x, b, d)
@@ -372,7 +372,7 @@ def test_another_m_where_operands_share_memory(prepared, checked):
     data = b[0]
     expected = minigemm.fp8_gemm_nt((data, scale), b)
     checked.clear()
-    for m in (24, 20, 3):
+    for m in (24, 20, 17):
         d = torch.zeros(m, 24, dtype=torch.bfloat16)
         minigemm.fp8_gemm_nt((data[:m], minigemm.to_m_major(scale[:m])), b, d)
         assert torch.equal(d, expected[:m])
@@ -381,24 +381,24 @@ def test_another_m_where_operands_share_memory(prepared, checked):
 
 def test_another_m_of_a_d_that_tma_can_or_cannot_write(prepared, checked):
     """A d beside a multiple of 16 bytes is stored by threads: it neither lends a launch nor borrows one."""
-    a, b = operands(60)
+    a, b = operands(124)
     expected = minigemm.fp8_gemm_nt(a, b)
-    memory = torch.zeros(61 * 24, dtype=torch.bfloat16)
+    memory = torch.zeros(125 * 24, dtype=torch.bfloat16)
     plan.clear()
-    for start, m, checks in ((1, 60, 1), (0, 50, 2), (0, 40, 2), (1, 30, 3)):
+    for start, m, checks in ((1, 124, 1), (0, 114, 2), (0, 104, 2), (1, 94, 3)):
         d = memory[start : start + m * 24].view(m, 24)
         minigemm.fp8_gemm_nt((a[0][:m], minigemm.to_m_major(a[1][:m])), b, d)
         assert torch.equal(d, expected[:m]) and len(checked) == checks + 1
 
 
 def test_another_m_under_other_settings(prepared):
-    a, b = operands(60)
+    a, b = operands(124)
     try:
         for number in (None, 1):
             minigemm.set_num_sms(number)
-            minigemm.fp8_gemm_nt(a, b, torch.zeros(60, 24, dtype=torch.bfloat16))
+            minigemm.fp8_gemm_nt(a, b, torch.zeros(124, 24, dtype=torch.bfloat16))
         minigemm.fp8_gemm_nt(
-            (a[0][:50], minigemm.to_m_major(a[1][:50])), b, torch.zeros(50, 24, dtype=torch.bfloat16)
+            (a[0][:114], minigemm.to_m_major(a[1][:114])), b, torch.zeros(114, 24, dtype=torch.bfloat16)
         )
         assert prepared.made == 2 and prepared.replaced[0].launch.grid == (1, 1, 1)
     finally:
@@ -522,7 +522,7 @@ def test_no_tensor_outlives_its_call(driver, monkeypatch):
         tensors.extend(map(weakref.ref, (data, scale, d, *b)))
 
     _, weights = operands()
-    for m in (20, 10, 30):  # the long way, then twice the launch of another m
+    for m in (20, 18, 24):  # the long way, then twice the launch of another m
         call(m)
     gc.collect()
     assert len(plan._other_m) == 1 and len(plan._ready) == len(driver.launches) == 3
