@@ -147,7 +147,7 @@ views.alignment(*factors, title="swap the factors: the same bits are cut off")
 
 # %% [markdown]
 # The promotion multiplies `sfa * sfb` first, in both kernels, and adds k-block by k-block. Had it
-# been `(sfb * partial) * sfa` in one of them, the last bit would sometimes differ. And nothing
+# been `(sfb * partial) * sfa` in one of them, the last bit of a sum would often differ. And nothing
 # splits k. So "batch invariant", a row's bits depend on that row alone, costs nothing: it is always
 # so.
 #
