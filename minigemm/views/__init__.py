@@ -23,6 +23,7 @@ from .cluster import counted_multicast as counted_multicast
 from .cluster import recorded_multicast as recorded_multicast
 from .counts import compare as compare
 from .counts import recorded as recorded
+from .counts import recorded_ideas as recorded_ideas
 from .counts import recorded_runs as recorded_runs
 from .descriptors import descriptor as descriptor
 from .descriptors import operand_reads as operand_reads
@@ -41,6 +42,7 @@ from .groups import search as search
 from .ladder import ladder as ladder
 from .lesson import device as device
 from .lesson import edited as edited
+from .lesson import excerpt as excerpt
 from .listing import code as code
 from .listing import diff as diff
 from .listing import loop as loop

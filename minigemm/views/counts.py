@@ -11,7 +11,7 @@ from ..emulator.watch.report import Report
 from ..verify import results
 from .style import BLUE, Html
 
-__all__ = ["compare", "recorded", "recorded_runs"]
+__all__ = ["compare", "recorded", "recorded_ideas", "recorded_runs"]
 
 
 def _counter(name: str) -> Callable[[Report], int]:
@@ -104,6 +104,40 @@ def recorded(stage: str, folder: Path = results.FOLDER) -> Html:
     head = ["m x n x k", "time", "TFLOPS", "of the roof", "GPU", "driver", "CUDA", "date"]
     said = [f"{', '.join(files)}: {protocol}." for protocol, files in notes.items()]
     return table(head, rows, f"{stage}, recorded on hardware", said)
+
+
+def recorded_ideas(
+    stage: str = "", part: str = "ideas", file: Path = results.FOLDER / "h200_ideas.json"
+) -> Html:
+    """Tabulate what single ideas of a stage gain, as a Hopper GPU timed the kernel without and with each; say
+    so if nothing is recorded.
+
+    Args:
+        stage: the stage's name; "" is all of them.
+        part: "ideas", or "settled": what was tried and is not in any kernel.
+        file: rows of `stage`, `idea`, `shape`, `without_us` and `with_us` under these two names, beside the
+            `machine`, `date` and `protocol`; or a bare list of ideas.
+
+    Raises ValueError for another part.
+    """
+    if part not in ("ideas", "settled"):
+        raise ValueError(f'part: expected "ideas" or "settled", got {part!r}')
+    data = results.load(file.absolute()) if file.is_file() else {}
+    data = {"ideas": data} if isinstance(data, list) else data
+    runs = [run for run in data.get(part, []) if stage in ("", run.get("stage", ""))]
+    if not runs:
+        what, whose = ("gain" if part == "ideas" else "loss"), (f" for {stage}" if stage else "")
+        text = f"Not measured yet: no {what} is recorded{whose}."
+        return Html(f"<p>{text}</p>", text)
+
+    rows = []
+    for run in runs:
+        without, with_it = run["without_us"], run["with_us"]
+        change = f"{with_it / without - 1:+.1%}"
+        rows.append([run["idea"], run["shape"], f"{without:,.1f} us", f"{with_it:,.1f} us", change])
+    head = ["idea", "m x n x k", "without", "with", "time"]
+    title = f"{stage or 'All stages'}, one idea at a time, recorded on hardware"
+    return table(head, rows, title, [source_of(data, file)] if "machine" in data else [])
 
 
 def source_of(data: Mapping[str, Any], file: Path) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
@@ -189,24 +189,36 @@ def lowered(inspection: Inspection, line: str) -> Html:
 
 
 def loop(inspection: Inspection) -> tuple[Instruction, ...]:
-    """Find the loop in the SASS that holds the most FFMA (of several, the innermost), from its label to the
-    branch back.
+    """Find the loop in the SASS that holds the most FFMA, among those without a loop of FFMA inside: from its
+    label to the branch back.
 
     ValueError when no loop has any.
     """
-    best: Sequence[Instruction] = ()
+    loops: list[range] = []
     places: dict[str, int] = {}  # of labels
     for i, each in enumerate(inspection.instructions):
         if each.label:
             places[each.label] = i
         back = re.search(r"BRA(?:\.\w+)*\s.*`\((.+?)\)", each.text)
         if back and back[1] in places:
-            body = inspection.instructions[places[back[1]] : i + 1]
-            if (_ffma(body), -len(body)) > (_ffma(best), -len(best)):
-                best = body
-    if not _ffma(best):
+            loops.append(range(places[back[1]], i + 1))
+
+    # Slow paths stand behind the last loop and jump back into it: they begin inside a loop and end outside.
+    computing = {found: _ffma(inspection.instructions[found.start : found.stop]) for found in loops}
+    computing = {
+        found: count
+        for found, count in computing.items()
+        if count and not any(other.start < found.start < other.stop < found.stop for other in loops)
+    }
+    innermost = [
+        found
+        for found in computing
+        if not any(found.start <= other.start and other.stop < found.stop for other in computing)
+    ]
+    if not innermost:
         raise ValueError(f"inspection: no loop of {inspection.kernel.name} computes with FFMA")
-    return tuple(best)
+    best = max(innermost, key=computing.__getitem__)
+    return tuple(inspection.instructions[best.start : best.stop])
 
 
 @drawn

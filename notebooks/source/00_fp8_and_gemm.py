@@ -301,7 +301,8 @@ print(f"broken / right {(broken.float() / d.float()).nanmedian():,.1f}; "
 # - **s04–s06** hand the arithmetic to the tensor cores, and keep them fed.
 # - **s07** brings the fine scales, and repairs the tensor core's short accumulator.
 # - **s08–s09** make one kernel fill the whole GPU.
-# - **s10–s12** serve mixture-of-experts layers, small m, and training.
+# - **s10** serves mixture-of-experts layers.
+# - **s11–s12** are the library's kernels: nothing waits needlessly, for many rows and for few.
 #
 # These stages are in your copy:
 

@@ -493,7 +493,7 @@ for name, x in (("the kernel", result), ("a rounding to BF16 alone", exact.bfloa
 
 # %% [markdown]
 # Nothing but the output's rounding is left. 33 CTAs on the 132 SMs of an H100, though: a small M
-# leaves a GPU idle, and a later stage splits K for it.
+# leaves a GPU idle. Lesson 12 has a kernel for it.
 #
 # **Guess** before you look: which part of s06's speed does s07 keep on a GPU? If there are figures,
 # compare rows of the same size and the same GPU.

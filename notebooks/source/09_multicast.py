@@ -311,8 +311,8 @@ views.recorded("s09_multicast")
 # - Two CTAs go in step. A slot is free when the *slower* one has done with it. A longer ring would
 #   hide that, and shared memory is full.
 #
-# `python -m minigemm bench --multicast` measures it on your GPU. The library's own kernel, in
-# [lesson 10](10_grouped.ipynb), goes on from s08, without clusters.
+# `python -m minigemm bench --multicast` measures it on your GPU. The library's own kernels, from
+# [lesson 10](10_grouped.ipynb) on, go on from s08, without clusters.
 #
 # The same call, wherever you are:
 

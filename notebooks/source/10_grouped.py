@@ -15,7 +15,7 @@
 # **Time:** 60 minutes. **Runs on:** CPU (with the emulator), or a Hopper GPU.
 #
 # **Built so far:** 06, roles; 07, promotion; 08, a CTA for each SM. **This lesson adds** groups:
-# products that each have their own rows of `a` and their own `b`. What comes later makes the kernel
+# products that each have their own rows of `a` and their own `b`. Lessons 11 and 12 make the kernel
 # faster; the library's calls, such as `minigemm.fp8_gemm_nt`, run those versions, with the same
 # bits.
 #
@@ -637,4 +637,5 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 # - CUDA C++ Programming Guide: "CUDA Graphs".
 # - DeepGEMM, whose two grouped layouts these are.
 #
-# **Next:** the same kernel, faster. Its consumers still wait where they need not.
+# **Next:** [11 overlapped](11_overlapped.ipynb), the same kernel, faster. Its consumers still wait
+# where they need not.

@@ -106,3 +106,34 @@ def test_the_results_in_the_repository_are_found():
         abs(2 * run["m"] * run["n"] * run["k"] / run["run_s"] / 1e12 / run["tflops"] - 1) < 1e-6
         for run in runs
     )
+
+
+def test_what_single_ideas_gain_is_recorded_or_said_to_be_not(tmp_path: Path):
+    file = tmp_path / "ideas.json"
+    assert views.recorded_ideas("s11_overlapped", file=file).text.startswith("Not measured yet")
+    idea = {
+        "stage": "s11_overlapped", "idea": "two <sums>", "shape": "1 x 2 x 3", "without_us": 20, "with_us": 15,
+    }  # fmt: skip
+    lost = {"idea": "clusters", "shape": "1 x 2 x 3", "without_us": 20.0, "with_us": 21.0}
+    machine = {"gpu": "Chip <A>", "driver": "1", "cuda": "2"}
+    file.write_text(
+        json.dumps(
+            {
+                "machine": machine,
+                "date": "2004-05-06",
+                "protocol": "by hand",
+                "ideas": [idea],
+                "settled": [lost],
+            }
+        )
+    )
+    shown = views.recorded_ideas("s11_overlapped", file=file)
+    for word in ("two <sums>", "1 x 2 x 3", "20.0 us", "15.0 us", "-25.0%", "Chip <A>", "by hand"):
+        assert word in shown.text
+    assert "two &lt;sums&gt;" in shown._repr_html_()
+    assert "Not measured yet" in views.recorded_ideas("s12_swapped", file=file).text
+    assert "+5.0%" in views.recorded_ideas(part="settled", file=file).text
+    file.write_text(json.dumps([idea]))
+    assert "-25.0%" in views.recorded_ideas(file=file).text
+    with pytest.raises(ValueError, match='part: expected "ideas" or "settled"'):
+        views.recorded_ideas(part="others", file=file)

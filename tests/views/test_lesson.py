@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigemm import views
-from minigemm.kernels import s01_naive
+from minigemm.kernels import s01_naive, s11_overlapped
 from minigemm.views import lesson
 
 CHECK = "if (row >= m || column >= n) return;"
@@ -70,3 +70,18 @@ def test_device_says_what_it_found(monkeypatch, capsys, found, available, said):
 def test_scratch_copies_lie_apart_from_the_package(tmp_path: Path):
     copy = views.edited("s01_naive", CHECK, "")
     assert s01_naive.stage.source.parent not in copy.parents
+
+
+def test_an_excerpt_is_whole_lines_from_one_text_to_the_next():
+    shown = views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "return;")
+    lines = shown.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("if (warp % 4 == 2) {") and lines[-1].strip() == "return;"
+    assert "\n".join(line.strip() for line in lines) in "\n".join(
+        line.strip() for line in s11_overlapped.stage.source.read_text(encoding="utf-8").splitlines()
+    )
+    with pytest.raises(ValueError, match=r"first: s11_overlapped\.cu has no line that reads 'no such text'"):
+        views.excerpt("s11_overlapped", "no such text", "return;")
+    with pytest.raises(ValueError, match=r"last: behind line \d+, s11_overlapped\.cu has no line"):
+        views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "no such text")
+    with pytest.raises(ValueError, match=r"stage: .*'gone\.cu', which is not a file"):
+        views.excerpt("gone.cu", "a", "b")

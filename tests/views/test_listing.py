@@ -12,7 +12,7 @@ import pytest
 import minigemm
 from minigemm import views
 from minigemm.compiler.inspection import Inspection
-from minigemm.kernels import s01_naive, s02_tiled
+from minigemm.kernels import s01_naive, s02_tiled, s11_overlapped
 from minigemm.views import Html
 
 SOURCE = s01_naive.stage.source.read_text(encoding="utf-8")
@@ -114,6 +114,10 @@ def test_the_loop_is_the_one_that_multiplies(naive):
     tiled = minigemm.inspect(s02_tiled)
     config = s02_tiled.Config()
     assert sum(each.opcode == "FFMA" for each in views.loop(tiled)) == 4 * config.thread_m * config.thread_n
+
+    # two steps a pass, whose tile loop repeats a step behind them and whose slow waits jump back into both
+    overlapped = minigemm.inspect("s11_overlapped", s11_overlapped.Config(64, 128, 6, 1))
+    assert sum(each.opcode == "FFMA" for each in views.loop(overlapped)) == 2 * 128 // 2
 
 
 def test_bad_input_is_named(naive, tmp_path: Path):
