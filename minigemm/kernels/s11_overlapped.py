@@ -6,8 +6,8 @@ busy, and each has its own measured gain in the lesson:
   that a consumer reads them as it reads those of a.
 - A consumer of 64 rows that has registers for two partial sums issues the next product before it promotes the
   last one.
-- One thread runs the whole loop of the loads. Where a thread is elected in each step, the compiler makes a
-  loop over lanes of each load.
+- One thread runs the whole loop of the loads, and the compiler knows it. Where it does not, it makes a loop
+  over lanes of each load.
 - Weights that only tiles at work together read leave L2 first, where they would push out what others need.
 
 Shapes, scales, layouts and bits: as s10. With `accumulate` the product is added to what d holds, in FP32, and
