@@ -13,7 +13,6 @@ constexpr int kWave = 64;        // rows of d that one WGMMA computes
 constexpr int kDepth = 32;       // columns of a and b that it reads
 constexpr int kWarpgroup = 128;  // threads
 constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
-constexpr int kMeeting = kThreads - 32;                 // all but one warp, which is idle
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
 // Scales of b that a tile can need: two where its columns cross a block, at a multiple of kGrain.
@@ -127,16 +126,21 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
 
 // The part's rows of the kWave from `row` of d on, from registers; padding as zeros. Lane l of warp
 // w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
-void store(void* d, const float (&acc)[BLOCK_N / 2], const Part& part, int n, i64 ldd, int row,
+void store(void* d, float (&acc)[BLOCK_N / 2], const Part& part, int n, i64 ldd, int row,
            bool aligned) {
-  row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  const int column = part.column0 + threadIdx.x % 4 * 2;
+  row += part.row0 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  int column = part.column0 + threadIdx.x % 4 * 2;
+#pragma unroll 1
+  for (const int end = column + BLOCK_N; column < end; column += 16) {
 #pragma unroll
-  for (int i = 0; i < BLOCK_N / 2; i += 2) {
-    const int r = row + i / 2 % 2 * 8;
-    if (r < part.first || r >= part.last) continue;
-    const float x = r < part.middle ? acc[i] : 0, y = r < part.middle ? acc[i + 1] : 0;
-    put(d, ldd, n, r, column + i / 4 * 8, x, y, aligned);
+    for (int i = 0; i < 8; i += 2) {
+      const int r = row + i / 2 % 2 * 8;
+      if (r < part.first || r >= part.last) continue;
+      const float x = r < part.middle ? acc[i] : 0, y = r < part.middle ? acc[i + 1] : 0;
+      put(d, ldd, n, r, column + i / 4 * 8, x, y, aligned);
+    }
+#pragma unroll
+    for (int i = 8; i < BLOCK_N / 2; ++i) acc[i - 8] = acc[i];  // the next 16 columns
   }
 }
 
@@ -151,15 +155,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
   // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
-  // From lane 0, so that the compiler keeps what depends on it in uniform registers.
-  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;  // uniform
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
   Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
   Slot slot;
   if (warpgroup == CONSUMERS) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (warp % 4 == 1) {  // finds the parts
-      barrier_sync(0, kMeeting);
+      barrier_sync(0, kThreads - 32);
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
     }
@@ -170,10 +173,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
         fence_mbarrier_init();
       }
       __syncwarp();  // all lanes wait until the barriers are initialised
-      barrier_arrive(0, kMeeting);
+      barrier_arrive(0, kThreads - 32);
     }
-    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a loop
-    // over lanes of each load.
+    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a
+    // loop over lanes of each load.
     if (warp % 4 == 0 && elect_sync()) {
       for (Part part; walk.next_alone(part);) {
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
@@ -187,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       }
     }
     if (warp % 4 == 2) {  // brings the scales of b
-      barrier_sync(0, kMeeting);
+      barrier_sync(0, kThreads - 32);
       for (Part part; walk.next(part);) {
         const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
         float scales[kScales];
@@ -207,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   }
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
-  barrier_sync(0, kMeeting);  // all roles wait until the loader has initialised the barriers
+  barrier_sync(0, kThreads - 32);  // all but an idle warp wait for the initialised barriers
   // Rows of the tile: the first of this consumer, and of this lane, whose second is 8 further on.
   const int row = warpgroup * kRows;
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
@@ -218,8 +221,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   float partial[PARTIALS][BLOCK_N / 2] = {}, scale_a[PARTIALS][2], scale_b[PARTIALS][kScales];
   Slot ahead;  // of the next product to issue; `slot` is that of the next to promote
   for (Part part; walk.next(part);) {
-    const int row0 = part.row0, column0 = part.column0;
-    const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
+    const int row0 = part.row0, split = BLOCK_K - part.column0 % BLOCK_K;  // as promote's
     float acc[kWaves][BLOCK_N / 2] = {};
     // Issues the product of one wave's rows as partial sum i, and reads its scales meanwhile.
     const auto issue = [&](int i, int wave) {
@@ -280,10 +282,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     // Whether all rows that TMA would write, which end at m, are the part's.
     const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
-#pragma unroll
-      for (int i = 0; i < kWaves; ++i) {
-        store(d, acc[i], part, n, ldd, row0 + row + i * kWave, aligned);
-      }
+      store(d, acc[0], part, n, ldd, row, aligned);
+      if (kWaves > 1) store(d, acc[kWaves - 1], part, n, ldd, row + kWave, aligned);
     } else {
       // The tile before must have been read.
       if (threadIdx.x % kWarpgroup == 0) cp_async_bulk_wait_group_read<0>();
@@ -292,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
       for (int i = 0; i < kWaves; ++i) write(shared, acc[i], row + i * kWave, part.middle - row0);
       fence_proxy_async();                  // each thread's own writes, for the TMA that reads them
       bar_sync(1 + warpgroup, kWarpgroup);  // this consumer's threads wait until all have fenced
-      if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, column0, row, d_policy);
+      if (threadIdx.x % kWarpgroup == 0) store(d_map, shared, row0, part.column0, row, d_policy);
     }
   }
   // Shared memory must last until TMA has read it.

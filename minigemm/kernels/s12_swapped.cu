@@ -140,8 +140,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
       __syncwarp();  // all lanes wait until the barriers are initialised
       barrier_arrive(0, kThreads);
     }
-    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a loop
-    // over lanes of each load.
+    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a
+    // loop over lanes of each load.
     if (warp % 4 == 0 && elect_sync()) {
       for (Part part; walk.next_alone(part);) {
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;

@@ -101,6 +101,10 @@ class Config(GroupedConfig):
             rest,
         )
 
+    def constants(self) -> dict[str, int]:
+        """Return the tile's constants, without registers: no role gives any back."""
+        return {name: value for name, value in super().constants().items() if not name.endswith("_REGISTERS")}
+
     def declarations(self) -> str:
         """Return the CUDA C++ of the tile's instruction."""
         return wgmma(self.block_m)

@@ -611,7 +611,7 @@ def test_a_process_that_fails_is_not_missed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_process_that_works():
     code = "from minigemm.plan.ahead import work; work()"
-    told = '[{"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1}]'
+    told = '[["s11_overlapped", {"block_m": 64, "block_n": 32, "stages": 3, "consumers": 1}]]'
     run = subprocess.run(
         [sys.executable, "-c", code, told], capture_output=True, text=True, check=True, env={**os.environ}
     )
