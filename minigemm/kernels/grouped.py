@@ -30,8 +30,8 @@ import torch
 
 from ..checks import SIZE_LIMIT
 from ..layout import ceil_div, to_m_major
-from ..quantize import BLOCK
-from ..types import Launch, Layout, TensorMap
+from ..quantize import BLOCK, Quantized
+from ..types import Launch, Layout, Product, TensorMap
 from .stage import ctas
 from .tile import PromotedConfig, panel
 
@@ -42,7 +42,9 @@ __all__ = [
     "PREFIX_SUMS",
     "Forms",
     "GroupedConfig",
+    "LibraryConfig",
     "forms",
+    "launch",
     "launch_contiguous",
     "launch_dense",
     "launch_masked",
@@ -85,6 +87,23 @@ class GroupedConfig(PromotedConfig):
         """Bytes of the tiles of a and b, the scales of a, the tile of d, and the barriers with the parts."""
         *tiles, barriers = super().buffers
         return (*tiles, barriers + PARTS_BYTES)
+
+
+@dataclass(frozen=True)
+class LibraryConfig(GroupedConfig):
+    """The config of a kernel that can add the product to what d holds: `accumulate`."""
+
+    accumulate: bool = False
+
+    @property
+    def stored_by_threads(self) -> bool:
+        """Whether threads write d from registers, where TMA could."""
+        return self.out_fp32 or self.accumulate
+
+
+def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: GroupedConfig) -> Launch:
+    """Describe one dense product, as `Stage.launch`."""
+    return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
 
 
 def launch_dense(

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from itertools import combinations
 from itertools import product as cartesian
 from math import gcd
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..hopper import GRID_LIMIT, REGISTER_LIMIT, SHARED_LIMIT, SM_REGISTERS, THREAD_LIMIT
 from ..layout import ceil_div, round_up
@@ -22,6 +22,7 @@ from .tile import PromotedConfig, RingConfig
 __all__ = [
     "check_grid",
     "check_layout",
+    "check_persistent",
     "check_promoted",
     "check_registers",
     "check_ring",
@@ -130,6 +131,15 @@ def _check_resources(config: RingConfig, registers: int) -> str:
         or check_registers(config.accumulators + 32, config.threads, registers)
         # The registers that one instruction names must be there at launch, before setmaxnreg brings more.
         or check_registers(config.block_n // 2 + 28, config.threads)
+    )
+
+
+def check_persistent(config: Any, product: Product) -> str:
+    """Check a kernel whose CTAs walk over many tiles: its roles, its tile, and the walk."""
+    return (
+        check_roles(config)
+        or check_promoted(config, config.registers[1])
+        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
     )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..types import Legality, Product
 from . import s11_overlapped, s12_swapped
-from .grouped import GroupedConfig
+from .grouped import LibraryConfig
 from .stage import Stage
 
 __all__ = ["CONFIGS", "Config", "is_legal", "stage_of", "stages_by_name"]
 
-Config = GroupedConfig
+Config = LibraryConfig
 CONFIGS: tuple[type[Config], ...] = (s11_overlapped.Config, s12_swapped.Config)
 
 _STAGES: dict[type[Config], Stage[Any]] = {

@@ -28,7 +28,7 @@ from ..layout import ceil_div, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Product, TensorMap
 from .legality import check_grid, check_promoted, check_roles
-from .stage import DEEPSEEK_LAYER, Stage, quickest, rows
+from .stage import DEEPSEEK_LAYER, TILES, Stage, quickest, rows
 from .tile import PromotedConfig, d_map
 
 TITLE = "promoted"
@@ -60,14 +60,7 @@ def is_legal(config: Config, product: Product) -> Legality:
 
 def default_config(product: Product) -> Config:
     """Return the quickest of a few on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
-    choices = (
-        Config(),
-        Config(192, 128, 4, 3),
-        Config(128, 128, 5),
-        Config(64, 128, 6, 1),
-        Config(64, 64, 8, 1),
-    )
-    return quickest(choices, product)
+    return quickest([Config(*tile) for tile in TILES], product)
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:

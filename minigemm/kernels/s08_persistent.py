@@ -26,8 +26,8 @@ from ..checks import OUT_DTYPES
 from ..layout import ceil_div, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Product, TensorMap
-from .legality import check_promoted, check_roles, check_schedule
-from .stage import DEEPSEEK_LAYER, Stage, ctas, quickest, rows
+from .legality import check_persistent
+from .stage import DEEPSEEK_LAYER, TILES, Stage, ctas, quickest, rows
 from .tile import PromotedConfig, d_map
 
 TITLE = "persistent"
@@ -54,23 +54,12 @@ class Config(PromotedConfig):
 
 def is_legal(config: Config, product: Product) -> Legality:
     """Return whether this config can run this product, and if not, why."""
-    return Legality(
-        check_roles(config)
-        or check_promoted(config, config.registers[1])
-        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
-    )
+    return Legality(check_persistent(config, product))
 
 
 def default_config(product: Product) -> Config:
     """Return the quickest of a few on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
-    choices = (
-        Config(),
-        Config(192, 128, 4, 3),
-        Config(128, 128, 5),
-        Config(64, 128, 6, 1),
-        Config(64, 64, 8, 1),
-    )
-    return quickest(choices, product)
+    return quickest([Config(*tile) for tile in TILES], product)
 
 
 def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:

@@ -27,8 +27,8 @@ from ..checks import OUT_DTYPES
 from ..layout import ceil_div, to_m_major
 from ..quantize import BLOCK, Quantized
 from ..types import Launch, Legality, Product, TensorMap
-from .legality import check_promoted, check_roles, check_schedule
-from .stage import DEEPSEEK_LAYER, Stage, ctas, quickest, rows
+from .legality import check_persistent
+from .stage import DEEPSEEK_LAYER, TILES, Stage, ctas, quickest, rows
 from .tile import PromotedConfig, d_map
 
 TITLE = "multicast"
@@ -63,12 +63,7 @@ class Config(PromotedConfig):
 
 def is_legal(config: Config, product: Product) -> Legality:
     """Return whether this config can run this product, and if not, why."""
-    return Legality(
-        check_roles(config)
-        or check_promoted(config, config.registers[1])
-        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
-        or check_cluster(config)
-    )
+    return Legality(check_persistent(config, product) or check_cluster(config))
 
 
 def check_cluster(config: Config) -> str:
@@ -90,14 +85,7 @@ def default_config(product: Product) -> Config:
 
     Its two CTAs lie one below the other, or side by side where that leaves fewer of them without a tile.
     """
-    choices = (
-        Config(),
-        Config(192, 128, 4, 3),
-        Config(128, 128, 5),
-        Config(64, 128, 6, 1),
-        Config(64, 64, 8, 1),
-    )
-    config = quickest(choices, product)
+    config = quickest([Config(*tile) for tile in TILES], product)
     down, across = ceil_div(product.m, config.block_m), ceil_div(product.n, config.block_n)
     return replace(config, cluster_m=1, cluster_n=2) if down % 2 * across > across % 2 * down else config
 

@@ -19,14 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..checks import OUT_DTYPES
-from ..quantize import Quantized
-from ..types import Launch, Legality, Product
-from .grouped import GroupedConfig, launch_dense
-from .legality import check_layout, check_promoted, check_roles, check_schedule
-from .stage import DEEPSEEK_LAYER, Stage, quickest
+from ..types import Legality, Product
+from .grouped import GroupedConfig, launch
+from .legality import check_layout, check_persistent
+from .stage import DEEPSEEK_LAYER, TILES, Stage, quickest
 
 TITLE = "grouped"
 IDEA = "dense, contiguous and masked groups under one scheduler"
@@ -49,29 +46,12 @@ class Config(GroupedConfig):
 
 def is_legal(config: Config, product: Product) -> Legality:
     """Return whether this config can run this product, and if not, why. m counts the rows of all groups."""
-    return Legality(
-        check_roles(config)
-        or check_layout(config.layout)
-        or check_promoted(config, config.registers[1])
-        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
-    )
+    return Legality(check_persistent(config, product) or check_layout(config.layout))
 
 
 def default_config(product: Product) -> Config:
     """Return the quickest of a few on 132 SMs: 256 x 128 for a large d, down to 64 x 64 for a small one."""
-    choices = (
-        Config(),
-        Config(192, 128, 4, 3),
-        Config(128, 128, 5),
-        Config(64, 128, 6, 1),
-        Config(64, 64, 8, 1),
-    )
-    return quickest(choices, product)
-
-
-def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
-    """Describe a launch for one dense product."""
-    return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
+    return quickest([Config(*tile) for tile in TILES], product)
 
 
 stage = Stage(

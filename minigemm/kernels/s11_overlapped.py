@@ -20,14 +20,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..checks import OUT_DTYPES
-from ..quantize import Quantized
-from ..types import Launch, Legality, Product
-from .grouped import GroupedConfig, launch_dense
-from .legality import check_layout, check_promoted, check_roles, check_schedule
-from .stage import DEEPSEEK_LAYER, Stage, quickest
+from ..types import Legality, Product
+from .grouped import LibraryConfig, launch
+from .legality import check_layout, check_persistent
+from .stage import DEEPSEEK_LAYER, TILES, Stage, quickest
 
 TITLE = "overlapped"
 IDEA = "scales through the ring, two partial sums, one loading thread"
@@ -36,7 +33,7 @@ OTHER_REGISTERS = 36  # of a consumer's thread: addresses, scales, counters
 
 
 @dataclass(frozen=True)
-class Config(GroupedConfig):
+class Config(LibraryConfig):
     """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
 
     Attributes:
@@ -54,18 +51,12 @@ class Config(GroupedConfig):
     block_n: int = 128
     stages: int = 3
     consumers: int = 2
-    accumulate: bool = False
 
     @property
     def partials(self) -> int:
         """Partial sums of a consumer: two where it has registers for them, which takes 64 rows."""
         room = 3 * self.block_n // 2 + OTHER_REGISTERS <= self.registers[1]
         return 2 if self.rows == 64 and room else 1
-
-    @property
-    def stored_by_threads(self) -> bool:
-        """Whether threads write d from registers, where TMA could."""
-        return self.out_fp32 or self.accumulate
 
     @property
     def buffers(self) -> tuple[int, ...]:
@@ -83,29 +74,12 @@ class Config(GroupedConfig):
 
 def is_legal(config: Config, product: Product) -> Legality:
     """Return whether this config can run this product, and if not, why. m counts the rows of all groups."""
-    return Legality(
-        check_roles(config)
-        or check_layout(config.layout)
-        or check_promoted(config, config.registers[1])
-        or check_schedule(product.m, product.n, config.block_m, config.block_n, config.ctas, config.raster)
-    )
+    return Legality(check_persistent(config, product) or check_layout(config.layout))
 
 
 def default_config(product: Product) -> Config:
     """Return the quickest of five on 132 SMs: from 256 x 128 outputs for many down to 64 x 64 for few."""
-    choices = (
-        Config(),
-        Config(192, 128, 4, 3),
-        Config(128, 128, 5),
-        Config(64, 128, 6, 1),
-        Config(64, 64, 8, 1),
-    )
-    return quickest(choices, product)
-
-
-def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
-    """Describe one dense product."""
-    return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
+    return quickest([Config(*tile) for tile in TILES], product)
 
 
 stage = Stage(

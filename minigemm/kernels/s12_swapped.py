@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..checks import OUT_DTYPES
 from ..layout import ceil_div, round_up
-from ..quantize import BLOCK, Quantized
-from ..types import Launch, Legality, Product
-from .grouped import PARTS_BYTES, GroupedConfig, launch_dense
+from ..quantize import BLOCK
+from ..types import Legality, Product
+from .grouped import PARTS_BYTES, LibraryConfig, launch
 from .legality import check_layout, check_registers, check_schedule, check_shared
 from .stage import DEEPSEEK_LAYER, Stage
 from .tile import wgmma
@@ -36,7 +34,7 @@ OTHER_REGISTERS = 40  # of a consumer's thread: addresses, counters
 
 
 @dataclass(frozen=True)
-class Config(GroupedConfig):
+class Config(LibraryConfig):
     """The tile of a CTA in elements, 128 along k, and how warpgroups share it.
 
     Attributes:
@@ -57,7 +55,6 @@ class Config(GroupedConfig):
     stages: int = 5
     consumers: int = 1
     blocks: int = 4
-    accumulate: bool = False
 
     @property
     def threads(self) -> int:
@@ -70,20 +67,9 @@ class Config(GroupedConfig):
         return self.block_m
 
     @property
-    def registers(self) -> tuple[int, int]:
-        """Registers of a thread of the producer, and of a consumer: equal shares."""
-        share = min(255, 65536 // round_up(self.threads, 128) // 8 * 8)
-        return share, share
-
-    @property
     def copied_blocks(self) -> int:
         """How many k-blocks of 128 one copy of a or b brings; 0: one, which may be shorter."""
         return self.blocks if self.blocks > 1 else 0
-
-    @property
-    def stored_by_threads(self) -> bool:
-        """Whether threads write d from registers, where TMA could."""
-        return self.out_fp32 or self.accumulate
 
     @property
     def buffers(self) -> tuple[int, ...]:
@@ -149,11 +135,6 @@ def default_config(product: Product) -> Config:
     block_m = max(step, round_up(ceil_div(product.m, tiles or 1), step))
     configs = (Config(block_m, stages=stages, blocks=blocks) for stages in range(8, 1, -1))
     return next(config for config in configs if is_legal(config, product._replace(m=1, n=1)))
-
-
-def launch(a: Quantized, b: Quantized, d: torch.Tensor, product: Product, config: Config) -> Launch:
-    """Describe one dense product."""
-    return launch_dense(a.data, a.scale, b.data, b.scale, d, config)
 
 
 stage = Stage(

@@ -22,7 +22,7 @@ from ..quantize import Quantized
 from ..types import Config, Launch, Legality, Product
 from .legality import nearest_legal
 
-__all__ = ["DEEPSEEK_LAYER", "Stage", "ctas", "quickest", "rows"]
+__all__ = ["DEEPSEEK_LAYER", "TILES", "Stage", "ctas", "quickest", "rows"]
 
 TOUR = Product(256, 256, 512)
 DEEPSEEK_LAYER = Product(64, 2112, 7168)  # of DeepSeek-V3: the latent projections of attention, for 64 tokens
@@ -167,6 +167,10 @@ def rows(q: Quantized) -> torch.Tensor:
     it gets k.
     """
     return q.data if q.data.shape[0] > 1 else q.data.as_strided(q.data.shape, (q.data.shape[1], 1))
+
+
+#: The tiles that the stages from s07 to s11 choose among: rows, columns, stages of the ring, consumers.
+TILES = ((256, 128, 3, 2), (192, 128, 4, 3), (128, 128, 5, 2), (64, 128, 6, 1), (64, 64, 8, 1))
 
 
 def quickest(choices: Sequence[Any], product: Product) -> Any:

@@ -304,9 +304,8 @@ def suited(product: Product, config: Config) -> Config:
     TypeError or ValueError where the config cannot run the product.
     """
     checks.check_config(config, CONFIGS, "s11_overlapped or s12_swapped")
-    out_fp32, accumulate, layout = product.out_fp32, product.accumulate, product.layout
-    fields: dict[str, Any] = {"out_fp32": out_fp32, "accumulate": accumulate, "layout": int(layout)}
-    config = replace(config, **fields)
+    out_fp32, accumulate, layout = product.out_fp32, product.accumulate, int(product.layout)
+    config = replace(config, out_fp32=out_fp32, accumulate=accumulate, layout=layout)
     if not (legal := is_legal(config, Product(product.rows, product.n, product.k))):
         raise ValueError(f"config: {legal.reason}")
     return config
