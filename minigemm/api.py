@@ -193,10 +193,6 @@ def m_grouped_fp8_gemm_nt_masked(
 
     data_a, scale_a, data_b, scale_b = _operands(a, b, 3, 3)
     (groups, rows, k), n = data_a.shape, data_b.shape[1]
-    if data_b.shape[0] != groups:
-        raise ValueError(
-            f"b: expected ({groups}, n, {k}), as many groups as a has, got {tuple(data_b.shape)}"
-        )
     index = checks.check_groups("masked_m", masked_m, groups, "a count for each group", data_a.device)
     d = _output(d, c, out_dtype, (groups, rows, n), (data_a, data_b, scale_a, scale_b), masked_m=index)
     if data_a.device.type == "cpu" or debugging():
@@ -284,17 +280,10 @@ def _operands(
     a: object, b: object, dims_a: int, dims_b: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Check data and scales of a and b, and return them."""
-    named_a, named_b = checks.parts("a", a, "1x128"), checks.parts("b", b, "128x128")
-    for (data, scale), dims, granularity in ((named_a, dims_a, "1x128"), (named_b, dims_b, "128x128")):
-        checks.check_data(data, dims)
-        checks.check_scale(scale, data[1], granularity)
-
-    (_, data_a), (_, scale_a) = named_a
-    (name_b, data_b), (_, scale_b) = named_b
-    checks.check_same(name_b, data_b, data_a.device)
-    checks.check_columns(data_b, data_a)
-    runtime.of(data_a.device).check_device(data_a.device)
-    return data_a, scale_a, data_b, scale_b
+    checked = checks.check_operands(a, b, dims_a, dims_b)
+    device = checked[0].device
+    runtime.of(device).check_device(device)
+    return checked
 
 
 def _output(

@@ -288,6 +288,25 @@ def _interleaved(d: torch.Tensor, other: torch.Tensor) -> bool:
 # --- other arguments
 
 
+def check_operands(
+    a: object, b: object, dims_a: int, dims_b: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Check a call's a and b, each (data, scales) or a Quantized; return data and scales of both."""
+    named_a, named_b = parts("a", a, "1x128"), parts("b", b, "128x128")
+    for (data, scale), dims, granularity in ((named_a, dims_a, "1x128"), (named_b, dims_b, "128x128")):
+        check_data(data, dims)
+        check_scale(scale, data[1], granularity)
+
+    (_, data_a), (_, scale_a) = named_a
+    (name_b, data_b), (_, scale_b) = named_b
+    check_same(name_b, data_b, data_a.device)
+    check_columns(data_b, data_a)
+    if dims_a == 3 and data_b.shape[0] != data_a.shape[0]:
+        expected = f"({data_a.shape[0]}, n, {data_a.shape[-1]}), as many groups as a has"
+        raise ValueError(f"b: expected {expected}, got {tuple(data_b.shape)}")
+    return data_a, scale_a, data_b, scale_b
+
+
 def check_groups(name: str, groups: object, length: int, what: str, device: torch.device) -> torch.Tensor:
     """Return row ids, prefix sums or counts: a contiguous int32 (length,) on `device`.
 

@@ -487,7 +487,7 @@ def _add_tune(commands: Any) -> None:
 def _tune(options: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .bench import tune
+    from .bench import stored, tune
 
     if not options.seconds > 0:
         return _fail(f"tune: expected --seconds above 0, got {options.seconds}")
@@ -505,7 +505,7 @@ def _tune(options: argparse.Namespace) -> int:
     except ValueError as error:
         return _fail(str(error))
     if options.json is not None:
-        options.json.write_text(json.dumps(results) + "\n", encoding="utf-8")
+        stored.write(options.json, results)
     print(f"{len(results['rows'])} times on {results['measured_on']}")
     return 0
 

@@ -12,19 +12,21 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 
-from .. import api, checks
+from .. import checks
 from ..kernels.library import Config, stage_of
 from ..layout import ceil_div
 from ..plan import ahead, choose, prepared, tuned
 from ..types import Layout, Product
 from . import cases, workloads
+from .peers.minigemm import call as library_call
 from .timing import gpu_seconds
 from .workloads import Workload
 
-__all__ = ["Tuned", "autotune"]
+__all__ = ["Tuned", "autotune", "timed_alike"]
 
 ROUNDS = 20
 NEAR = 1.6  # times the best prediction: whatever is predicted to take longer is not timed
@@ -99,7 +101,7 @@ def autotune(
     where = ahead.device_of(device)
     product = ahead.product_of(layout, groups, use_psum_layout, out_dtype, accumulate)
     checks.check_int("rounds", rounds, 1)
-    sizes = [ahead.sizes_of(shape, "(m, n, k)") for shape in shapes]
+    sizes = [ahead.sizes_of(shape, with_m=True) for shape in shapes]
     products = list(dict.fromkeys(product._replace(m=m, n=n, k=k) for m, n, k in sizes))
     _refuse(where)
 
@@ -139,7 +141,7 @@ def tune(product: Product, configs: Sequence[Config], where: torch.device, round
     """Time these configs, the best prediction first, and the neighbours of the fastest."""
     d, call = _call_of(product, where)
     held = 1.0 if product.accumulate else float("nan")
-    timed = _timed(configs, d, held, call, where, rounds)
+    timed = timed_alike(configs, d, held, call, where, rounds)
     fastest = min(timed, key=lambda config: timed[config])
 
     # The neighbours run beside the one that they are neighbours of, and beside the prediction: only times of
@@ -148,7 +150,7 @@ def tune(product: Product, configs: Sequence[Config], where: torch.device, round
     others = [config for config in _neighbours(fastest, product) if config not in timed]
     if others:
         again = list(dict.fromkeys([configs[0], fastest, *others]))
-        finalists = _timed(again, d, held, call, where, rounds)
+        finalists = timed_alike(again, d, held, call, where, rounds)
 
     # Of equals, up to the noise of the clock, the prediction comes first, then the menu.
     least = min(finalists.values())
@@ -174,7 +176,7 @@ def _neighbours(config: Config, product: Product) -> Iterator[Config]:
 # --- one product
 
 
-def _timed(
+def timed_alike(
     configs: Sequence[Config],
     d: torch.Tensor,
     held: float,
@@ -195,7 +197,7 @@ def _timed(
             expected = bits.clone()
         elif not torch.equal(bits, expected):
             one, other = (f"{stage_of(each).name}.{each}" for each in (configs[0], config))
-            raise RuntimeError(f"autotune: two configs give different bits, {one} and {other}")
+            raise RuntimeError(f"two configs give different bits, {one} and {other}")
 
     calls = {config: functools.partial(call, config) for config in configs}
     seconds = gpu_seconds(calls, where, rounds)
@@ -204,24 +206,15 @@ def _timed(
 
 def _call_of(product: Product, where: torch.device) -> tuple[torch.Tensor, Callable[[Config], object]]:
     """Return d, and what calls the product of random operands into it under a config."""
-    layout, prefix_sums = product.layout, product.layout == Layout.PREFIX_SUMS
     workload = _workload(product)
     case = cases.make(workload, where)
-    a, b = (case.a, case.sfa), (case.b, case.sfb)
     dtype = torch.float32 if product.out_fp32 else torch.bfloat16
     d = torch.empty((*case.a.shape[:-1], product.n), dtype=dtype, device=where)
-    c = d if product.accumulate else None
-
-    if layout == Layout.DENSE:
-        return d, lambda config: api.fp8_gemm_nt(a, b, d, c, config=config)
-    if layout == Layout.MASKED:
-        return d, lambda config: api.m_grouped_fp8_gemm_nt_masked(
-            a, b, d, case.index, product.m, c, config=config
-        )
-    index = _index(product, workload.counts).to(where)
-    return d, lambda config: api.m_grouped_fp8_gemm_nt_contiguous(
-        a, b, d, index, c, use_psum_layout=prefix_sums, config=config
-    )
+    options: dict[str, Any] = {"c": d if product.accumulate else None}
+    if product.layout in (Layout.CONTIGUOUS, Layout.PREFIX_SUMS):
+        options["index"] = _index(product, workload.counts).to(where)
+        options["use_psum_layout"] = product.layout == Layout.PREFIX_SUMS
+    return d, lambda config: library_call(case, d, config=config, **options)
 
 
 def _workload(product: Product) -> Workload:

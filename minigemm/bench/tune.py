@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import datetime
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .. import hopper, runtime
-from ..kernels.library import Config, stages_by_name
+from .. import hopper
+from ..kernels import s11_overlapped
+from ..kernels.library import Config, stage_of, stages_by_name
 from ..machine import best_device, identity
-from ..plan import choose, cost, prepared
-from ..types import Layout, Product
+from ..plan import ahead, choose, cost, prepared
+from ..types import Product
 from . import cases, workloads
-from .timing import FLUSHED, gpu_seconds
+from .autotune import timed_alike
+from .peers.minigemm import call
+from .timing import FLUSHED
 from .workloads import Workload
 
 __all__ = ["fit", "grid", "measure", "tune"]
@@ -34,7 +35,6 @@ NO_GPU = "tune needs a Hopper GPU (compute capability 9.0), and torch sees none"
 ROUNDS = 6
 WITHIN = 1.9  # times the best prediction: slower tiles are not timed
 MOST = 16  # tiles of one product
-COMPILERS = 16  # threads
 LARGEST = 8e11  # operations of a dense product, and half as many of a grouped one
 LARGEST_WEIGHTS = 2_200_000_000  # bytes of all groups
 
@@ -111,19 +111,19 @@ def tune(
     if not rows:
         raise ValueError("tune: expected to time at least one product, and none was")
     progress("fitting")
-    results = _results(identity(device), rows, choose.machine_of(device).paces)
+    results = _results(identity(device), rows, choose.machine_of(device))
     cost.keep(results)
     prepared.clear()
     return results
 
 
 def _results(
-    machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], before: cost.Paces
+    machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], before: cost.Machine
 ) -> dict[str, Any]:
     """Return the paces with where they are from. Tiles that were not timed keep those of `before`."""
-    chip, fitted = hopper.chip_of(machine["gpu"]), fit(rows)
+    chip, fitted = hopper.chip_of(machine["gpu"]), fit(rows, before.sms)
     for name in ("start", "pace", "tile"):
-        fitted[name] = {**getattr(before, name), **fitted[name]}
+        fitted[name] = {**getattr(before.paces, name), **fitted[name]}
     versions = f"driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}"
     today = datetime.date.today().isoformat()
     return {
@@ -151,7 +151,8 @@ def measure(
     """Time the products and append a row for each tile; yield the share that is done after each product."""
     plans = [(work, _tiles(work.product, device)) for work in works]
     progress("compiling")
-    _compile({config for _, configs in plans for config in configs}, device)
+    every = dict.fromkeys(config for _, configs in plans for config in configs)
+    ahead.compile_all(list(every), device, None, progress=False)
     started = time.monotonic()
     for number, (work, configs) in enumerate(plans, 1):
         if time.monotonic() - started > seconds:
@@ -168,9 +169,7 @@ def _tiles(product: Product, device: torch.device) -> list[Config]:
     able = []
     for config in choose.candidates():
         config = replace(config, ctas=machine.sms)
-        dense = product.layout == Layout.DENSE
-        wrong_raster = config.raster_m != (product.m <= cost.ROWS_FIRST) if dense else config.raster_m
-        if wrong_raster and stage_name(config) == "s11_overlapped":
+        if cost.wrong_raster(product, config) and isinstance(config, s11_overlapped.Config):
             continue
         try:
             able.append(choose.suited(product, config))
@@ -181,50 +180,24 @@ def _tiles(product: Product, device: torch.device) -> list[Config]:
     return sorted(likely, key=times.__getitem__)[:MOST]
 
 
-def stage_name(config: Config) -> str:
-    """Return the name of the config's stage."""
-    return type(config).__module__.rpartition(".")[2]
-
-
-def _compile(configs: set[Config], device: torch.device) -> None:
-    with ThreadPoolExecutor(COMPILERS) as pool:
-        list(pool.map(prepared.compiled, configs))
-    for config in configs:
-        prepared.loaded(config, device)
-
-
 def _timed(work: Workload, configs: Sequence[Config], device: torch.device) -> list[dict[str, Any]]:
     """Return a row for each config. RuntimeError where two of them differ in a bit."""
     case = cases.make(work, device)
     d = case.empty()
-    tensors = [x for x in (case.a, case.sfa, case.b, case.sfb, d, case.index) if x is not None]
-    prepare = runtime.of(device).prepare
-    assert prepare is not None  # a GPU's runtime does
-    calls: dict[Config, Callable[[], Any]] = {}
-    first = None
-    for config in configs:
-        launch = prepared.describe(work.product, tensors, config)
-        calls[config] = prepare(prepared.loaded(config, device), launch).start
-        d.view(torch.int16).fill_(1)
-        calls[config]()
-        if first is None:
-            first = d.clone()
-        elif not torch.equal(first.view(torch.int16), d.view(torch.int16)):
-            raise RuntimeError(f"{stage_name(config)}.{config} and {configs[0]} differ at {work}")
-
+    times = timed_alike(configs, d, float("nan"), lambda config: call(case, d, config=config), device, ROUNDS)
     product = work.product
     return [
         {
             **work.sizes(),
             "rows": work.rows,
-            "stage": stage_name(config),
+            "stage": stage_of(config).name,
             "block_m": config.block_m,
             "block_n": config.block_n,
             "stages": config.stages,
             "tiles": cost.tiles_of(product, config),
-            "us": statistics.median(times) * 1e6,
+            "us": us,
         }
-        for config, times in gpu_seconds(calls, device, ROUNDS).items()
+        for config, us in times.items()
     ]
 
 
@@ -236,12 +209,12 @@ SOFT = 0.03  # differences beyond so much count less and less
 USUAL_TILE = 700.0  # nanoseconds, to which little evidence pulls
 
 
-def fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the numbers of `Paces` that predict these times best.
+def fit(rows: Sequence[Mapping[str, Any]], sms: int) -> dict[str, Any]:
+    """Return the numbers of `Paces` that predict these times best, on a chip of `sms` SMs.
 
     Source: the soft L1 loss and its scale are those of scipy.optimize.least_squares.
     """
-    names = sorted({f"{row['stage']} {row['block_m']}x{row['block_n']}" for row in rows})
+    names = sorted({_name(row) for row in rows})
     stages = sorted(stages_by_name())
     tensors = _columns(rows, names, stages)
     us = tensors["us"]
@@ -260,7 +233,7 @@ def fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     logs = guess.double().log().requires_grad_()
 
     def loss() -> torch.Tensor:
-        apart = (_predicted(logs.exp(), tensors, len(names), len(stages)).log() - us.log()) * near
+        apart = (_predicted(logs.exp(), tensors, len(names), len(stages), sms).log() - us.log()) * near
         soft = 2 * SOFT**2 * ((1 + (apart / SOFT) ** 2).sqrt() - 1)
         usual = logs[len(names) : 2 * len(names)] - torch.tensor(USUAL_TILE).log()
         return soft.sum() + 1e-4 * usual.square().sum()
@@ -290,6 +263,11 @@ def fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _name(row: Mapping[str, Any]) -> str:
+    """Return the name of the row's tile, as `cost.tile_name` gives it to a config."""
+    return f"{row['stage']} {row['block_m']}x{row['block_n']}"
+
+
 def _columns(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], stages: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -307,7 +285,7 @@ def _columns(
         return in_use * (row["k"] + 2 * row["n"]) + row["groups"] * row["n"] * row["k"]
 
     return {
-        "name": column(lambda row: names.index(f"{row['stage']} {row['block_m']}x{row['block_n']}")).long(),
+        "name": column(lambda row: names.index(_name(row))).long(),
         "stage": column(lambda row: stages.index(row["stage"])).long(),
         "tiles": column(lambda row: row["tiles"]),
         "steps": column(lambda row: -(-row["k"] // cost.STEP)),
@@ -318,12 +296,12 @@ def _columns(
 
 
 def _predicted(
-    values: torch.Tensor, rows: Mapping[str, torch.Tensor], names: int, stages: int
+    values: torch.Tensor, rows: Mapping[str, torch.Tensor], names: int, stages: int, sms: int
 ) -> torch.Tensor:
     """Return the microseconds of each row, by the model of `plan.cost`, where autograd can follow."""
     pace, tile, rest = values[:names], values[names : 2 * names], values[2 * names :]
     rate, alone, mixing, again = rest[stages:]
-    tiles, sms = rows["tiles"], hopper.SMS
+    tiles = rows["tiles"]
     full = ((tiles - 1) / sms).floor()
     last = tiles - full * sms
     one = rows["steps"] * pace[rows["name"]] + tile[rows["name"]]

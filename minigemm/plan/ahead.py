@@ -126,10 +126,11 @@ def _configs(shapes: Iterable[Sequence[int]], product: Product, device: torch.de
     return list(dict.fromkeys(found))
 
 
-def sizes_of(shape: Sequence[int], expected: str = "(n, k) or (m, n, k)") -> Sequence[int]:
-    """Return the sizes that a shape names, once they are checked. `expected` is the only form, or both."""
+def sizes_of(shape: Sequence[int], *, with_m: bool = False) -> Sequence[int]:
+    """Return the sizes (n, k) or (m, n, k) that a shape names, once they are checked; `with_m` wants m."""
     of_ints = isinstance(shape, Sequence) and all(_is_int(size) for size in shape)
-    if not of_ints or len(shape) not in (2, 3) or (len(shape) == 2 and not expected.startswith("(n")):
+    if not of_ints or len(shape) not in ((3,) if with_m else (2, 3)):
+        expected = "(m, n, k)" if with_m else "(n, k) or (m, n, k)"
         raise TypeError(f"shapes: expected {expected} of ints, got {shape!r}")
     if min(shape) < 1 or shape[-1] % 16:
         raise ValueError(

@@ -70,26 +70,8 @@ BLOCKS = 4  # k-blocks in a slot of s12
 MOST_STAGES = 16  # of a ring; beyond, more in flight brings nothing
 MENU_LIMIT = 12  # configs for one n and k, whatever m comes
 REPRESENTATIVE_M = (
-    1,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    8192,
-)
+    1, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192,
+)  # fmt: skip
 
 
 # --- settings

@@ -21,7 +21,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ __all__ = [
     "paces_of",
     "tile_name",
     "tiles_of",
+    "wrong_raster",
 ]
 
 STEP = 128  # columns of a and b in a k-block
@@ -164,9 +165,17 @@ def cost(product: Product, config: Config, machine: Machine) -> Cost:
     ns = paces.start[stage_of(config).name] + _overlapped(in_last, moving * last / tiles, paces.mixing)
     if full:
         ns += _overlapped(full * tile, moving * full * sms / tiles, paces.mixing)
-    if product.layout == Layout.DENSE and config.raster_m != (product.m <= ROWS_FIRST):
-        ns *= WRONG_RASTER if product.m > config.block_m else 1
+    if product.layout == Layout.DENSE and product.m > config.block_m and wrong_raster(product, config):
+        ns *= WRONG_RASTER
     return Cost(ns, tiles, full + 1, full * tile + in_last, moving)
+
+
+def wrong_raster(product: Product, config: Config) -> bool:
+    """Return whether tiles are numbered along the side that takes longer.
+
+    Rows come first in a dense product of few rows, and columns in all others.
+    """
+    return config.raster_m != (product.layout == Layout.DENSE and product.m <= ROWS_FIRST)
 
 
 def _bytes(product: Product, config: Config, tiles: int, again: float) -> float:
@@ -215,36 +224,36 @@ def paces_of(gpu: str) -> Paces:
     )
     _log.info("%s; `python -m minigemm tune` measures them", told)
     rate = nearest.rate * chip.bandwidth / hopper.H200.bandwidth
-    fields = {name: getattr(nearest, name) for name in Paces.__dataclass_fields__}
-    return Paces(**{**fields, "chip": word, "measured_on": told, "rate": rate})
+    return replace(nearest, chip=word, measured_on=told, rate=rate)
 
 
 def keep(results: Mapping[str, Any]) -> None:
     """Keep the paces that were measured on a GPU in the cache, and use them from now on."""
     fields = {key: value for key, value in results.items() if key != "rows"}
-    store.save(_file(results["machine"]["gpu"]), json.dumps({"format": FORMAT, **fields}))
+    data = json.dumps({"format": FORMAT, **fields}).encode()
+    store.update(_entry(results["machine"]["gpu"]), lambda earlier: data)
     paces_of.cache_clear()
 
 
-def _file(gpu: str) -> str:
-    return f"paces-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+def _entry(gpu: str) -> str:
+    """Return the name of the cache entry of a GPU's paces."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.paces"
 
 
 def _kept(gpu: str) -> Paces | None:
-    """Return the paces that `keep` kept of this GPU. A file of no use is passed over with a warning."""
-    folder = store.folder()
-    path = folder / _file(gpu) if folder else None
-    if path is None or not path.is_file():
+    """Return the paces that `keep` kept of this GPU. An entry of no use is passed over with a warning."""
+    if (data := store.read(_entry(gpu))) is None:
         return None
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(data)
         if held["format"] != FORMAT:
             raise ValueError(f"format {held['format']}, expected {FORMAT}")
         if held["machine"]["gpu"] != gpu:
             raise ValueError(f"made on {held['machine']['gpu']}")
         return Paces.of(held)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(f"minigemm: {path} is passed over: {error!r}; tune makes it anew", stacklevel=2)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"the cache entry {_entry(gpu)} is passed over: {error!r}; tune makes it anew"
+        warnings.warn(f"minigemm: {what}", stacklevel=2)
         return None
 
 

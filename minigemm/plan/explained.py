@@ -177,21 +177,13 @@ def explain(
 
 def _of_operands(a: object, b: object) -> tuple[str, int, dict[str, int | None], torch.device]:
     """Check a call's operands; return its layout, groups, sizes and device."""
-    named = checks.parts("a", a, "1x128"), checks.parts("b", b, "128x128")
-    (name_a, data_a), (name_b, data_b) = named[0][0], named[1][0]
+    (_, data_a), _ = checks.parts("a", a, "1x128")
+    (_, data_b), _ = checks.parts("b", b, "128x128")
     dims_a, dims_b = (3 if data.dim() == 3 else 2 for data in (data_a, data_b))
-    checks.check_data((name_a, data_a), dims_a)
-    checks.check_data((name_b, data_b), max(dims_a, dims_b))
-    checks.check_scale(named[0][1], data_a, "1x128")
-    checks.check_scale(named[1][1], data_b, "128x128")
-    checks.check_same(name_b, data_b, data_a.device)
-    checks.check_columns(data_b, data_a)
+    checks.check_operands(a, b, dims_a, max(dims_a, dims_b))
 
     layout = "masked" if dims_a == 3 else "contiguous" if dims_b == 3 else "dense"
     groups = data_b.shape[0] if dims_b == 3 else 1
-    if dims_a == 3 and data_a.shape[0] != groups:
-        expected = f"({data_a.shape[0]}, n, {data_a.shape[-1]}), as many groups as a has"
-        raise ValueError(f"b: expected {expected}, got {tuple(data_b.shape)}")
     sizes: dict[str, int | None] = {"m": data_a.shape[-2], "n": data_b.shape[-2], "k": data_a.shape[-1]}
     return layout, groups, sizes, device_of(data_a.device)
 

@@ -6,8 +6,6 @@ The bound knows how a stage sums: in FP32, in the tensor core's short accumulato
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 
@@ -53,13 +51,11 @@ def _first(q: Quantized, rows: int) -> Quantized:
     return Quantized(q.data[:rows].cpu(), scale.cpu(), q.granularity)
 
 
-def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1) -> torch.Tensor:
+def tensor_core_result(stage: Stage, a: Quantized, b: Quantized) -> torch.Tensor:
     """Compute what a stage with WGMMA computes before it rounds to the dtype of d, every bit of it.
 
     Args:
         stage, a, b: as in `Stage.gemm`.
-        splits: as in the config: the number of sums that take turns along k, 128 at a time, and are added up
-            in order.
 
     Returns:
         float32 (m, n) on the CPU.
@@ -67,16 +63,16 @@ def tensor_core_result(stage: Stage, a: Quantized, b: Quantized, splits: int = 1
     a, b = a.to("cpu"), b.to("cpu")
     if stage.sums == "tensor core":
         return _sums(a.data, b.data) * (a.scale * b.scale)
-    accs = [np.zeros((a.data.shape[0], b.data.shape[0]), np.float32) for _ in range(splits)]
+    acc = np.zeros((a.data.shape[0], b.data.shape[0]), np.float32)
     scale_b = b.scale.repeat_interleave(BLOCK, 0)[: b.data.shape[0]]
     for step in range(a.scale.shape[1]):
         columns = slice(step * BLOCK, (step + 1) * BLOCK)
         partial = _sums(a.data[:, columns], b.data[:, columns])
         scale = (a.scale[:, step, None] * scale_b[None, :, step]).numpy()
         # a long double holds the product exactly and the sum nearly so: what a fused multiply-add rounds once
-        exact = scale.astype(np.longdouble) * partial.numpy() + accs[step % splits]
-        accs[step % splits] = exact.astype(np.float32)
-    return torch.from_numpy(functools.reduce(np.add, accs))
+        exact = scale.astype(np.longdouble) * partial.numpy() + acc
+        acc = exact.astype(np.float32)
+    return torch.from_numpy(acc)
 
 
 def _sums(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

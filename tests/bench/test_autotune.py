@@ -218,7 +218,7 @@ def test_what_runs_is_the_product(monkeypatch, layout, groups, prefix_sums):
     monkeypatch.setattr(module, "gpu_seconds", gpu_seconds)
     d, call = module._call_of(product, CPU)
     configs = [config for config, _ in choose.ranked(product, CPU)[:2]]
-    times = module._timed(
+    times = module.timed_alike(
         configs, d, float("nan"), lambda config: seen.append(config) or call(config), CPU, 3
     )
     assert times == dict.fromkeys(configs, pytest.approx(1.0)) and seen == configs * 2

@@ -8,13 +8,31 @@ from typing import Any
 import torch
 
 from ... import api
+from ...kernels.library import stage_of
 from ...plan import choose
 from ...types import Layout
 from ..cases import Case
 from ..workloads import Workload
 from .peer import ALL_LAYOUTS, Peer
 
-__all__ = ["BatchInvariant", "MiniGemm"]
+__all__ = ["BatchInvariant", "MiniGemm", "call"]
+
+
+def call(case: Case, d: torch.Tensor, index: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """Make the call of the case's layout, and return d.
+
+    Args:
+        d: what it writes.
+        index: instead of the case's own.
+        options: more of the call's keywords, such as `c` and `config`.
+    """
+    a, b, index = (case.a, case.sfa), (case.b, case.sfb), case.index if index is None else index
+    layout = case.workload.product.layout
+    if layout is Layout.DENSE:
+        return api.fp8_gemm_nt(a, b, d, **options)
+    if layout is Layout.CONTIGUOUS:
+        return api.m_grouped_fp8_gemm_nt_contiguous(a, b, d, index, **options)
+    return api.m_grouped_fp8_gemm_nt_masked(a, b, d, index, case.workload.expected_m, **options)
 
 
 class MiniGemm(Peer):
@@ -28,19 +46,14 @@ class MiniGemm(Peer):
         return __version__
 
     def prepare(self, case: Case) -> Callable[[], torch.Tensor]:
-        a, b, d = (case.a, case.sfa), (case.b, case.sfb), case.empty()
-        layout, expected_m = case.workload.product.layout, case.workload.expected_m
-        if layout is Layout.DENSE:
-            return lambda: api.fp8_gemm_nt(a, b, d)
-        if layout is Layout.CONTIGUOUS:
-            return lambda: api.m_grouped_fp8_gemm_nt_contiguous(a, b, d, case.index)
-        return lambda: api.m_grouped_fp8_gemm_nt_masked(a, b, d, case.index, expected_m)
+        d = case.empty()
+        return lambda: call(case, d)
 
     def config(self, workload: Workload, device: torch.device) -> dict[str, Any]:
         """Return the constants of the config that the call chooses, and under "STAGE" the stage's name."""
         product = workload.product._replace(alignment=choose.settings().alignment)
         config = choose.config_for(product, device)
-        return {"STAGE": type(config).__module__.rpartition(".")[2], **config.constants()}
+        return {"STAGE": stage_of(config).name, **config.constants()}
 
 
 class BatchInvariant(Peer):
