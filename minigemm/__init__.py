@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         get_batch_invariant,
         get_mk_alignment_for_contiguous_layout,
         get_num_sms,
+        get_pdl,
         get_tma_aligned_size,
         m_grouped_fp8_gemm_nt_contiguous,
         m_grouped_fp8_gemm_nt_masked,
         set_batch_invariant,
         set_mk_alignment_for_contiguous_layout,
         set_num_sms,
+        set_pdl,
     )
     from .bench.autotune import autotune
     from .kernels import inspect
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "__version__", "autotune", "compat", "emulator", "explain", "fp8_gemm_nt", "get_batch_invariant",
-    "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_tma_aligned_size", "inspect", "is_m_major",
-    "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked", "observe",
-    "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout", "set_num_sms",
-    "to_m_major",
+    "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_pdl", "get_tma_aligned_size", "inspect",
+    "is_m_major", "kernels", "layout", "m_grouped_fp8_gemm_nt_contiguous", "m_grouped_fp8_gemm_nt_masked",
+    "observe", "precompile", "quantize", "set_batch_invariant", "set_mk_alignment_for_contiguous_layout",
+    "set_num_sms", "set_pdl", "to_m_major",
 ]  # fmt: skip
 
 _SUBMODULES = {"compat", "emulator", "kernels", "layout", "quantize"}

@@ -45,12 +45,14 @@ __all__ = [
     "get_batch_invariant",
     "get_mk_alignment_for_contiguous_layout",
     "get_num_sms",
+    "get_pdl",
     "get_tma_aligned_size",
     "m_grouped_fp8_gemm_nt_contiguous",
     "m_grouped_fp8_gemm_nt_masked",
     "set_batch_invariant",
     "set_mk_alignment_for_contiguous_layout",
     "set_num_sms",
+    "set_pdl",
 ]
 
 Operand = Quantized | tuple[torch.Tensor, torch.Tensor]
@@ -404,6 +406,36 @@ def set_batch_invariant(invariant: bool) -> None:
 def get_batch_invariant() -> bool:
     """Return whether `set_batch_invariant(True)` holds."""
     return choose.settings().batch_invariant
+
+
+def set_pdl(enabled: bool, early_weights: bool = False) -> None:
+    """Let kernels begin before the one before them in the stream has ended (programmatic dependent launch).
+
+    A later call's kernel then starts as SMs become free, sets itself up, and waits for the kernel before it.
+    It reads and writes memory only when that kernel has ended. So results stay the same, in a CUDA graph too.
+    A kernel that waits already holds its SMs. Off unless set.
+
+    Args:
+        enabled: whether kernels may begin so.
+        early_weights: promises for all later calls: no earlier kernel that may still run writes b or its
+            scales. `fp8_gemm_nt` then loads the first weights while it waits, as many as the kernel's ring
+            holds. Grouped calls wait, because they first read which rows belong to which group. Weights that
+            the kernel just before writes break the promise, and d is wrong: quantize or copy them earlier.
+
+    Raises:
+        TypeError: an argument is no bool.
+        ValueError: `early_weights` without `enabled`.
+    """
+    checks.check_flag("enabled", enabled)
+    checks.check_flag("early_weights", early_weights)
+    if early_weights and not enabled:
+        raise ValueError("early_weights: expected False where enabled is False, got True")
+    prepared.change(pdl=enabled, early_weights=early_weights)
+
+
+def get_pdl() -> bool:
+    """Return whether `set_pdl(True)` holds, with early weights or without."""
+    return choose.settings().pdl
 
 
 def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:

@@ -137,7 +137,8 @@ class Launch:
 
     Each of `args` becomes a parameter of the kernel: a `torch.Tensor` its pointer, a `TensorMap` a 128-byte
     `__grid_constant__` tensor map, an `int` a 32-bit int, a `float` a float. ctypes scalars stay as they are.
-    On the emulator NumPy scalars are taken too. `shared` is the dynamic shared memory in bytes.
+    On the emulator NumPy scalars are taken too. `shared` is the dynamic shared memory in bytes. A `dependent`
+    launch may begin while the kernel before it in the stream still runs, and waits for that one's end itself.
     """
 
     grid: tuple[int, int, int]
@@ -145,6 +146,7 @@ class Launch:
     args: tuple[object, ...]
     shared: int = 0
     cluster: tuple[int, int, int] = (1, 1, 1)
+    dependent: bool = False
 
 
 class CompileError(ValueError):

@@ -1,6 +1,6 @@
 """Launches of the grouped kernels, s10 to s12: which tensors, maps and numbers a call of each layout becomes.
 
-The three kernels have the same parameters (`PARAMETERS`) and the same layouts of a and d:
+The three kernels have the same parameters (`PARAMETERS`; s10 has no `early`) and the same layouts of a and d:
 
 - DENSE: one product. a (m, k), b (n, k), d (m, n).
 - CONTIGUOUS: a (m, k), b (groups, n, k), d (m, n), and an int32 id for each row: its group. Rows of any other
@@ -18,12 +18,14 @@ m) are taken for the nearest that do: nothing is read or written outside the ten
 `launch_dense`, `launch_contiguous` and `launch_masked` describe a launch into a d that exists, for a caller
 that has checked its tensors. `refit` tells which arguments another m changes. None of them reads the device's
 numbers on the host.
+
+`dependent` lets a launch of s11 or s12 begin while the kernel before it still runs.
 """
 
 from __future__ import annotations
 
 from ctypes import c_int64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -43,6 +45,7 @@ __all__ = [
     "Forms",
     "GroupedConfig",
     "LibraryConfig",
+    "dependent",
     "forms",
     "launch",
     "launch_contiguous",
@@ -56,10 +59,11 @@ PARTS_BYTES = 4 * (16 + 32)  # of Parts, as in scheduler.cuh
 #: The kernels' parameters, in their order.
 PARAMETERS = (
     "a_map", "b_map", "sfa_map", "d_map", "d", "sfb", "index", "span", "zero_padding", "m", "n", "k", "groups",
-    "ld_sfb", "group_sfb", "ldd", "aligned",
+    "ld_sfb", "group_sfb", "ldd", "aligned", "early",
 )  # fmt: skip
 #: The places of the parameters that follow the rows of a and d.
 A_MAP, SFA_MAP, D_MAP, D, M = map(PARAMETERS.index, ("a_map", "sfa_map", "d_map", "d", "m"))
+EARLY = PARAMETERS.index("early")
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,16 @@ def launch_masked(
     return _launch(_merged(a), _side_by_side(sfa), b, sfb, _merged(d), index, config, MASKED, tiles, t)
 
 
+def dependent(launch: Launch, early_weights: bool) -> Launch:
+    """Return the launch of a library's kernel that may begin while the kernel before it still runs.
+
+    The kernel waits for that one's end before it touches any memory. With `early_weights` it does not wait to
+    load the first weights of a DENSE product; other layouts read the index first.
+    """
+    args = (*launch.args[:EARLY], int(early_weights), *launch.args[EARLY + 1 :])
+    return replace(launch, args=args, dependent=True)
+
+
 class Forms(NamedTuple):
     """The forms of a dense launch's tensor maps, each (box, swizzle) of a `TensorMap`, without its tensors.
 
@@ -276,7 +290,9 @@ def _launch(
         "group_sfb": c_int64(sfb.stride(0)),
         "ldd": c_int64(ldd),
         "aligned": int(aligned),
+        "early": 0,
     }
+    parameters = PARAMETERS if isinstance(config, LibraryConfig) else PARAMETERS[:EARLY]
 
     # Elsewhere than in a DENSE product the number of tiles is known on the device alone.
     tiles, most = tiles_m * ceil_div(n, config.block_n), ctas(config.ctas, d.device)
@@ -284,7 +300,7 @@ def _launch(
     return Launch(
         grid=(min(count, tiles), 1, 1),
         block=(config.threads, 1, 1),
-        args=tuple(arguments[name] for name in PARAMETERS),
+        args=tuple(arguments[name] for name in parameters),
         shared=config.shared_bytes,
     )
 

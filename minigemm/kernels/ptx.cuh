@@ -74,6 +74,19 @@ inline float fma_rn_f32(float4 x, float4 y, float acc) {
   return fmaf(x.w, y.w, acc);
 }
 
+// --- kernels of a stream that overlap, where the launch allows it: programmatic dependent launch
+
+// Returns when the kernel before has ended and what it wrote is visible. Returns at once where the
+// launch waited for that.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
+inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the kernel behind start when every CTA of this one has said so, or has ended.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-griddepcontrol
+inline void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+
 // --- addresses
 
 // The 32-bit address within shared memory that the instructions below take.

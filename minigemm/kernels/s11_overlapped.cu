@@ -9,9 +9,7 @@
 #include "scheduler.cuh"
 #include "tile.cuh"
 
-constexpr int kWave = 64;        // rows of d that one WGMMA computes
-constexpr int kDepth = 32;       // columns of a and b that it reads
-constexpr int kWarpgroup = 128;  // threads
+constexpr int kWave = 64;                               // rows of d that one WGMMA computes
 constexpr int kThreads = (CONSUMERS + 1) * kWarpgroup;  // the consumers, then the producer
 constexpr int kRows = BLOCK_M / CONSUMERS;              // of the tile, that a consumer computes
 constexpr int kWaves = kRows / kWave;
@@ -19,7 +17,6 @@ constexpr int kWaves = kRows / kWave;
 constexpr int kScales = BLOCK_K % BLOCK_N == 0 ? 1 : 2;
 constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
-constexpr int kAlign = 1024;              // every swizzle's pattern begins anew here
 // Weights leave L2 first where so few tiles read them: those of a dense column, which run at the
 // same time if rows are numbered first; those of a group need not.
 constexpr int kReaders = LAYOUT == DENSE && RASTER_M ? 8 : 1;
@@ -32,33 +29,31 @@ struct Shared {
   // Each tile of a slot: the loader arrives and promises the bytes of all three, TMA brings them,
   // and the lane that has written the scales of b arrives; the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
-  // the producer waits.
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when done; the producer waits.
   u64 empty[STAGES];
   Parts parts;  // on their way from the warp that finds them to those that load and compute
   float sfb[STAGES][2];  // (STAGES, kScales)
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
 static_assert(PARTIALS == 1 || kWaves == 1, "a second partial sum is for consumers of 64 rows");
-static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
-extern __shared__ __align__(1024) u8 shared_memory[];
 
-// The tiles of a, b and sfa that the part needs from column k0 on, into slot `stage`. A group has n
-// rows of b, and its scales of a begin in row `sfa0` of sfa. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
-          const CUtensorMap& sfa_map, const Part& part, int n, int sfa0, int k0, u64 b_policy) {
-  u64* full = &shared.full[stage];
+// The tile of b at (row, k0), into a slot that awaits a, b and sfa, zeros too. For one thread.
+void load_b(Shared& shared, int stage, const CUtensorMap& map, int row, int k0, u64 policy) {
   mbarrier_arrive_expect_tx(
-      full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
-  const int b_row = part.group * n + part.column0;
+      &shared.full[stage], sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
+  cp_async_bulk_tensor_load(shared.b[stage], &map, k0, row, &shared.full[stage], policy);
+}
+
+// The tiles of a and sfa from column k0 on. Scales of a group begin in row `sfa0`. For one thread.
+void load_a(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& sfa_map,
+            const Part& part, int sfa0, int k0) {
+  u64* full = &shared.full[stage];
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, part.row0, full);
-  cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, b_row, full, b_policy);
   cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + k0 / BLOCK_K, full);
 }
 
-// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first
-// column, and for the block of columns after that one's. What lies outside sfb (rows, columns) is
-// never used.
+// The scales of b for 32 k-steps from `step` on, one in each lane: for the tile's first column, and
+// for the next block of columns. What lies outside sfb (rows, columns) is never used.
 void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb,
            int column0, int step) {
   const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
@@ -152,8 +147,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (groups, n / 128, k / 128); see below
     const int* index, int span, int zero_padding,  // as in GroupedScheduler
-    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
+    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned, int early) {
   // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
+  // `early`: no kernel that may still run writes b; DENSE needs no index before it.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;  // uniform
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
@@ -163,34 +159,37 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     setmaxnreg_dec<PRODUCER_REGISTERS>();
     if (warp % 4 == 1) {  // finds the parts
       barrier_sync(0, kThreads - 32);
+      follow();
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
     }
     if (warp % 4 == 0) {
-      if (elect_sync()) {
-        init(shared.full, shared.empty, 2, 4 * CONSUMERS);
-        shared.parts.init(4 * CONSUMERS + 2);  // listeners: the consumers, this thread, warp 2
-        fence_mbarrier_init();
-      }
+      if (elect_sync()) init(shared.full, shared.empty, 2, 4 * CONSUMERS, shared.parts);
       __syncwarp();  // all lanes wait until the barriers are initialised
       barrier_arrive(0, kThreads - 32);
     }
-    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a
-    // loop over lanes of each load.
+    // One thread runs all of the loop, and the compiler knows it: else a load is a loop over lanes.
     if (warp % 4 == 0 && elect_sync()) {
-      for (Part part; walk.next_alone(part);) {
+      for (Part part; walk.next_alone(part); early = 0) {
+        const int b_row = part.group * n + part.column0;
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
         const bool few = part.down <= kReaders;
         const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();
+        const int ahead = LAYOUT == DENSE && early ? min(STAGES, steps) : 0;  // tiles of b
+#pragma unroll 1
+        for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i * BLOCK_K, b_policy);
+        follow();  // from the second tile on it returns at once
         for (int k0 = 0; k0 < (part.group == PADDING ? 0 : k); k0 += BLOCK_K) {
           mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
-          load(shared, slot.stage, a_map, b_map, sfa_map, part, n, sfa0, k0, b_policy);
+          if (k0 >= ahead * BLOCK_K) load_b(shared, slot.stage, b_map, b_row, k0, b_policy);
+          load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, k0);
           slot.advance();
         }
       }
     }
     if (warp % 4 == 2) {  // brings the scales of b
       barrier_sync(0, kThreads - 32);
+      follow();
       for (Part part; walk.next(part);) {
         const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
         float scales[kScales];
@@ -211,6 +210,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
 
   setmaxnreg_inc<CONSUMER_REGISTERS>();
   barrier_sync(0, kThreads - 32);  // all but an idle warp wait for the initialised barriers
+  follow();
   // Rows of the tile: the first of this consumer, and of this lane, whose second is 8 further on.
   const int row = warpgroup * kRows;
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;

@@ -10,12 +10,9 @@
 #include "scheduler.cuh"
 #include "tile.cuh"
 
-constexpr int kWave = 64;        // rows of b that one WGMMA multiplies
-constexpr int kDepth = 32;       // columns of a and b that it reads
-constexpr int kWarpgroup = 128;  // threads
+constexpr int kWave = 64;  // rows of b that one WGMMA multiplies
 constexpr int kThreads = CONSUMERS * kWarpgroup + 96;  // the consumers, then the producer's warps
 constexpr int kSums = BLOCK_M / 2;                     // of a consumer's thread
-constexpr int kAlign = 1024;                           // every swizzle's pattern begins anew here
 
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCKS][BLOCK_M][BLOCK_K];  // swizzled
@@ -25,8 +22,7 @@ struct Shared {
   // Each tile of a slot: the loader arrives and promises the bytes of all three, TMA brings them,
   // and BLOCKS lanes that have written the scales of b arrive; the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
-  // the producer waits.
+  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when done; the producer waits.
   u64 empty[STAGES];
   Parts parts;  // on their way from the warp that finds them to those that load and compute
   float sfb[STAGES][BLOCKS];  // a tile lies within one block of weights
@@ -34,22 +30,27 @@ struct Shared {
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
 static_assert(BLOCK_N == CONSUMERS * kWave && PANEL == kWave, "a consumer has 64 columns of d");
 static_assert(32 % BLOCKS == 0 && BLOCKS <= 4, "32 scales fill slots, and wait knows four sums");
-static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
-extern __shared__ __align__(1024) u8 shared_memory[];
 
-// The tiles of a, b and sfa that the part needs of BLOCKS k-blocks from `block` on, into slot
-// `stage`. A group has n rows of b, and its scales of a begin in row `sfa0` of sfa. For one thread.
-void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& b_map,
-          const CUtensorMap& sfa_map, const Part& part, int n, int sfa0, int block, u64 b_policy) {
+// The tiles of b in rows from `row` on, of BLOCKS k-blocks from `block` on, into a slot that awaits
+// those of a, b and sfa. For one thread.
+void load_b(Shared& shared, int stage, const CUtensorMap& map, int row, int block, u64 policy) {
   u64* full = &shared.full[stage];
   mbarrier_arrive_expect_tx(
       full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
-  const int b_row = part.group * n + part.column0;
   if (BLOCKS == 1) {  // the last one may be shorter
-    cp_async_bulk_tensor_load(shared.b[stage], &b_map, block * BLOCK_K, b_row, full, b_policy);
+    cp_async_bulk_tensor_load(shared.b[stage], &map, block * BLOCK_K, row, full, policy);
+  } else {
+    cp_async_bulk_tensor_load(shared.b[stage], &map, 0, row, block, full, policy);
+  }
+}
+
+// Those of a and sfa. A group's scales begin in row `sfa0` of sfa. For one thread.
+void load_a(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& sfa_map,
+            const Part& part, int sfa0, int block) {
+  u64* full = &shared.full[stage];
+  if (BLOCKS == 1) {
     cp_async_bulk_tensor_load(shared.a[stage], &a_map, block * BLOCK_K, part.row0, full);
   } else {
-    cp_async_bulk_tensor_load(shared.b[stage], &b_map, 0, b_row, block, full, b_policy);
     cp_async_bulk_tensor_load(shared.a[stage], &a_map, 0, part.row0, block, full);
   }
   cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + block, full);
@@ -121,8 +122,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (groups, n / 128, k / 128); see below
     const int* index, int span, int zero_padding,  // as in GroupedScheduler
-    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
+    int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned, int early) {
   // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
+  // `early`: no kernel that may still run writes b; DENSE needs no index before it.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
   // uniform registers.
@@ -132,35 +134,39 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   Slot slot;
   if (warpgroup == CONSUMERS) {
     if (warp % 4 == 0) {
-      if (elect_sync()) {
-        init(shared.full, shared.empty, 1 + BLOCKS, 4 * CONSUMERS);
-        shared.parts.init(4 * CONSUMERS + 2);  // listeners: the consumers, this thread, warp 2
-        fence_mbarrier_init();
-      }
+      if (elect_sync()) init(shared.full, shared.empty, 1 + BLOCKS, 4 * CONSUMERS, shared.parts);
       __syncwarp();  // all lanes wait until the barriers are initialised
       barrier_arrive(0, kThreads);
     }
-    // One thread runs all of the loop, and the compiler knows it. Where it does not, it makes a
-    // loop over lanes of each load.
+    // One thread runs all of the loop, and the compiler knows it: else a load is a loop over lanes.
     if (warp % 4 == 0 && elect_sync()) {
-      for (Part part; walk.next_alone(part);) {
+      for (Part part; walk.next_alone(part); early = 0) {
+        const int b_row = part.group * n + part.column0;
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
         const bool few = part.down <= 1;  // tiles read these weights
         const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();
+        const int slots = (steps + BLOCKS - 1) / BLOCKS;
+        const int ahead = LAYOUT == DENSE && early ? min(STAGES, slots) : 0;  // of them, with b
+#pragma unroll 1
+        for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i * BLOCKS, b_policy);
+        follow();  // from the second tile on it returns at once
         for (int block = 0; block < (part.group == PADDING ? 0 : steps); block += BLOCKS) {
           mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
-          load(shared, slot.stage, a_map, b_map, sfa_map, part, n, sfa0, block, b_policy);
+          if (block >= ahead * BLOCKS) load_b(shared, slot.stage, b_map, b_row, block, b_policy);
+          load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, block);
           slot.advance();
         }
       }
     }
     if (warp % 4 == 1) {  // finds the parts
       barrier_sync(0, kThreads);
+      follow();
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
     }
     if (warp % 4 == 2) {  // brings the scales of b
       barrier_sync(0, kThreads);
+      follow();
       for (Part part; walk.next(part);) {
         const int group = max(part.group, 0), lane = threadIdx.x % 32;  // padding never uses it
         const float* tile_sfb = sfb + group * group_sfb + part.column0 / BLOCK_K * ld_sfb;
@@ -180,6 +186,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   }
 
   barrier_sync(0, kThreads);  // all roles wait until the loader has initialised the barriers
+  follow();
   const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0]), 0);
   const e4m3* own_b = shared.b[0][0][warpgroup * kWave];
   const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(own_b), 0);

@@ -1,7 +1,25 @@
-// What s11 and s12 have in common: the ring that their roles walk, and the places of d's elements,
-// in shared memory and in device memory.
+// What s11 and s12 have in common: the way in which they follow the kernel before, the ring that
+// their roles walk, and the places of d's elements, in shared memory and in device memory.
 
 #pragma once
+
+constexpr int kDepth = 32;       // columns of a and b that one WGMMA reads
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kAlign = 1024;     // every swizzle's pattern begins anew here
+static_assert(BLOCK_K == 128, "the 128-byte swizzle spans a row of a or b, as the descriptors say");
+extern __shared__ __align__(1024) u8 shared_memory[];
+
+// Waits for the kernel before, then lets the one behind start. Every thread that reads or writes
+// global memory calls it first; only what a launch with `early` may read is read before.
+//
+// In this order, because a kernel then never starts before the last but one has ended: what is read
+// early is safe from all kernels but the one before. At once, because it takes nothing from this
+// kernel: all of its CTAs have started by then, each fills an SM's shared memory, and a CTA of the
+// kernel behind starts where one of them has ended.
+inline void follow() {
+  griddepcontrol_wait();
+  griddepcontrol_launch_dependents();
+}
 
 // A role's place in the ring, and the parity of the phase that its barriers complete next.
 struct Slot {
@@ -15,13 +33,15 @@ struct Slot {
   }
 };
 
-// Initialises the ring's barriers. For one thread.
-inline void init(u64 (&full)[STAGES], u64 (&empty)[STAGES], int fills, int reads) {
+// Initialises the barriers of the ring and of the parts. For one thread.
+inline void init(u64 (&full)[STAGES], u64 (&empty)[STAGES], int fills, int reads, Parts& parts) {
 #pragma unroll
   for (int i = 0; i < STAGES; ++i) {
     mbarrier_init(&full[i], fills);
     mbarrier_init(&empty[i], reads);
   }
+  parts.init(4 * CONSUMERS + 2);  // listeners: the consumers, the thread that loads, warp 2
+  fence_mbarrier_init();
 }
 
 // Gives the slot back to the producer, and goes on to the next. For whole warps.

@@ -84,12 +84,16 @@ class Settings(NamedTuple):
         num_sms: SMs to use, None for all of the device.
         batch_invariant: remembered for `get_batch_invariant`: every config sums k in one order.
         alignment: groups of a contiguous layout begin at multiples of this number of rows.
+        pdl: launches may begin while the kernel before still runs.
+        early_weights: such a launch loads weights before that kernel has ended.
         tuned: another number after each new winner of autotune, so that earlier choices do not stay.
     """
 
     num_sms: int | None = None
     batch_invariant: bool = False
     alignment: int = 128
+    pdl: bool = False
+    early_weights: bool = False
     tuned: int = 0
 
 

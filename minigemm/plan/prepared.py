@@ -145,6 +145,8 @@ def execute(
     device, under = tensors[0].device, choose.settings()
     config = config or choose.config_for(product, device)
     launch = describe(product, tensors, config)
+    if under.pdl:
+        launch = grouped.dependent(launch, under.early_weights)
     device_runtime, function = runtime.of(device), loaded(config, device)
     if options is None or device_runtime.prepare is None:
         device_runtime.launch(function, launch)

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from ..compiler import jit
 
 __all__ = ["Prepared", "check_device", "driver_version", "launch", "load", "prepare", "tensor_map"]
 
+STREAMS = 64  # whose configs a launch with attributes keeps; torch has 32 of each priority
 TOO_OLD = (
     b"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     b"CUDA_ERROR_NO_BINARY_FOR_GPU",
@@ -326,11 +327,10 @@ def prepare(loaded: Loaded, launch: types.Launch) -> Prepared:
     """Make the launch ready to be started any number of times."""
     with _current(loaded.device):
         stored = [_parameter(arg) for arg in launch.args]
-    what = (loaded.function, *launch.grid, *launch.block, launch.shared)
-    if launch.cluster == (1, 1, 1):
+    start = _attributed(loaded.function, launch)
+    if start is None:
+        what = (loaded.function, *launch.grid, *launch.block, launch.shared)
         start = functools.partial(_driver().cuLaunchKernel, *what)
-    else:
-        start = functools.partial(_launch_clusters, what, launch.cluster)
     return Prepared(start, loaded.device, array("Q", map(_address, stored)), (loaded, stored))
 
 
@@ -355,23 +355,53 @@ def _starter(
     return start
 
 
-def _launch_clusters(
-    what: Sequence[Any], cluster: tuple[int, int, int], stream: int, parameters: Any, extra: int
-) -> tuple:
-    """Do what `cuLaunchKernel` does, for a grid of clusters.
+def _attributed(function: Any, launch: types.Launch) -> Callable[..., tuple] | None:
+    """Return what does as `cuLaunchKernel`, for a launch that has attributes; None for one that has none.
 
-    Args:
-        what: the function, its grid and block (three numbers each), and its bytes of shared memory.
-        cluster: the CTAs of a cluster along x, y and z.
-        stream, parameters, extra: as in `cuLaunchKernel`.
+    The attributes are those of a cluster and of a dependent launch. What comes back is called with a stream,
+    the parameters and 0. It holds no tensor.
     """
+    # The attributes are the same for all streams.
     driver = _driver()
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = what[1:4]
-    config.blockDimX, config.blockDimY, config.blockDimZ = what[4:7]
-    config.sharedMemBytes = what[7]
-    config.hStream, config.numAttrs, config.attrs = stream, 1, [attribute]
-    return driver.cuLaunchKernelEx(config, what[0], parameters, extra)
+    attributes = []
+    if launch.cluster != (1, 1, 1):
+        cluster = driver.CUlaunchAttribute()
+        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = cluster.value.clusterDim
+        size.x, size.y, size.z = launch.cluster
+        attributes.append(cluster)
+    if launch.dependent:
+        follows = driver.CUlaunchAttribute()
+        follows.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        follows.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(follows)
+    if not attributes:
+        return None
+
+    # To make a config takes as long as a launch, so each stream keeps its own. Threads share them, because
+    # none changes after it is made. Two threads that miss the same one make it twice.
+    configured = functools.partial(_config, launch.grid, launch.block, launch.shared, attributes)
+    start = driver.cuLaunchKernelEx
+    configs: dict[int, Any] = {}
+
+    def started(stream: int, parameters: Any, extra: int) -> tuple:
+        config = configs.get(stream)
+        if config is None:
+            if len(configs) >= STREAMS:
+                configs.clear()
+            config = configs[stream] = configured(stream)
+        return start(config, function, parameters, extra)
+
+    return started
+
+
+def _config(
+    grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, attributes: list[Any], stream: int
+) -> Any:
+    """Return the driver's description of a launch on this stream."""
+    config = _driver().CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = block
+    config.sharedMemBytes, config.hStream = shared, stream
+    config.numAttrs, config.attrs = len(attributes), attributes
+    return config

@@ -98,7 +98,8 @@ views.code(views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "mbarrier_arriv
 # %% [markdown]
 # `full` now expects two arrivals: that of the loader, who also promises bytes, and that of the lane
 # that has written the scale. The arrival orders its write before the consumers' reads, as `told`
-# does in lesson 10.
+# does in lesson 10. `follow` waits for the kernel before, where the launch has not: the library can
+# let kernels overlap (`minigemm.set_pdl`).
 #
 # Another saving hides in `compute`: it gets the lower half of a descriptor, kept in a register that
 # all lanes share, and adds to it. s10 builds the descriptor anew. The SASS of a k-step, 64 rows and
@@ -238,7 +239,7 @@ picture
 
 # %%
 found = minigemm.inspect(s11_overlapped, small)
-views.lowered(found, "full, b_policy);")
+views.lowered(found, "full[stage], policy);")  # in the loop; and early, with minigemm.set_pdl
 
 # %% [markdown]
 # A copy with a policy has one more operand (`desc`). The emulator checks that it was made by
@@ -402,7 +403,7 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), righ
 # </details>
 #
 # **3. Look at it.** Elect in each step: `if (warp % 4 == 0)` around the loop, and `if
-# (elect_sync())` in front of `load`. Does the compiler still see one thread? Count `BRA.U.ANY`.
+# (elect_sync())` in front of the loads. Does the compiler still see one thread? Count `BRA.U.ANY`.
 # Then elect once, keep the value, and use it together with another condition and an `else`.
 #
 # <details><summary>Hint</summary>

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import minigemm
 from minigemm import api, quantize, runtime
 from minigemm.kernels import s07_promoted, s11_overlapped, s12_swapped
+from minigemm.kernels.grouped import EARLY
 from minigemm.layout import is_m_major
 from minigemm.plan import choose
 from minigemm.quantize import Quantized
@@ -28,6 +29,7 @@ def settings():
     yield
     minigemm.set_num_sms(None)
     minigemm.set_batch_invariant(False)
+    minigemm.set_pdl(False)
     minigemm.set_mk_alignment_for_contiguous_layout(128)
 
 
@@ -399,6 +401,29 @@ def test_alignment_and_aligned_sizes():
     minigemm.set_mk_alignment_for_contiguous_layout(64)
     assert minigemm.get_mk_alignment_for_contiguous_layout() == 64
     assert minigemm.get_tma_aligned_size(5, 4) == 8 and minigemm.get_tma_aligned_size(5, 1) == 16
+
+
+def test_dependent_launches(executed):
+    """Off unless set; a wrong argument changes nothing; the bits stay, in every layout."""
+    a, b = operands(20, 40, 384)
+    grouped = (b.data[None], b.scale[None])
+    ids = torch.tensor([0] * 9 + [-1] * 11, dtype=torch.int32)
+    counts, rows = torch.tensor([9], dtype=torch.int32), (a.data[None], a.scale[None])
+    results = []
+    for enabled, early in ((False, False), (True, False), (True, True), (False, False)):
+        minigemm.set_pdl(enabled, early)
+        assert minigemm.get_pdl() is enabled
+        with pytest.raises(ValueError, match="early_weights"):
+            minigemm.set_pdl(False, True)
+        dense = minigemm.fp8_gemm_nt(a, b)
+        contiguous = minigemm.m_grouped_fp8_gemm_nt_contiguous(a, grouped, None, ids)
+        masked = minigemm.m_grouped_fp8_gemm_nt_masked(rows, grouped, None, counts)[0, :9]
+        results.append((dense, contiguous, masked))
+        assert [launch.dependent for launch in executed] == [enabled] * 3
+        assert [launch.args[EARLY] for launch in executed] == [int(early)] * 3
+        executed.clear()
+    for each in results[1:]:
+        assert all(torch.equal(bits(x), bits(y)) for x, y in zip(each, results[0], strict=True))
 
 
 def test_settings_are_for_the_next_call_on():

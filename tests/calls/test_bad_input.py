@@ -741,6 +741,15 @@ SETTINGS = [
     (minigemm.set_num_sms, (1.5,), TypeError, "num_sms: expected an int, got 1.5"),
     (minigemm.set_num_sms, (True,), TypeError, "num_sms: expected an int, got True"),
     (minigemm.set_batch_invariant, (1,), TypeError, "invariant: expected True or False, got 1"),
+    (minigemm.set_pdl, (1,), TypeError, "enabled: expected True or False, got 1"),
+    (minigemm.set_pdl, (None,), TypeError, "enabled: expected True or False, got None"),
+    (minigemm.set_pdl, (True, "b"), TypeError, "early_weights: expected True or False, got 'b'"),
+    (
+        minigemm.set_pdl,
+        (False, True),
+        ValueError,
+        "early_weights: expected False where enabled is False, got True",
+    ),
     (
         minigemm.set_mk_alignment_for_contiguous_layout,
         (0,),

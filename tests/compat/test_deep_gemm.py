@@ -293,9 +293,13 @@ def test_differences_and_bytes():
 
 
 def test_settings(deep_gemm):
+    assert deep_gemm.get_pdl() is False
     deep_gemm.set_pdl(True)
-    assert deep_gemm.get_pdl() is True
+    assert deep_gemm.get_pdl() is minigemm.get_pdl() is True
     deep_gemm.set_pdl(False)
+    assert deep_gemm.get_pdl() is minigemm.get_pdl() is False
+    with pytest.raises(TypeError, match="enable: expected True or False, got 1"):
+        deep_gemm.set_pdl(1)
     deep_gemm.set_mk_alignment_for_contiguous_layout(64)
     assert (
         deep_gemm.get_mk_alignment_for_contiguous_layout()

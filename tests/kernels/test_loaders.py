@@ -30,13 +30,14 @@ ELECTED = "    if (warp % 4 == 0 && elect_sync()) {\n      for (Part"
 
 def loops(found: Inspection) -> int:
     """How many loads the compiler repeats for each lane: the branch behind them is BRA.U.ANY."""
+    dense = found.config.layout == Layout.DENSE
     opcodes = [each.opcode for each in found.instructions]
     behind = [
         len([*takewhile(lambda opcode: opcode != "BRA", opcodes[place:])]) + place
         for place, opcode in enumerate(opcodes)
         if opcode == "UTMALDG"
     ]
-    assert len(behind) == 3  # of a, of b, of the scales of a
+    assert len(behind) == 3 + dense  # of a, of b, of the scales of a, and of b before the others
     return sum(found.instructions[place].text.count("BRA.U.ANY") for place in behind)
 
 

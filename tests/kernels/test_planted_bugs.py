@@ -77,7 +77,7 @@ SCALES_11 = "            for (int i = 0; i < kScales; ++i) shared.sfb[slot.stage
 SCALES_12 = "            shared.sfb[slot.stage][lane % BLOCKS] = scale;\n"
 ANNOUNCE = "            mbarrier_arrive(&shared.full[slot.stage]);\n"
 FINISH_12 = "#pragma unroll\n      for (int i = 0; i < BLOCKS; ++i) finish(i, i, BLOCKS - 1 - i);\n"
-BEGIN_INIT = "      if (elect_sync()) {\n        init("
+BEGIN_INIT = "      if (elect_sync()) init("
 RELEASE_12 = "      release(shared.empty, slot);\n"
 
 
@@ -377,7 +377,7 @@ BUGS = {
       release(shared.empty, slot);
       scale_a[i][0] = late[0];
       scale_a[i][1] = late[8];""",
-        ("tile-overwritten",), "may still read it", "load(shared, slot.stage",
+        ("tile-overwritten",), "may still read it", "load_a(shared, slot.stage",
     ),
     "s11: a partial sum is promoted while it is computed": (
         "s11_overlapped", "        issue(1, 0);\n        wgmma_wait_group<1>();", "        issue(1, 0);",
@@ -415,12 +415,12 @@ BUGS = {
     "s12: scales are read from a slot that went back": (
         "s12_swapped", (FINISH_12, RELEASE_12),
         ("      wait(0);\n      Slot next = slot;\n      release(shared.empty, next);\n",
-         FINISH_12 + "      slot = next;\n"), ("tile-overwritten",), "may still read it", "load(shared, slot.stage",
+         FINISH_12 + "      slot = next;\n"), ("tile-overwritten",), "may still read it", "load_a(shared, slot.stage",
     ),
     "s12: a slot goes back while it is multiplied": (
         "s12_swapped", (FINISH_12, RELEASE_12),
         ("      Slot next = slot;\n      release(shared.empty, next);\n", FINISH_12 + "      slot = next;\n"),
-        ("slot-overwritten",), "released the slot before a wgmma.wait_group", "load(shared, slot.stage",
+        ("slot-overwritten",), "released the slot before a wgmma.wait_group", "load_b(shared, slot.stage",
     ),
     "s12: a partial sum is promoted while it is computed": (
         "s12_swapped", "      wait(pending);", "      wait(pending + 1);", ("accumulator-in-flight",),
@@ -479,7 +479,7 @@ def test_planted_bug_of_the_warp_that_finds(name, tile, tmp_path):
     """It tells the first part before the barriers are initialised."""
     stage = STAGES[name].stage
     text, mine = stage.source.read_text(), tmp_path / f"{name}.cu"
-    early = re.compile(r"barrier_sync\((0, [\w -]+\);\n      GroupedScheduler)")
+    early = re.compile(r"barrier_sync\((0, [\w -]+\);\n      follow\(\);\n      GroupedScheduler)")
     assert len(early.findall(text)) == 1
     mine.write_text(early.sub(r"barrier_arrive(\1", text))
     config = stage.config(**TILES[name][tile], layout=int(Layout.CONTIGUOUS))

@@ -18,10 +18,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cuda.bindings import driver as bindings
 
 import minigemm
 from minigemm import api, cli, quantize, runtime, types
 from minigemm.compiler import jit
+from minigemm.kernels import grouped
 from minigemm.kernels.library import stages_by_name
 from minigemm.plan import ahead, choose
 from minigemm.plan import prepared as plan
@@ -412,6 +414,7 @@ def test_another_m_under_other_settings(prepared):
 def driver(monkeypatch):
     """A driver that notes what it is told, and reads parameters through their addresses."""
     told = SimpleNamespace(launches=[], contexts=[], errors=[], capture=[], maps=[], counts=(), device=1)
+    told.configs, told.stream = [], 7000
 
     class Map:
         def __init__(self, tensor):
@@ -427,8 +430,17 @@ def driver(monkeypatch):
         told.launches.append(((gx, gy, gz), (bx, by, bz), shared, stream, values))
         return (told.errors.pop(0) if told.errors else 0,)
 
+    def launch_by(config, function, parameters, extra):
+        told.configs.append(config)
+        grid, block = ([getattr(config, f"{kind}Dim{axis}") for axis in "XYZ"] for kind in ("grid", "block"))
+        return launch(function, *grid, *block, config.sharedMemBytes, int(config.hStream), parameters, extra)
+
     fake = SimpleNamespace(
         cuLaunchKernel=launch,
+        cuLaunchKernelEx=launch_by,
+        CUlaunchConfig=bindings.CUlaunchConfig,
+        CUlaunchAttribute=bindings.CUlaunchAttribute,
+        CUlaunchAttributeID=bindings.CUlaunchAttributeID,
         CUresult=SimpleNamespace(CUDA_SUCCESS=0),
         cuGetErrorName=lambda error: (0, b"CUDA_ERROR_X"),
         cuGetErrorString=lambda error: (0, b"x"),
@@ -441,7 +453,9 @@ def driver(monkeypatch):
     monkeypatch.setattr(cuda_runtime, "_driver", lambda: fake)
     monkeypatch.setattr(cuda_runtime, "_current", current)
     monkeypatch.setattr(cuda_runtime, "tensor_map", lambda description: Map(description.tensor))
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_getCurrentRawStream", lambda index: told.stream + index, raising=False
+    )
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: told.device, raising=False)
     return told
 
@@ -490,16 +504,67 @@ def test_another_current_device_or_a_thread_without_context(driver):
         fire.start()
 
 
-def test_a_launch_of_clusters(driver, monkeypatch):
-    starts = []
-    monkeypatch.setattr(cuda_runtime, "_launch_clusters", lambda *arguments: starts.append(arguments) or (0,))
-    launch = types.Launch((4, 1, 1), (128, 1, 1), (3,), 64, cluster=(2, 1, 1))
+def attributes(config):
+    """What a launch asks for besides its grid: the cluster, and whether it may begin early."""
+    ids = bindings.CUlaunchAttributeID
+    held = {each.id: each.value for each in config.attrs}
+    assert len(held) == config.numAttrs
+    cluster = held.pop(ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, None)
+    follows = held.pop(ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, None)
+    assert not held
+    size = cluster and cluster.clusterDim
+    return size and (size.x, size.y, size.z), bool(follows and follows.programmaticStreamSerializationAllowed)
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("cluster", [(1, 1, 1), (2, 1, 1)])
+def test_a_launch_with_attributes(driver, cluster, dependent):
+    launch = types.Launch((4, 1, 1), (128, 1, 1), (3,), 64, cluster=cluster, dependent=dependent)
+    driver.counts = (ctypes.c_int,)
     cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch).start()
-    assert starts[0][:3] == (("function", 4, 1, 1, 128, 1, 1, 64), (2, 1, 1), 7001)
+    assert driver.launches == [((4, 1, 1), (128, 1, 1), 64, 7001, [3])]
+    expected = [(cluster if cluster[0] > 1 else None, dependent)]
+    assert [attributes(config) for config in driver.configs] == (expected if any(expected[0]) else [])
 
 
-def test_threads_share_a_prepared_launch(driver):
-    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), description(torch.zeros(64)))
+def test_streams_and_other_arguments_share_attributes(driver, monkeypatch):
+    """Each stream has its description, which is made once, and not for ever more of them."""
+    monkeypatch.setattr(cuda_runtime, "STREAMS", 2)
+    launch = replace(description(torch.zeros(64)), dependent=True)
+    driver.counts = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch)
+    other = fire.replaced({2: 7})
+    for stream in (10, 20, 10, 20, 30, 30):
+        driver.stream = stream
+        fire.start()
+        other.start()
+    assert [stream for *_, stream, _ in driver.launches] == [
+        s + 1 for s in (10, 20, 10, 20, 30, 30) for _ in "ab"
+    ]
+    assert [values[2] for *_, values in driver.launches] == [5, 7] * 6
+    assert len({id(config) for config in driver.configs}) == 3
+    assert all(attributes(config) == (None, True) for config in driver.configs)
+
+
+def test_other_rows_of_a_dependent_launch(prepared):
+    a, b = operands(20)
+    for early in (False, True):
+        minigemm.set_pdl(True, early)
+        try:
+            for m in (20, 18):
+                x = a[0][:m], minigemm.to_m_major(a[1][:m])
+                minigemm.fp8_gemm_nt(x, b, torch.zeros(m, 24, dtype=torch.bfloat16))
+        finally:
+            minigemm.set_pdl(False)
+        changed = prepared.replaced[-1].launch
+        assert changed.dependent and changed.args[grouped.EARLY] == early
+    assert prepared.made == len(prepared.replaced) == 2
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_threads_share_a_prepared_launch(driver, dependent):
+    launch = replace(description(torch.zeros(64)), dependent=dependent)
+    fire = cuda_runtime.prepare(cuda_runtime.Loaded("function", 1, None), launch)
     threads = [threading.Thread(target=lambda: [fire.start() for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -508,7 +573,8 @@ def test_threads_share_a_prepared_launch(driver):
     assert len(driver.launches) == 200
 
 
-def test_no_tensor_outlives_its_call(driver, monkeypatch):
+@pytest.mark.parametrize("dependent", [False, True])
+def test_no_tensor_outlives_its_call(driver, monkeypatch, dependent):
     """What stays prepared holds addresses and forms: activations and results are freed with their owners."""
     loaded = cuda_runtime.Loaded("function", 1, None)
     monkeypatch.setattr(runtime.of(CPU), "prepare", lambda _, launch: cuda_runtime.prepare(loaded, launch))
@@ -522,8 +588,12 @@ def test_no_tensor_outlives_its_call(driver, monkeypatch):
         tensors.extend(map(weakref.ref, (data, scale, d, *b)))
 
     _, weights = operands()
-    for m in (20, 18, 24):  # the long way, then twice the launch of another m
-        call(m)
+    minigemm.set_pdl(dependent)
+    try:
+        for m in (20, 18, 24):  # the long way, then twice the launch of another m
+            call(m)
+    finally:
+        choose.change(pdl=False)  # forgets no launch
     gc.collect()
     assert len(plan._other_m) == 1 and len(plan._ready) == len(driver.launches) == 3
     assert not any(tensor() is not None for tensor in tensors)

@@ -36,7 +36,6 @@ __all__ = [
 P = ParamSpec("P")
 Pair = tuple[torch.Tensor, torch.Tensor]
 Recipe = Sequence[int] | None
-_pdl = False
 
 
 class ArgumentError(TypeError, ValueError):
@@ -256,12 +255,11 @@ def cell_div(x: int, y: int) -> int:
 
 
 def set_pdl(enable: bool) -> None:
-    """Remembered, and without effect: launches do not overlap with the kernel before."""
-    global _pdl
+    """Let later kernels begin before the one before them has ended; see `minigemm.set_pdl`."""
     check_flag("enable", enable)
-    _pdl = enable
+    api.set_pdl(enable)
 
 
 def get_pdl() -> bool:
-    """What was set."""
-    return _pdl
+    """Whether they may."""
+    return api.get_pdl()
