@@ -3,7 +3,8 @@
 - `comparison` times the library's calls beside everyone in `peers`: it takes the products of `workloads` or
   of the `wide` set, makes their tensors (`cases`), checks the results, and times them (`timing`). `summary`
   says who is faster, `report` prints all of it, `field` draws it, and `stored` reads and joins results.
-- `ladder` times every stage, and `multicast` two of them.
+- `ladder` times every stage, and `multicast` two of them. `dependent` times chains of products whose kernels
+  may overlap.
 - `host_overhead` measures how long a call keeps the host.
 - `counters` counts what the hardware did, through NVIDIA's Nsight Compute (`ncu`). It is imported when it is
   asked for.
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 from .comparison import compare
+from .dependent import pdl_as_text, pdl_gain
 from .emulator_speed import as_text, emulator_speed
 from .field import field, picture
 from .host_overhead import host_time
@@ -46,6 +48,8 @@ __all__ = [
     "multicast_as_text",
     "multicast_gain",
     "named",
+    "pdl_as_text",
+    "pdl_gain",
     "picture",
     "plot",
     "seconds_by_flush",

@@ -19,7 +19,17 @@ import torch
 
 import minigemm
 from minigemm import bench, cli, hopper, quantize, views
-from minigemm.bench import cases, comparison, host_overhead, multicast, peers, report, timing, workloads
+from minigemm.bench import (
+    cases,
+    comparison,
+    dependent,
+    host_overhead,
+    multicast,
+    peers,
+    report,
+    timing,
+    workloads,
+)
 from minigemm.bench.failures import Lost
 from minigemm.bench.peers import PEERS, MiniGemm, Missing, Peer
 from minigemm.bench.peers.cublas import CublasLtBlocks
@@ -27,6 +37,7 @@ from minigemm.bench.peers.cutlass import Cutlass
 from minigemm.bench.peers.deep_gemm import DeepGemm
 from minigemm.bench.peers.minigemm import BatchInvariant
 from minigemm.bench.workloads import Workload, contiguous, dense, masked
+from minigemm.plan import choose
 from minigemm.types import Layout, Product
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
@@ -442,6 +453,7 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
         ["--layout", "masked"],
         ["--ladder"],
         ["--multicast"],
+        ["--pdl"],
     ],
 )
 def test_without_a_gpu(arguments, capsys):
@@ -566,6 +578,49 @@ def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
     assert [row["config"].get("CLUSTER_N") for row in found["rows"]] == [None, 1, 2]
     assert "980" not in views.recorded_multicast(file).text
     assert "(+25.0%)" in views.recorded_multicast(file).text
+
+
+def test_chains_of_dependent_products(monkeypatch, tmp_path, capsys):
+    """Each setting computes every product of the chain, on the emulator; times are made up."""
+    monkeypatch.setattr(dependent, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(dependent, "identity", lambda device: MACHINE)
+    row = dependent._row
+    monkeypatch.setattr(
+        dependent, "_row", lambda m, layers, device, rounds: row(m, layers, torch.device("cpu"), rounds)
+    )
+    monkeypatch.setattr(dependent, "ROWS", (3,))
+    monkeypatch.setattr(dependent, "LAYERS", (((24, 128), (128, 32)),))
+    monkeypatch.setattr(dependent, "WEIGHTS", 2 * (24 * 128 + 128 * 32))
+    held = []
+
+    def captured(chain, device):
+        held.append(choose.settings()[3:5])
+        return lambda: [minigemm.fp8_gemm_nt(*each) for each in chain]
+
+    made_up = {"off": 2e-6, "on": 1e-6, "early weights": 5e-7}
+    monkeypatch.setattr(dependent, "_captured", captured)
+    monkeypatch.setattr(
+        dependent, "_timed", lambda replays, *about: {name: [made_up[name]] for name in replays}
+    )
+    file = tmp_path / "pdl.json"
+    assert cli.main(["bench", "--pdl", "--json", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "3x24x128 -> 3x128x32" in said and "on 1.00 us (+100.0%)  early weights 0.50 us (+300.0%)" in said
+    (found,) = json.loads(file.read_text())["rows"]
+    assert found["products"] == 4 and found["run_s"]["off"] == 2e-6
+    assert held == [*dependent.SETTINGS.values()] and not minigemm.get_pdl()
+
+    # A setting that changes a bit is no result, and does not stay.
+    computed = []
+
+    def wrong(chain, device):
+        computed.append(chain)
+        return captured(chain, device) if len(computed) == 1 else lambda: None
+
+    monkeypatch.setattr(dependent, "_captured", wrong)
+    with pytest.raises(RuntimeError, match=r"set_pdl\(True, False\), m = 3, .*: not the bits"):
+        dependent.pdl_gain()
+    assert not minigemm.get_pdl()
 
 
 # --- on a
