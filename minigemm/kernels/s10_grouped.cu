@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       prefetch_tensormap(&a_map);
       prefetch_tensormap(&b_map);
       prefetch_tensormap(&sfa_map);
-      for (Part part; (part = shared.parts.take(count)).group != DONE; ++count) {
+      for (Part part; shared.parts.take(count, part); ++count) {
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
         for (int k0 = 0; k0 < (part.group == PADDING ? 0 : k); k0 += BLOCK_K) {
           mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // at first all slots are empty
@@ -203,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
   const int row = warpgroup * kRows;
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], scale_b[kScales];
-  for (Part part; (part = shared.parts.listen(count)).group != DONE; ++count) {
+  for (Part part; shared.parts.listen(count, part); ++count) {
     const int row0 = part.row0, column0 = part.column0;
     const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};

@@ -19,7 +19,7 @@ constexpr int kGrain = BLOCK_N % BLOCK_K == 0 ? BLOCK_K : BLOCK_N & -BLOCK_N;
 constexpr int kPanels = BLOCK_N / PANEL;  // of d: PANEL columns wide, as many as a swizzle spans
 // Weights leave L2 first where so few tiles read them: those of a dense column, which run at the
 // same time if rows are numbered first; those of a group need not.
-constexpr int kReaders = LAYOUT == DENSE && RASTER_M ? 8 : 1;
+constexpr int kReaders = LAYOUT == DENSE && RASTER_M ? (RASTER < 8 ? RASTER : 8) : 1;
 
 struct Shared {
   alignas(kAlign) e4m3 a[STAGES][BLOCK_M][BLOCK_K];  // (STAGES, BLOCK_M, BLOCK_K), swizzled
@@ -37,19 +37,20 @@ struct Shared {
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
 static_assert(PARTIALS == 1 || kWaves == 1, "a second partial sum is for consumers of 64 rows");
 
-// The tile of b at (row, k0), into a slot that awaits a, b and sfa, zeros too. For one thread.
-void load_b(Shared& shared, int stage, const CUtensorMap& map, int row, int k0, u64 policy) {
-  mbarrier_arrive_expect_tx(
-      &shared.full[stage], sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
-  cp_async_bulk_tensor_load(shared.b[stage], &map, k0, row, &shared.full[stage], policy);
+// The tile of b in k-block `step`, from `row` on, into a slot that awaits a, b and sfa, with all
+// zeros. For one thread.
+void load_b(Shared& shared, int stage, const CUtensorMap& map, int row, int step, u64 policy) {
+  u64* full = &shared.full[stage];
+  mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
+  cp_async_bulk_tensor_load(shared.b[stage], &map, step * BLOCK_K, row, full, policy);
 }
 
-// The tiles of a and sfa from column k0 on. Scales of a group begin in row `sfa0`. For one thread.
+// Those of a and sfa. A MASKED group also has its own rows of sfa, from `sfa0` on. For one thread.
 void load_a(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap& sfa_map,
-            const Part& part, int sfa0, int k0) {
+            const Part& part, int sfa0, int step) {
   u64* full = &shared.full[stage];
-  cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, part.row0, full);
-  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + k0 / BLOCK_K, full);
+  cp_async_bulk_tensor_load(shared.a[stage], &a_map, step * BLOCK_K, part.row0, full);
+  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + step, full);
 }
 
 // The scales of b for 32 k-steps from `step` on, one in each lane: for the tile's first column, and
@@ -153,44 +154,44 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;  // uniform
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
-  Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
+  Walk walk{shared.parts, m, n};  // each role's own
   Slot slot;
   if (warpgroup == CONSUMERS) {
     setmaxnreg_dec<PRODUCER_REGISTERS>();
-    if (warp % 4 == 1) {  // finds the parts
-      barrier_sync(0, kThreads - 32);
-      follow();
-      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
-      if (LAYOUT != DENSE) shared.parts.tell_all(scheduler);
-    }
     if (warp % 4 == 0) {
       if (elect_sync()) init(shared.full, shared.empty, 2, 4 * CONSUMERS, shared.parts);
       __syncwarp();  // all lanes wait until the barriers are initialised
       barrier_arrive(0, kThreads - 32);
-    }
-    // One thread runs all of the loop, and the compiler knows it: else a load is a loop over lanes.
-    if (warp % 4 == 0 && elect_sync()) {
-      for (Part part; walk.next_alone(part); early = 0) {
-        const int b_row = part.group * n + part.column0;
-        const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
-        const bool few = part.down <= kReaders;
-        const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();
-        const int ahead = LAYOUT == DENSE && early ? min(STAGES, steps) : 0;  // tiles of b
+      // One thread runs it all, and nothing follows: so what TMA is told stays in uniform registers.
+      if (elect_sync()) {
+        for (Part part; walk.take(part); early = 0) {
+          const int b_row = part.group * n + part.column0;
+          const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
+          const u64 b_policy = policy(part.down <= kReaders);
+          const int ahead = LAYOUT == DENSE && early ? min(STAGES, steps) : 0;  // tiles of b
 #pragma unroll 1
-        for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i * BLOCK_K, b_policy);
-        follow();  // from the second tile on it returns at once
-        for (int k0 = 0; k0 < (part.group == PADDING ? 0 : k); k0 += BLOCK_K) {
-          mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
-          if (k0 >= ahead * BLOCK_K) load_b(shared, slot.stage, b_map, b_row, k0, b_policy);
-          load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, k0);
-          slot.advance();
+          for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i, b_policy);
+          follow();  // from the second tile on it returns at once
+          for (int step = 0; step < (part.group == PADDING ? 0 : steps); ++step) {
+            mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
+            if (step >= ahead) load_b(shared, slot.stage, b_map, b_row, step, b_policy);
+            load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, step);
+            slot.advance();
+          }
         }
       }
+      return;
+    }
+    if (warp % 4 == 1) {  // finds the parts
+      barrier_sync(0, kThreads - 32);
+      follow();
+      GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
+      LAYOUT == DENSE ? shared.parts.tell_all(walk) : shared.parts.tell_all(scheduler);
     }
     if (warp % 4 == 2) {  // brings the scales of b
       barrier_sync(0, kThreads - 32);
       follow();
-      for (Part part; walk.next(part);) {
+      for (Part part; walk.listen(part);) {
         const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
         float scales[kScales];
         for (int step = 0; step < (part.group == PADDING ? 0 : steps); ++step) {
@@ -217,10 +218,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0][row]), 0);
   const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.b[0]), 0);
   const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;  // larger than L2
-  const u64 d_policy = large ? createpolicy_evict_first() : createpolicy_evict_normal();
+  const u64 d_policy = policy(large);
   float partial[PARTIALS][BLOCK_N / 2] = {}, scale_a[PARTIALS][2], scale_b[PARTIALS][kScales];
   Slot ahead;  // of the next product to issue; `slot` is that of the next to promote
-  for (Part part; walk.next(part);) {
+  for (Part part; walk.listen(part);) {
     const int row0 = part.row0, split = BLOCK_K - part.column0 % BLOCK_K;  // as promote's
     float acc[kWaves][BLOCK_N / 2] = {};
     // Issues the product of one wave's rows as partial sum i, and reads its scales meanwhile.
@@ -263,24 +264,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
         wgmma_wait_group<1>();
         finish(1, 0);
       }
-      if (multiplied % 2 == 0) {
+      if (multiplied % 2 == 0) {  // one more is left to issue
         issue(1, 0);
         wgmma_wait_group<1>();
         finish(0, 0);
-        wgmma_wait_group<0>();
-        finish(1, 0);
-      } else {
-        wgmma_wait_group<0>();
-        finish(0, 0);
       }
+      wgmma_wait_group<0>();
+      multiplied % 2 == 0 ? finish(1, 0) : finish(0, 0);
     }
     for (int step = multiplied; step < loaded; ++step) {  // the slots that it skips go back
       mbarrier_wait_parity(&shared.full[slot.stage], slot.phase);
       release(shared.empty, slot);
       ahead.advance();
     }
-    // Whether all rows that TMA would write, which end at m, are the part's.
-    const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.last;
+    // Whether TMA may write all of the rows, as far as they lie inside d.
+    const bool whole = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.last;
+    const bool own = LAYOUT == DENSE ? any : whole;  // what is not the tile's own has the same bits
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
       store(d, acc[0], part, n, ldd, row, aligned);
       if (kWaves > 1) store(d, acc[kWaves - 1], part, n, ldd, row + kWave, aligned);

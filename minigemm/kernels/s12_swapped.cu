@@ -130,33 +130,33 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   // uniform registers.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;
   const int steps = (k + BLOCK_K - 1) / BLOCK_K;
-  Walk<LAYOUT> walk{shared.parts, m, n};  // each role's own
+  Walk walk{shared.parts, m, n};  // each role's own
   Slot slot;
   if (warpgroup == CONSUMERS) {
     if (warp % 4 == 0) {
       if (elect_sync()) init(shared.full, shared.empty, 1 + BLOCKS, 4 * CONSUMERS, shared.parts);
       __syncwarp();  // all lanes wait until the barriers are initialised
       barrier_arrive(0, kThreads);
-    }
-    // One thread runs all of the loop, and the compiler knows it: else a load is a loop over lanes.
-    if (warp % 4 == 0 && elect_sync()) {
-      for (Part part; walk.next_alone(part); early = 0) {
-        const int b_row = part.group * n + part.column0;
-        const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
-        const bool few = part.down <= 1;  // tiles read these weights
-        const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();
-        const int slots = (steps + BLOCKS - 1) / BLOCKS;
-        const int ahead = LAYOUT == DENSE && early ? min(STAGES, slots) : 0;  // of them, with b
+      // As in s11: one thread runs all of the loop, and nothing comes behind it.
+      if (elect_sync()) {
+        for (Part part; walk.take(part); early = 0) {
+          const int b_row = part.group * n + part.column0;
+          const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
+          const u64 b_policy = policy(part.down <= 1);  // no other tile reads these weights
+          const int slots = (steps + BLOCKS - 1) / BLOCKS;
+          const int ahead = LAYOUT == DENSE && early ? min(STAGES, slots) : 0;  // of them, with b
 #pragma unroll 1
-        for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i * BLOCKS, b_policy);
-        follow();  // from the second tile on it returns at once
-        for (int block = 0; block < (part.group == PADDING ? 0 : steps); block += BLOCKS) {
-          mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
-          if (block >= ahead * BLOCKS) load_b(shared, slot.stage, b_map, b_row, block, b_policy);
-          load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, block);
-          slot.advance();
+          for (int i = 0; i < ahead; ++i) load_b(shared, i, b_map, b_row, i * BLOCKS, b_policy);
+          follow();  // from the second tile on it returns at once
+          for (int block = 0; block < (part.group == PADDING ? 0 : steps); block += BLOCKS) {
+            mbarrier_wait_parity(&shared.empty[slot.stage], slot.phase ^ 1);
+            if (block >= ahead * BLOCKS) load_b(shared, slot.stage, b_map, b_row, block, b_policy);
+            load_a(shared, slot.stage, a_map, sfa_map, part, sfa0, block);
+            slot.advance();
+          }
         }
       }
+      return;
     }
     if (warp % 4 == 1) {  // finds the parts
       barrier_sync(0, kThreads);
@@ -201,8 +201,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
     };
     // Adds partial sum i to the sums, when at most `pending` products after it are not complete.
     const auto finish = [&](int i, int block, int pending) {
-      const volatile float* ring_sfa = &shared.sfa[slot.stage][block][threadIdx.x % 4 * 2];
-      const volatile float* ring_sfb = &shared.sfb[slot.stage][block];
+      const float* ring_sfa = &shared.sfa[slot.stage][block][threadIdx.x % 4 * 2];
+      const float* ring_sfb = &shared.sfb[slot.stage][block];
       float scale_a[BLOCK_M / 8][2];
 #pragma unroll
       for (int j = 0; j < BLOCK_M / 4; ++j) scale_a[j / 2][j % 2] = ring_sfa[j / 2 * 8 + j % 2];
@@ -235,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
 
     // Whether all rows that TMA would write, which end at m, are the part's.
     const int column = warpgroup * kWave, row0 = part.row0, column0 = part.column0 + column;
-    const bool own = part.first <= row0 && min(row0 + BLOCK_M, m) <= part.last;
+    const bool own = LAYOUT == DENSE || part.first <= row0 && min(row0 + BLOCK_M, m) <= part.last;
     if (OUT_FP32 || ACCUMULATE || !aligned || !own) {
       store(d, acc, part, n, ldd, column0);
     } else {

@@ -97,54 +97,19 @@ struct Parts {
     for (Part part; scheduler.next(part); ++i) tell(i, part);
     tell(i, {DONE});
   }
-  Part listen(u32 i) {
+  // Hears part number i; false when there are no more. For whole warps.
+  bool listen(u32 i, Part& next) {
     mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
-    const Part next = part[i % kAhead].broadcast();
+    next = part[i % kAhead].broadcast();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[i % kAhead]);
-    return next;
+    return next.group != DONE;
   }
   // The same for one thread.
-  Part take(u32 i) {
+  bool take(u32 i, Part& next) {
     mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
-    const Part next = part[i % kAhead];
+    next = part[i % kAhead];
     mbarrier_arrive(&heard[i % kAhead]);
-    return next;
-  }
-};
-
-// How a role that loads or computes gets its parts. The tiles of a DENSE product it counts itself,
-// so that its first load waits for nobody; of other layouts it listens to the warp that finds them.
-template <int kLayout>
-struct Walk {
-  Parts& parts;
-  const int m, n;
-  int number = kLayout == DENSE ? blockIdx.x : 0;  // of the next tile, or of the next part
-
-  // The CTA's next part, for whole warps; false when there are no more.
-  bool next(Part& part) {
-    if (kLayout == DENSE) return count(part);
-    part = parts.listen(number++);
-    // A vote shows the compiler that no lane stays behind.
-    return __all_sync(0xffffffff, part.group != DONE);
-  }
-
-  // The same for one thread.
-  bool next_alone(Part& part) {
-    if (kLayout == DENSE) return count(part);
-    part = parts.take(number++);
-    return part.group != DONE;
-  }
-
-  // DENSE: every gridDim.x-th tile.
-  bool count(Part& part) {
-    Scheduler scheduler(m, n);
-    scheduler.number = number;
-    Tile tile;
-    if (!scheduler.next(tile)) return false;
-    number = scheduler.number;
-    const int row0 = tile.m * BLOCK_M, end = min(row0 + BLOCK_M, m);
-    part = {0, row0, tile.n * BLOCK_N, row0, row0, end, end, scheduler.tiles_m};
-    return true;
+    return next.group != DONE;
   }
 };
 

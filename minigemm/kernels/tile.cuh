@@ -1,5 +1,6 @@
-// What s11 and s12 have in common: the way in which they follow the kernel before, the ring that
-// their roles walk, and the places of d's elements, in shared memory and in device memory.
+// What s11 and s12 have in common: the way in which they follow the kernel before, how their
+// roles get their parts, the ring that they walk, and the places of d's elements, in shared memory
+// and in device memory.
 
 #pragma once
 
@@ -21,6 +22,41 @@ inline void follow() {
   griddepcontrol_launch_dependents();
 }
 
+// How data is kept in L2: until its turn comes, or to leave before all other.
+inline u64 policy(bool leaves_first) {
+  return leaves_first ? createpolicy_evict_first() : createpolicy_evict_normal();
+}
+
+// How a role gets its parts, one after the other. It can count the tiles of a DENSE product itself
+// (every gridDim.x-th is the CTA's), and waits for nobody then; or it hears them from the warp that
+// finds the parts, which spares it the divisions.
+struct Walk {
+  Parts& parts;
+  const int m;
+  Scheduler scheduler;
+  u32 heard = 0;  // parts
+  Walk(Parts& parts, int m, int n) : parts(parts), m(m), scheduler(m, n) {}
+
+  // The next part; false when there are no more. For whole warps: heard; counted, if DENSE.
+  bool listen(Part& part) { return parts.listen(heard++, part); }
+  bool next(Part& part) { return LAYOUT == DENSE ? count(part) : listen(part); }
+  // For one thread: counted, if DENSE, else heard.
+  bool take(Part& part) { return LAYOUT == DENSE ? count(part) : parts.take(heard++, part); }
+
+  // DENSE
+  bool count(Part& part) {
+    Tile tile;
+    if (!scheduler.next(tile)) return false;
+    const int first = tile.m * BLOCK_M, last = min(first + BLOCK_M, m);
+    // A box takes the longer to load the more of its rows lie outside of a. So the last tile begins
+    // early enough to end at m, if it can: it computes rows of the tile before once more, with the
+    // same bits. TMA reads scales by fours.
+    const int row0 = max(0, min(first, (m - BLOCK_M + 3) / 4 * 4));
+    part = {0, row0, tile.n * BLOCK_N, row0, first, last, last, scheduler.tiles_m};
+    return true;
+  }
+};
+
 // A role's place in the ring, and the parity of the phase that its barriers complete next.
 struct Slot {
   int stage = 0;
@@ -40,7 +76,8 @@ inline void init(u64 (&full)[STAGES], u64 (&empty)[STAGES], int fills, int reads
     mbarrier_init(&full[i], fills);
     mbarrier_init(&empty[i], reads);
   }
-  parts.init(4 * CONSUMERS + 2);  // listeners: the consumers, the thread that loads, warp 2
+  // The consumers' warps listen, the one that brings the scales of b, and for groups the loader.
+  parts.init(4 * CONSUMERS + 1 + (LAYOUT != DENSE));
   fence_mbarrier_init();
 }
 
