@@ -47,8 +47,8 @@ LAYERS = (
 )  # fmt: skip
 ROWS = (
     ((4, 8, 16, 24, 32, 48, 64), 3),
-    ((96, 128, 192, 256, 384, 512), 3),
-    ((768, 1024, 1536, 2048, 3072, 4096, 8192), 2),
+    ((72, 100, 128, 192, 256, 300, 384, 512), 3),
+    ((768, 1024, 1500, 2048, 3000, 4096, 8192), 2),
 )
 EXPERTS = ((4096, 7168), (7168, 2048), (1536, 2048), (2048, 768))
 GROUPS = (8, 32, 64)
@@ -226,9 +226,9 @@ def fit(rows: Sequence[Mapping[str, Any]], sms: int) -> dict[str, Any]:
         best[key] = min(best.get(key, float("inf")), row["us"])
     near = torch.tensor([best[key] / row["us"] for key, row in zip(keys, rows, strict=True)]).double() ** NEAR
 
-    # Logarithms of: each tile's pace, each tile's own time, the starts, rate, alone, mixing, again.
+    # Logarithms of: each tile's pace, each tile's own time, the starts, rate, alone, mixing, outside, again.
     area = torch.tensor([float(name.split()[1].split("x")[0]) * float(name.split("x")[-1]) for name in names])
-    shared = torch.tensor([3500.0] * len(stages) + [3900.0, 0.3, 0.3, 0.3])
+    shared = torch.tensor([3500.0] * len(stages) + [3900.0, 0.3, 0.3, 1.0, 0.3])
     guess = torch.cat([area / 50 + 60, torch.full((len(names),), USUAL_TILE), shared])
     logs = guess.double().log().requires_grad_()
 
@@ -251,11 +251,12 @@ def fit(rows: Sequence[Mapping[str, Any]], sms: int) -> dict[str, Any]:
 
     found = [round(value, 4) for value in logs.detach().exp().tolist()]
     pace, tile, rest = found[: len(names)], found[len(names) : 2 * len(names)], found[2 * len(names) :]
-    rate, alone, mixing, again = rest[len(stages) :]
+    rate, alone, mixing, outside, again = rest[len(stages) :]
     return {
         "rate": rate,
         "alone": alone,
         "mixing": mixing,
+        "outside": outside,
         "again": again,
         "start": dict(zip(stages, rest, strict=False)),
         "pace": dict(zip(names, pace, strict=True)),
@@ -289,6 +290,8 @@ def _columns(
         "stage": column(lambda row: stages.index(row["stage"])).long(),
         "tiles": column(lambda row: row["tiles"]),
         "steps": column(lambda row: -(-row["k"] // cost.STEP)),
+        "below": column(lambda row: max(row["block_m"] - row["m"], 0) if row["layout"] == "dense" else 0),
+        "beside": column(lambda row: -row["n"] % row["block_n"]),
         "moved": column(moved),
         "again": column(lambda row: below(row) * row["groups"] * row["n"] * row["k"]),
         "us": column(lambda row: row["us"]),
@@ -300,17 +303,18 @@ def _predicted(
 ) -> torch.Tensor:
     """Return the microseconds of each row, by the model of `plan.cost`, where autograd can follow."""
     pace, tile, rest = values[:names], values[names : 2 * names], values[2 * names :]
-    rate, alone, mixing, again = rest[stages:]
+    rate, alone, mixing, outside, again = rest[stages:]
     tiles = rows["tiles"]
     full = ((tiles - 1) / sms).floor()
     last = tiles - full * sms
-    one = rows["steps"] * pace[rows["name"]] + tile[rows["name"]]
+    one = rows["steps"] * (pace[rows["name"]] + outside * rows["below"]) + tile[rows["name"]]
     moving = (rows["moved"] + again * rows["again"]) / rate
 
     def overlapped(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         longer, shorter = torch.maximum(x, y), torch.minimum(x, y)
         return longer + mixing * shorter**2 / longer
 
-    in_last = overlapped(one * (1 - alone * (1 - last / sms)), moving * last / tiles)
+    of_last = one * (1 - alone * (1 - last / sms)) + rows["steps"] * outside * rows["beside"]
+    in_last = overlapped(of_last, moving * last / tiles)
     before = overlapped(full.clamp(min=1) * one, moving * full.clamp(min=1) * sms / tiles)
     return (rest[:stages][rows["stage"]] + in_last + torch.where(full > 0, before, 0.0)) / 1e3

@@ -37,8 +37,7 @@ struct Shared {
 static_assert(sizeof(Shared) == SHARED_BYTES, "Shared is not as large as Config.shared_bytes says");
 static_assert(PARTIALS == 1 || kWaves == 1, "a second partial sum is for consumers of 64 rows");
 
-// The tile of b in k-block `step`, from `row` on, into a slot that awaits a, b and sfa, with all
-// zeros. For one thread.
+// The tile of b in k-block `step`, into a slot that awaits those of a, b and sfa. For one thread.
 void load_b(Shared& shared, int stage, const CUtensorMap& map, int row, int step, u64 policy) {
   u64* full = &shared.full[stage];
   mbarrier_arrive_expect_tx(full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));
@@ -217,8 +216,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const u32 a0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.a[0][row]), 0);
   const u32 b0 = __shfl_sync(0xffffffff, wgmma_descriptor_low(shared.b[0]), 0);
-  const bool large = static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20;  // larger than L2
-  const u64 d_policy = policy(large);
+  const u64 d_policy = policy(static_cast<i64>(m) * n * sizeof(bf16) > 50 << 20);  // beyond L2
   float partial[PARTIALS][BLOCK_N / 2] = {}, scale_a[PARTIALS][2], scale_b[PARTIALS][kScales];
   Slot ahead;  // of the next product to issue; `slot` is that of the next to promote
   for (Part part; walk.listen(part);) {
@@ -268,9 +266,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
         issue(1, 0);
         wgmma_wait_group<1>();
         finish(0, 0);
+        wgmma_wait_group<0>();
+        finish(1, 0);
+      } else {
+        wgmma_wait_group<0>();
+        finish(0, 0);
       }
-      wgmma_wait_group<0>();
-      multiplied % 2 == 0 ? finish(1, 0) : finish(0, 0);
     }
     for (int step = multiplied; step < loaded; ++step) {  // the slots that it skips go back
       mbarrier_wait_parity(&shared.full[slot.stage], slot.phase);

@@ -5,6 +5,7 @@ numbers of `Paces`. The model has one idea: CTAs take tiles in waves, and a wave
 or its bytes, whichever is longer, with a share of the shorter.
 
 - A tile takes `steps * pace + tile` nanoseconds, both measured per tile size; `steps` are k-blocks of 128.
+  Rows of its boxes that lie outside a or b take `outside` each in a step: TMA is slower there than inside.
 - Full waves move their share of the product's bytes at the chip's rate. The last wave has fewer tiles: it
   moves fewer bytes, and its tiles run a little faster (`alone`).
 - Two that overlap take `longer + mixing * shorter ** 2 / longer`.
@@ -39,6 +40,7 @@ __all__ = [
     "emulated",
     "expected_rows",
     "keep",
+    "outside_of",
     "paces_of",
     "tile_name",
     "tiles_of",
@@ -52,7 +54,7 @@ WRONG_RASTER = 1.05  # a dense product whose tiles are numbered along the other 
 ROWS_FIRST = 512
 
 PACES = Path(__file__).parent / "paces"  # a file for each chip that was measured
-FORMAT = 1  # of a file in the cache; another one is made anew
+FORMAT = 2  # of a file in the cache; another one is made anew
 
 _log = logging.getLogger("minigemm")
 
@@ -67,6 +69,7 @@ class Paces:
         rate: bytes per nanosecond of device memory, as the kernels reach it.
         alone: the share of its time that a tile saves where most SMs are idle.
         mixing: the share of the shorter of two overlapping times; see the module.
+        outside: nanoseconds that a row of a box outside its tensor takes.
         again: the share of a group's weights that comes from memory once more for each further tile below.
         start: nanoseconds of a launch, by the kernel's name.
         pace, tile: nanoseconds of a k-block, and of a tile besides, by `tile_name`.
@@ -77,6 +80,7 @@ class Paces:
     rate: float
     alone: float
     mixing: float
+    outside: float
     again: float
     start: Mapping[str, float]
     pace: Mapping[str, float]
@@ -91,7 +95,7 @@ class Paces:
     def of(cls, held: Mapping[str, Any]) -> Paces:
         """Return the paces that a JSON object holds. ValueError or KeyError where it holds none."""
         paces = cls(**{name: held[name] for name in cls.__dataclass_fields__})
-        numbers = [paces.rate, paces.alone, paces.mixing, paces.again]
+        numbers = [paces.rate, paces.alone, paces.mixing, paces.outside, paces.again]
         for each in (paces.start, paces.pace, paces.tile):
             numbers += each.values()
         if not all(isinstance(number, (int, float)) and 0 <= number < 1e9 for number in numbers):
@@ -157,9 +161,11 @@ def cost(product: Product, config: Config, machine: Machine) -> Cost:
     last = tiles - full * sms
 
     # The products of a tile, and the bytes of them all.
-    tile = ceil_div(product.k, STEP) * paces.pace[name] + paces.tile[name]
+    steps = ceil_div(product.k, STEP)
+    below, beside = outside_of(product, config)
+    tile = steps * (paces.pace[name] + paces.outside * below) + paces.tile[name]
     moving = _bytes(product, config, tiles, paces.again) / paces.rate
-    in_last = tile * (1 - paces.alone * (sms - last) / sms)
+    in_last = tile * (1 - paces.alone * (sms - last) / sms) + steps * paces.outside * beside
 
     # Wave after wave.
     ns = paces.start[stage_of(config).name] + _overlapped(in_last, moving * last / tiles, paces.mixing)
@@ -168,6 +174,15 @@ def cost(product: Product, config: Config, machine: Machine) -> Cost:
     if product.layout == Layout.DENSE and product.m > config.block_m and wrong_raster(product, config):
         ns *= WRONG_RASTER
     return Cost(ns, tiles, full + 1, full * tile + in_last, moving)
+
+
+def outside_of(product: Product, config: Config) -> tuple[int, int]:
+    """Return how many rows of a box lie outside a in all tiles, and outside b in those of the last columns.
+
+    A dense product's last tiles begin early enough to end at m, unless m is less than a tile.
+    """
+    below = max(config.block_m - product.m, 0) if product.layout == Layout.DENSE else 0
+    return below, ceil_div(product.n, config.block_n) * config.block_n - product.n
 
 
 def wrong_raster(product: Product, config: Config) -> bool:

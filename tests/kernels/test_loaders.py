@@ -25,7 +25,7 @@ CONFIGS = {
     "swapped 64x64, a block at a time": FewRows(64, 64, 5, blocks=1),
     "swapped 16x128": FewRows(16, 128, 2, 2),
 }
-ELECTED = "    if (warp % 4 == 0 && elect_sync()) {\n      for (Part"
+ELECTED = "      if (elect_sync()) {\n        for (Part"
 
 
 def loops(found: Inspection) -> int:

@@ -354,7 +354,7 @@ BUGS = {
     ),
     "s10: a part is read before it is told": (
         "s10_grouped", INCLUDE,
-        scheduler(("  Part listen(u32 i) {\n" + TOLD, "  Part listen(u32 i) {\n")), ("race", "Fault"),
+        scheduler(("  bool listen(u32 i, Part& next) {\n" + TOLD, "  bool listen(u32 i, Part& next) {\n")), ("race", "Fault"),
         "data race|never written", None,
     ),
     "s10: a part is overwritten before it is read": (
@@ -401,7 +401,7 @@ BUGS = {
         "missing fence.proxy.async", "cp_async_bulk_tensor_store(",
     ),
     "s11: a cache policy of its own": (
-        "s11_overlapped", "const u64 b_policy = few ? createpolicy_evict_first() : createpolicy_evict_normal();",
+        "s11_overlapped", "const u64 b_policy = policy(part.down <= kReaders);",
         "const u64 b_policy = part.down;", ("Fault",), "was not made by createpolicy", "cp_async_bulk_tensor_load(",
     ),
     "s12: the scales of b are announced before they are written": (
