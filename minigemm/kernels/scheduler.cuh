@@ -102,7 +102,8 @@ struct Parts {
     mbarrier_wait_parity(&told[i % kAhead], i / kAhead % 2);
     next = part[i % kAhead].broadcast();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&heard[i % kAhead]);
-    return next.group != DONE;
+    // A vote shows the compiler that no lane stays behind.
+    return __all_sync(0xffffffff, next.group != DONE);
   }
   // The same for one thread.
   bool take(u32 i, Part& next) {
