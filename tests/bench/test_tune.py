@@ -55,10 +55,11 @@ def test_the_fit_predicts_the_times_that_it_was_given(sms):
     for config in choose.candidates()[::3]:
         for m, n, k in ((64, 4096, 7168), (512, 7168, 2048), (4096, 4096, 4096)):
             product = workloads.dense(m, n, k).product
-            if cost.tile_name(config) in fitted["pace"] and not cost.wrong_raster(product, config):
+            timed = cost.tile_name(config) in fitted["pace"] and config.block_m <= m
+            if timed and not cost.wrong_raster(product, config):
                 wanted = cost.cost(product, config, machine).ns
                 apart.append(abs(cost.cost(product, config, Machine(paces, sms)).ns / wanted - 1))
-    # a tile that never comes near the best of a product counts for little
+    # a tile that never comes near the best of a product counts for little, as one of more rows does
     assert len(apart) > 20 and sum(each < 0.02 for each in apart) > 0.9 * len(apart)
 
 
