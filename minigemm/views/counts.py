@@ -106,9 +106,7 @@ def recorded(stage: str, folder: Path = results.FOLDER) -> Html:
     return table(head, rows, f"{stage}, recorded on hardware", said)
 
 
-def recorded_ideas(
-    stage: str = "", part: str = "ideas", file: Path = results.FOLDER / "h200_ideas.json"
-) -> Html:
+def recorded_ideas(stage: str = "", part: str = "ideas", file: Path | None = None) -> Html:
     """Tabulate what single ideas of a stage gain, as a Hopper GPU timed the kernel without and with each; say
     so if nothing is recorded.
 
@@ -116,12 +114,14 @@ def recorded_ideas(
         stage: the stage's name; "" is all of them.
         part: "ideas", or "settled": what was tried and is not in any kernel.
         file: rows of `stage`, `idea`, `shape`, `without_us` and `with_us` under these two names, beside the
-            `machine`, `date` and `protocol`; or a bare list of ideas.
+            `machine`, `date` and `protocol`; or a bare list of ideas. None: docs/results/h200_ideas.json or
+            h200_settled.json.
 
     Raises ValueError for another part.
     """
     if part not in ("ideas", "settled"):
         raise ValueError(f'part: expected "ideas" or "settled", got {part!r}')
+    file = file or results.FOLDER / f"h200_{part}.json"
     data = results.load(file.absolute()) if file.is_file() else {}
     data = {"ideas": data} if isinstance(data, list) else data
     runs = [run for run in data.get(part, []) if stage in ("", run.get("stage", ""))]
