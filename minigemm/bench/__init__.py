@@ -4,7 +4,7 @@
   of the `wide` set, makes their tensors (`cases`), checks the results, and times them (`timing`). `summary`
   says who is faster, `report` prints all of it, `field` draws it, and `stored` reads and joins results.
 - `ladder` times every stage, and `multicast` two of them. `dependent` times chains of products whose kernels
-  may overlap.
+  may overlap, and `choice` the config that a call gets beside all others.
 - `host_overhead` measures how long a call keeps the host.
 - `counters` counts what the hardware did, through NVIDIA's Nsight Compute (`ncu`). It is imported when it is
   asked for.
@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from .choice import choice_as_text, choice_quality
 from .comparison import compare
 from .dependent import pdl_as_text, pdl_gain
 from .emulator_speed import as_text, emulator_speed
@@ -35,6 +36,8 @@ __all__ = [
     "Peer",
     "Workload",
     "as_text",
+    "choice_as_text",
+    "choice_quality",
     "compare",
     "contiguous",
     "dense",

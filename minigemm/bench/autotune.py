@@ -26,7 +26,7 @@ from .peers.minigemm import call as library_call
 from .timing import gpu_seconds
 from .workloads import Workload
 
-__all__ = ["Tuned", "autotune", "timed_alike"]
+__all__ = ["Tuned", "autotune", "near", "timed_alike"]
 
 ROUNDS = 20
 NEAR = 1.6  # times the best prediction: whatever is predicted to take longer is not timed
@@ -106,7 +106,7 @@ def autotune(
     _refuse(where)
 
     # Everything compiles first, in several processes where that pays.
-    tried = {each: _near(choose.ranked(each, where)) for each in products}
+    tried = {each: near(choose.ranked(each, where)) for each in products}
     configs = list(dict.fromkeys(config for some in tried.values() for config in some))
     ahead.compile_all(configs, where, None, progress)
 
@@ -131,7 +131,7 @@ def _refuse(where: torch.device) -> None:
             raise RuntimeError("autotune: a CUDA graph is being captured, and nothing can be timed meanwhile")
 
 
-def _near(ranked: Sequence[tuple[Config, float]]) -> list[Config]:
+def near(ranked: Sequence[tuple[Config, float]]) -> list[Config]:
     """Return the configs whose prediction is near the best, and a few in any case."""
     best = ranked[0][1]
     return [config for place, (config, us) in enumerate(ranked) if place < LEAST or us <= NEAR * best]

@@ -21,6 +21,7 @@ import minigemm
 from minigemm import bench, cli, hopper, quantize, views
 from minigemm.bench import (
     cases,
+    choice,
     comparison,
     dependent,
     host_overhead,
@@ -28,6 +29,7 @@ from minigemm.bench import (
     peers,
     report,
     timing,
+    tune,
     workloads,
 )
 from minigemm.bench.failures import Lost
@@ -454,6 +456,7 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
         ["--ladder"],
         ["--multicast"],
         ["--pdl"],
+        ["--choice"],
     ],
 )
 def test_without_a_gpu(arguments, capsys):
@@ -710,3 +713,37 @@ def test_host_time_with_fresh_processes():
     found = host_overhead.host_time(torch.device("cuda", torch.cuda.current_device()), calls=1000)
     assert "error" not in found, found["error"]
     assert found["first_call_s"] < found["first_call_cold_s"] < 60
+
+
+# --- choice
+
+
+def test_the_shapes_of_choice_are_not_those_of_tune():
+    found = choice.shapes()
+    assert found == choice.shapes() and len(found) == 40
+    assert not {(work.product.n, work.product.k) for work in found} & {*tune.LAYERS, *tune.EXPERTS}
+    assert [str(work.product.layout) for work in found].count("dense") == 30
+
+
+def test_the_choice_is_compared_with_the_least_time(monkeypatch, tmp_path, capsys):
+    """With made-up times: the chosen config takes twice the least, autotune finds the best that it tries."""
+    monkeypatch.setattr(choice, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(choice, "identity", lambda device: {"gpu": "Chip"})
+    monkeypatch.setattr(choice, "shapes", lambda: [workloads.dense(200, 512, 1024)])
+    monkeypatch.setattr(choice.ahead, "compile_all", lambda *about: None)
+    cpu, real = torch.device("cpu"), choice._able
+    monkeypatch.setattr(choice, "_able", lambda product, device: real(product, cpu))
+    row = choice._row
+    monkeypatch.setattr(choice, "_row", lambda work, plan, device, rounds: row(work, plan, cpu, rounds))
+
+    def made_up(configs, *about):
+        times = {config: 20.0 + place for place, config in enumerate(configs)}
+        return times | {configs[-1]: 10.0}
+
+    monkeypatch.setattr(choice.autotune, "timed_alike", made_up)
+    file = tmp_path / "choice.json"
+    assert cli.main(["bench", "--choice", "--json", str(file)]) == 0
+    assert "chosen: 2.000 of the least time on average" in capsys.readouterr().out
+    (found,) = json.loads(file.read_text())["rows"]
+    assert found["best"]["us"] == 10 and found["chosen"]["ratio"] == 2 and found["configs"] > 10
+    assert 1 < found["autotuned"]["ratio"] <= 2
