@@ -12,8 +12,9 @@ The three kernels have the same parameters (`PARAMETERS`; s10 has no `early`) an
 - MASKED: a (groups, t, k), b (groups, n, k), d (groups, t, n), and an int32 for each group: how many of its t
   rows count. The others may hold anything, in a and d, and stay what they are.
 
-Numbers on the device that make no sense (ids out of range, counts below 0 or over t, sums that fall or exceed
-m) are taken for the nearest that do: nothing is read or written outside the tensors.
+Numbers on the device that make no sense never lead outside the tensors. Ids out of range are padding, counts
+below 0 or over t and sums over m are taken for the nearest limit. Where sums fall, groups overlap, and their
+rows of d may come from either.
 
 `launch_dense`, `launch_contiguous` and `launch_masked` describe a launch into a d that exists, for a caller
 that has checked its tensors. `refit` tells which arguments another m changes. None of them reads the device's
@@ -83,7 +84,7 @@ class GroupedConfig(PromotedConfig):
 
     @property
     def stored_by_threads(self) -> bool:
-        """Whether threads write d from registers, where TMA could."""
+        """Whether threads store d from registers, where TMA could."""
         return self.out_fp32
 
     @property
@@ -101,7 +102,7 @@ class LibraryConfig(GroupedConfig):
 
     @property
     def stored_by_threads(self) -> bool:
-        """Whether threads write d from registers, where TMA could."""
+        """Whether threads store d from registers, where TMA could."""
         return self.out_fp32 or self.accumulate
 
 
@@ -142,11 +143,12 @@ def launch_contiguous(
 ) -> Launch:
     """Describe the product of each row of a (m, k) and its group's b (groups, n, k), into d (m, n).
 
+    The layout is CONTIGUOUS or PREFIX_SUMS, as the config says.
+
     Args:
         sfa: (m, ceil(k / 128)), M-major as `layout.to_m_major` makes it; others are laid out first.
         sfb: (groups, ceil(n / 128), ceil(k / 128)), each group's row-major.
-        index: int32. The config's layout says which: CONTIGUOUS: (m,), each row's group. PREFIX_SUMS:
-            (groups,), each group's end.
+        index: int32. CONTIGUOUS: (m,), each row's group. PREFIX_SUMS: (groups,), each group's end.
         alignment: groups start at multiples of it, with PREFIX_SUMS. Ids say themselves where groups start.
         zero_padding: True writes padding as zeros, False leaves it as it is.
     """
@@ -221,7 +223,7 @@ def refit(forms: Forms, a: torch.Tensor, sfa: torch.Tensor, d: torch.Tensor) -> 
 
     Args:
         forms: of the launch.
-        a: (m, k), of at least two rows.
+        a: (m, k), of at least two rows: a single row may have any stride, which TMA might not take.
         sfa: (m, ceil(k / 128)), M-major.
         d: (m, n), with the row stride of the launch's own d. Both begin at multiples of 16 bytes.
     """
@@ -247,7 +249,7 @@ def _launch(
 
     Args:
         a: (m, k), the rows of all groups.
-        sfa: (rows of scales, m), as TMA reads them.
+        sfa: (rows of scales, m), as TMA reads them; MASKED: (rows of scales of all groups, t).
         b: (groups, n, k).
         sfb: (groups, ceil(n / 128), ceil(k / 128)).
         d: (m, n).
@@ -332,7 +334,7 @@ def _merged(x: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(x: torch.Tensor, blocks: int) -> torch.Tensor:
-    """View (rows, k) as (k / 128, rows, 128), of which a box can hold several k-blocks, if `blocks` does."""
+    """View (rows, k) as (k / 128, rows, 128), so that a box can hold several k-blocks. 0 blocks: x itself."""
     if not blocks:
         return x
     rows, k = x.shape

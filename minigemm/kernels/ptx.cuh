@@ -272,8 +272,8 @@ inline u64 wgmma_descriptor(const void* tile) {
   return address >> 4 | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
 }
 
-// The same in two steps: the lower half, which alone depends on the tile, and which a kernel counts
-// on in 32 bits; and the whole of it.
+// The same in two steps. Only the lower half depends on the tile: a kernel adds to it in 32 bits,
+// and makes the whole of it right before it is used.
 inline u32 wgmma_descriptor_low(const void* tile) {
   return static_cast<u32>(wgmma_descriptor(tile));
 }

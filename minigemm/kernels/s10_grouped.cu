@@ -1,8 +1,8 @@
-// s10_grouped: groups: products that have each their own rows of a and their own b, in one launch.
+// s10_grouped: groups, which are products with their own rows of a and their own b, in one launch.
 //
-// Only the device knows where groups end. So one warp walks the tiles, ahead of all, and tells the
-// others which part of d comes next: the rows of a tile that belong to one group. Where a group
-// ends among a consumer's rows, threads write those of the part and no others.
+// Only the device knows where groups end, and to find out takes time. So one warp finds the parts
+// of d, ahead of the others, and tells them: a part is the rows of a tile that belong to one group.
+// Where a group ends among a consumer's rows, TMA would store too many: threads store the part's.
 
 #include "ptx.cuh"
 #include "scheduler.cuh"
@@ -24,11 +24,11 @@ struct Shared {
   alignas(kAlign) e4m3 b[STAGES][BLOCK_N][BLOCK_K];  // (STAGES, BLOCK_N, BLOCK_K), swizzled
   alignas(kAlign) float sfa[STAGES][BLOCK_M];        // (STAGES, BLOCK_M)
   alignas(kAlign) bf16 d[kPanels][BLOCK_M][PANEL];   // (BLOCK_M, BLOCK_N) in panels, swizzled
-  // Each tile of a slot: the producer arrives and promises the bytes of all three, TMA brings them;
-  // the consumers wait.
+  // In each round of a slot the loader arrives and promises the bytes of a, b and sfa, TMA brings
+  // them; the consumers wait.
   alignas(kAlign) u64 full[STAGES];
-  // Lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when it has done with the tile;
-  // the producer waits.
+  // In each round lane 0 of each of the consumers' 4 * CONSUMERS warps arrives when its warp has
+  // read the slot; the loader waits.
   u64 empty[STAGES];
   Parts parts;  // on their way from the warp that finds them to those that load and compute
 };
@@ -61,12 +61,11 @@ void load(Shared& shared, int stage, const CUtensorMap& a_map, const CUtensorMap
       full, sizeof(shared.a[0]) + sizeof(shared.b[0]) + sizeof(shared.sfa[0]));  // the zeros too
   cp_async_bulk_tensor_load(shared.a[stage], &a_map, k0, part.row0, full);
   cp_async_bulk_tensor_load(shared.b[stage], &b_map, k0, part.group * n + part.column0, full);
-  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_row, sfa0 + k0 / BLOCK_K, full);
+  cp_async_bulk_tensor_load(shared.sfa[stage], &sfa_map, part.sfa_start, sfa0 + k0 / BLOCK_K, full);
 }
 
-// The scales of b for 32 k-steps from `step` on, one in each lane of the warp: for the tile's first
-// column, and for the block of columns after that one's. What lies outside sfb (rows, columns) is
-// never used.
+// The scales of b for 32 k-steps from `step` on, one in each lane: for the tile's first column, and
+// for the next block of columns. What lies outside sfb (rows, columns) is never used.
 void fetch(float (&scales)[kScales], const float* sfb, int rows, int columns, i64 ld_sfb,
            int column0, int step) {
   const int column = min(step + static_cast<int>(threadIdx.x) % 32, columns - 1);
@@ -125,8 +124,8 @@ void store(const CUtensorMap& d_map, const Shared& shared, int row0, int column0
   cp_async_bulk_commit_group();
 }
 
-// The part's rows of the kWave from `row` of d on, from registers; padding as zeros. Lane l of warp
-// w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
+// The part's rows of the kWave from `row` of d on, from registers; padding as zeros. Lane l of
+// warp w holds two neighbours each of rows 16 w + l / 4 and 8 further down, in every 8 columns.
 void store(void* d, const float (&acc)[BLOCK_N / 2], const Part& part, int n, i64 ldd, int row) {
   row += threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   const int column = part.column0 + threadIdx.x % 4 * 2;
@@ -146,13 +145,14 @@ void store(void* d, const float (&acc)[BLOCK_N / 2], const Part& part, int n, i6
 extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
     const __grid_constant__ CUtensorMap a_map,    // (m, k), boxes (BLOCK_M, BLOCK_K)
     const __grid_constant__ CUtensorMap b_map,    // (groups * n, k), boxes (BLOCK_N, BLOCK_K)
-    const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m), boxes (1, BLOCK_M); see load
+    const __grid_constant__ CUtensorMap sfa_map,  // (k / 128, m); MASKED: (groups * k / 128, span)
     const __grid_constant__ CUtensorMap d_map,    // (m, n), boxes (kRows, PANEL), if BF16, aligned
     void* d,                                      // (m, n) BF16 or FP32 (OUT_FP32); rows ldd apart
     const float* sfb,                             // (groups, n / 128, k / 128); see below
-    const int* index, int span, int zero_padding,  // as in GroupedScheduler
+    const int* index,  // CONTIGUOUS: each row's group; PREFIX_SUMS: groups' ends; MASKED: counts
+    int span, int zero_padding,  // see GroupedScheduler
     int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned) {
-  // Groups of sfb are group_sfb apart, rows ld_sfb. A d that is not `aligned` TMA cannot write.
+  // Groups of sfb are group_sfb apart, rows ld_sfb. Aligned: 16 bytes divide d's start, ldd and n.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   // From lane 0, so that the compiler knows it to be the same in all lanes and keeps descriptors in
   // uniform registers.
@@ -163,13 +163,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       mbarrier_init(&shared.full[i], 1);
       mbarrier_init(&shared.empty[i], 4 * CONSUMERS);
     }
-    shared.parts.init(4 * CONSUMERS + 1);  // the consumers' warps listen, and the thread that loads
+    shared.parts.init(4 * CONSUMERS + 1);  // the consumers' warps listen, and the loader
     fence_mbarrier_init();
   }
   __syncthreads();  // all threads wait until thread 0 has initialised the barriers
 
   // Each role walks the same parts; slots and phases go on from one to the next.
-  u32 count = 0;              // parts that this role has heard of
+  u32 heard = 0;              // parts that this role has heard of: the number of its next one
   int stage = 0;              // this k-step's slot
   u32 phase = 0;              // parity of the phase that the slot's full barrier completes now
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;
@@ -179,13 +179,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       GroupedScheduler<LAYOUT> scheduler{m, n, groups, index, span, zero_padding};
       shared.parts.tell_all(scheduler);
     }
-    if (warp % 4 == 0 && elect_sync()) {
+    if (warp % 4 == 0 && elect_sync()) {  // the loader
       prefetch_tensormap(&a_map);
       prefetch_tensormap(&b_map);
       prefetch_tensormap(&sfa_map);
-      for (Part part; shared.parts.take(count, part); ++count) {
+      for (Part part; shared.parts.take(heard, part); ++heard) {
         const int sfa0 = LAYOUT == MASKED ? part.group * steps : 0;
-        for (int k0 = 0; k0 < (part.group == PADDING ? 0 : k); k0 += BLOCK_K) {
+        for (int k0 = 0; k0 < part.loaded(k); k0 += BLOCK_K) {
           mbarrier_wait_parity(&shared.empty[stage], phase ^ 1);  // at first all slots are empty
           load(shared, stage, a_map, b_map, sfa_map, part, n, sfa0, k0);
           if (++stage == STAGES) {
@@ -203,15 +203,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
   const int row = warpgroup * kRows;
   const int lane_row = row + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
   float partial[BLOCK_N / 2] = {}, lane_sfb[kScales], scale_b[kScales];
-  for (Part part; shared.parts.listen(count, part); ++count) {
+  for (Part part; shared.parts.listen(heard, part); ++heard) {
     const int row0 = part.row0, column0 = part.column0;
     const int split = BLOCK_K - column0 % BLOCK_K;  // from this column on, the second scale of b
     float acc[kWaves][BLOCK_N / 2] = {};
     const float* part_sfb = sfb + max(part.group, 0) * group_sfb;  // padding never uses it
     fetch(lane_sfb, part_sfb, sfb_rows, steps, ld_sfb, column0, 0);
-    // A consumer without rows of the group skips all steps. To ask in each of them takes longer.
+    // A consumer without rows of the group skips all steps: a test in each step would take longer.
     const bool any = part.first < row0 + row + kRows && row0 + row < part.middle;
-    const int loaded = part.group == PADDING ? 0 : steps, multiplied = any ? loaded : 0;
+    const int loaded = part.loaded(steps), multiplied = any ? loaded : 0;
     for (int step = 0; step < multiplied; ++step) {
 #pragma unroll
       for (int i = 0; i < kScales; ++i) {
@@ -239,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       }
     }
     for (int step = multiplied; step < loaded; ++step) {  // slots that it skips, but gives back
-      mbarrier_wait_parity(&shared.full[stage], phase);
+      mbarrier_wait_parity(&shared.full[stage], phase);  // to arrive once in each phase
       __syncwarp();  // all lanes arrive with their wait over, and lane 0 waits for them
       if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[stage]);
       if (++stage == STAGES) {
@@ -248,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s10_grouped(
       }
     }
 
-    // Whether all rows that TMA would write, which end at m, are the group's.
+    // Whether all rows that TMA would store, those of the box that lie inside d, are the group's.
     const bool own = part.first <= row0 + row && min(row0 + row + kRows, m) <= part.middle;
     if (OUT_FP32 || !aligned || !own) {
 #pragma unroll

@@ -1,7 +1,7 @@
 """s10: grouped: products that have each their own rows of a and their own b, in one launch.
 
 Idea: the experts of a layer are such products, and how many rows each has is known on the device alone. A
-warp of the producer walks ahead: it finds the CTA's next tile by counting the tiles of 32 groups at once, and
+warp of the producer works ahead: it finds the CTA's next tile by counting the tiles of 32 groups at once, and
 tells the thread that loads and the warps that compute which part of d comes next. Where all rows of a
 consumer are the group's, TMA stores them; where the group ends among them, threads do. A consumer that has
 none of the group's rows multiplies nothing.

@@ -1,4 +1,4 @@
-"""s11: overlapped: nothing waits for what could be done meanwhile; the library's kernel for many rows.
+"""s11: overlapped: no role waits where it could work; the library's kernel for many rows.
 
 Idea: the tensor core idles while a consumer does anything but issue products. Four changes to s10 keep it
 busy, and each has its own measured gain in the lesson:
@@ -6,9 +6,10 @@ busy, and each has its own measured gain in the lesson:
   that a consumer reads them as it reads those of a.
 - A consumer of 64 rows that has registers for two partial sums issues the next product before it promotes the
   last one.
-- One thread runs the whole loop of the loads, and the compiler knows it. Where it does not, it makes a loop
-  over lanes of each load.
-- Weights that only tiles at work together read leave L2 first, where they would push out what others need.
+- The loader initialises the barriers and begins at once, without a prefetch of the tensor maps. In a dense
+  product it counts its tiles itself, so that its first load waits for no warp that finds them. What it tells
+  TMA stays in uniform registers.
+- Weights that few tiles read, all at the same time, leave L2 first. They would push out what others need.
 
 Shapes, scales, layouts and bits: as s10. With `accumulate` the product is added to what d holds, in FP32, and
 rounded once.
@@ -27,7 +28,7 @@ from .legality import check_layout, check_persistent
 from .stage import DEEPSEEK_LAYER, TILES, Stage, quickest
 
 TITLE = "overlapped"
-IDEA = "scales through the ring, two partial sums, one loading thread"
+IDEA = "scales through the ring, two partial sums, a loader that begins at once"
 SCALE_BYTES = 8  # of b, in a slot of the ring
 OTHER_REGISTERS = 36  # of a consumer's thread: addresses, scales, counters
 

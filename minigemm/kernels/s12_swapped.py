@@ -1,9 +1,9 @@
-"""s12: swapped: for few rows; the weights are the 64-row side of the product.
+"""s12: swapped: the weights are the 64-row side of the product; the library's kernel for few rows.
 
 Idea: WGMMA always computes 64 rows, and its other side is as narrow as 8. For a few tokens it is the weights
-that fill 64 rows. A tile is transposed: 64 rows of b for each consumer times `block_m` rows of a, so that
-nothing is computed or promoted in vain, and what is left to do is to keep memory busy. A slot of the ring
-holds `blocks` k-blocks, so that barriers are passed less often.
+that fill 64 rows. A tile of d is transposed: 64 rows of b for each consumer times `block_m` rows of a. Few
+rows are computed or promoted in vain, and what is left to do is to keep memory busy. A slot of the ring holds
+`blocks` k-blocks, so that roles wait at barriers less often and `blocks` products are under way at once.
 
 Shapes, scales, layouts and bits: as s11. Both multiply the same numbers, which the tensor core adds up in the
 same way whichever operand is whose.

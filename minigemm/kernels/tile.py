@@ -1,4 +1,4 @@
-"""The tile of the tensor-core stages, s04 to s10, on the host: its config, its instruction, the map of d.
+"""The tile of the tensor-core stages, s04 to s12, on the host: its config, its instruction, the map of d.
 
 The three configs follow the course: `TileConfig` has the tile (s04, s05), `RingConfig` adds consumers, which
 a producer feeds (s06), `PromotedConfig` adds the scales of a and the FP32 sums (from s07 on).
