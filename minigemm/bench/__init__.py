@@ -4,7 +4,8 @@
   of the `wide` set, makes their tensors (`cases`), checks the results, and times them (`timing`). `summary`
   says who is faster, `report` prints all of it, `field` draws it, and `stored` reads and joins results.
 - `ladder` times every stage, and `multicast` two of them. `dependent` times chains of products whose kernels
-  may overlap, and `choice` the config that a call gets beside all others.
+  may overlap, `choice` the config that a call gets beside all others, and `ideas` the
+  kernels with one idea taken out.
 - `host_overhead` measures how long a call keeps the host.
 - `counters` counts what the hardware did, through NVIDIA's Nsight Compute (`ncu`). It is imported when it is
   asked for.
@@ -20,6 +21,7 @@ from .dependent import pdl_as_text, pdl_gain
 from .emulator_speed import as_text, emulator_speed
 from .field import field, picture
 from .host_overhead import host_time
+from .ideas import ideas_as_text, ideas_gain
 from .ladder import ladder, ladder_as_text
 from .multicast import multicast_as_text, multicast_gain
 from .peers import PEERS, Peer, named
@@ -45,6 +47,8 @@ __all__ = [
     "field",
     "gpu_seconds",
     "host_time",
+    "ideas_as_text",
+    "ideas_gain",
     "ladder",
     "ladder_as_text",
     "masked",

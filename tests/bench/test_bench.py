@@ -25,6 +25,7 @@ from minigemm.bench import (
     comparison,
     dependent,
     host_overhead,
+    ideas,
     multicast,
     peers,
     report,
@@ -457,6 +458,7 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
         ["--multicast"],
         ["--pdl"],
         ["--choice"],
+        ["--ideas"],
     ],
 )
 def test_without_a_gpu(arguments, capsys):
@@ -747,3 +749,34 @@ def test_the_choice_is_compared_with_the_least_time(monkeypatch, tmp_path, capsy
     (found,) = json.loads(file.read_text())["rows"]
     assert found["best"]["us"] == 10 and found["chosen"]["ratio"] == 2 and found["configs"] > 10
     assert 1 < found["autotuned"]["ratio"] <= 2
+
+
+# --- ideas
+
+
+@pytest.mark.parametrize("idea", ideas.IDEAS, ids=lambda idea: idea.text)
+def test_a_kernel_without_an_idea_gives_the_same_bits(idea, tmp_path):
+    """On the emulator: an m that no tile divides, several tiles for a CTA, a k longer than the ring."""
+    rings = [replace(each, stages=2, ctas=2) if each else None for each in (idea.config, idea.without)]
+    small = replace(idea, config=rings[0], without=rings[1])
+    case = cases.make(workloads.dense(min(idea.shape[0], 140), 272, 1024), "cpu")
+    ideas.compared(small, case, tmp_path)
+
+
+def test_an_idea_that_cannot_be_taken_out_is_no_measurement(tmp_path):
+    idea = replace(ideas.IDEAS[0], changes=(("tile.cuh", "no such text", ""),))
+    with pytest.raises(ValueError, match="'no such text' is not in tile.cuh any more"):
+        ideas.undone(idea, tmp_path)
+
+
+def test_what_ideas_gain_is_a_table_of_the_lesson(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ideas, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(ideas, "identity", lambda device: MACHINE)
+    monkeypatch.setattr(ideas, "IDEAS", ideas.IDEAS[:1])
+    monkeypatch.setattr(ideas.cases, "make", lambda *about: None)
+    monkeypatch.setattr(ideas, "compared", lambda *about: {"without_us": None, "with_us": None})
+    monkeypatch.setattr(ideas, "gpu_seconds", lambda *about: {"without_us": [2e-5], "with_us": [1.5e-5]})
+    file = tmp_path / "h200_ideas.json"
+    assert cli.main(["bench", "--ideas", "--json", str(file)]) == 0
+    assert "-25.0%  the loader's state" in capsys.readouterr().out
+    assert "-25.0%" in views.recorded_ideas("s11_overlapped", file=file).text
