@@ -2,8 +2,9 @@
 // the scale of a block, and the division by it. The numbers are those of minigemm/quantize.py, bit
 // for bit.
 //
-// The prelude says what x holds (DTYPE), and whether all rows of x allow loads of 16 bytes
-// (WIDE_LOADS) and all rows of the result stores of 8 (WIDE_STORES).
+// The prelude says what x holds (DTYPE). With WIDE_LOADS every row of x begins at a multiple of 16
+// bytes and holds a multiple of eight elements; with WIDE_STORES every row of the result begins at
+// a multiple of 8 bytes and holds one. Then eight neighbours lie inside a row or outside of it.
 
 #pragma once
 
@@ -36,24 +37,25 @@ struct alignas(16) Vector {
 // The first `count` of eight elements, and zeros instead of the others.
 inline Vector load(const Element* from, int count) {
   Vector x = {};
-  if (WIDE_LOADS && count >= kVector) {
+  if constexpr (WIDE_LOADS) {
+    if (count > 0) {
 #pragma unroll
-    for (int i = 0; i < kWords / 4; ++i) {
-      const uint4 words = reinterpret_cast<const uint4*>(from)[i];
-      x.words[4 * i] = words.x;
-      x.words[4 * i + 1] = words.y;
-      x.words[4 * i + 2] = words.z;
-      x.words[4 * i + 3] = words.w;
+      for (int i = 0; i < kWords / 4; ++i) {
+        const uint4 words = reinterpret_cast<const uint4*>(from)[i];
+        x.words[4 * i] = words.x;
+        x.words[4 * i + 1] = words.y;
+        x.words[4 * i + 2] = words.z;
+        x.words[4 * i + 3] = words.w;
+      }
     }
     return x;
   }
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    if (i >= count) break;
     if constexpr (DTYPE == kFP32) {
-      x.words[i] = __float_as_uint(from[i]);
+      if (i < count) x.words[i] = __float_as_uint(from[i]);
     } else {
-      x.words[i / 2] |= static_cast<u32>(from[i]) << 16 * (i % 2);
+      if (i < count) x.words[i / 2] |= static_cast<u32>(from[i]) << 16 * (i % 2);
     }
   }
   return x;
@@ -69,14 +71,13 @@ inline float element(const Vector& x, int i) {
 
 // The first `count` of eight codes.
 inline void store(e4m3* to, uint2 codes, int count) {
-  if (WIDE_STORES && count >= kVector) {
-    *reinterpret_cast<uint2*>(to) = codes;
+  if constexpr (WIDE_STORES) {
+    if (count > 0) *reinterpret_cast<uint2*>(to) = codes;
     return;
   }
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    if (i >= count) break;
-    to[i] = static_cast<e4m3>((i < 4 ? codes.x : codes.y) >> 8 * (i % 4));
+    if (i < count) to[i] = static_cast<e4m3>((i < 4 ? codes.x : codes.y) >> 8 * (i % 4));
   }
 }
 

@@ -46,6 +46,13 @@ inline float value(const Values& values, int i) {
   return swiglu(x, element(values.parts[SWIGLU], i));
 }
 
+// What a lane of this half warp has.
+inline Divisor of_lane(Divisor by, int lane) {
+  return {__shfl_sync(0xffffffff, by.up, lane, kVectors),
+          __shfl_sync(0xffffffff, by.scale, lane, kVectors),
+          __shfl_sync(0xffffffff, by.inverse, lane, kVectors)};
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads) quantize_rows(
     const Element* __restrict__ x,     // (groups, m, k), or with SWIGLU (groups, m, 2 * k)
     e4m3* __restrict__ data,           // (groups, m, k), groups one behind the other
@@ -54,7 +61,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) quantize_rows(
     int m, int k, i64 group_x, i64 ldx, i64 ldd,  // elements from a group or row to the next
     int lds,                                      // from a column of scales to the next
     float floor, int ue8m0) {
-  const Scaling scaling = {floor, ue8m0};
   const int lane = threadIdx.x % 32, half = lane / kVectors;
   const int blocks = (k + kBlock - 1) / kBlock;
   const int warp = blockIdx.x * kWarps + threadIdx.x / 32;  // neighbours lie along a row
@@ -74,28 +80,33 @@ extern "C" __global__ void __launch_bounds__(kThreads) quantize_rows(
     values[i] = load_values(x + i * ldx, k, row0 + i < rows ? k - column : 0);
   }
 
-  data += (group * m + row0) * ldd + column;
-  float mine = 0.0f;
+  // Lane i of each half keeps what belongs to its row i.
+  float y[ROWS][kVector];
+  float my_amax = 0.0f;
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
-    float y[kVector];
     float amax = 0.0f;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      y[j] = value(values[i], j);
-      amax = larger(amax, y[j]);
+      y[i][j] = value(values[i], j);
+      amax = larger(amax, y[i][j]);
     }
-    const float block_scale = scale_of(largest_of_lanes<kVectors / 2>(amax), scaling);
-    const Divisor by = divisor(block_scale);
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) y[j] = divide(y[j], by);
-    store(data + i * ldd, cast(y), row0 + i < rows ? k - column : 0);
-    if (lane % kVectors == i) mine = block_scale;
+    amax = largest_of_lanes<kVectors / 2>(amax);
+    if (lane % kVectors == i) my_amax = amax;
+  }
+  const float my_scale = scale_of(my_amax, {floor, ue8m0});
+  const Divisor my_divisor = divisor(my_scale);
+  const int my_row = row0 + lane % kVectors;
+  if (lane % kVectors < ROWS && my_row < rows) {
+    scale[(group * blocks + block) * lds + my_row] = my_scale;
   }
 
-  // Lane i of each half writes the scale of its row i.
-  const int row = row0 + lane % kVectors;
-  if (lane % kVectors < ROWS && row < rows) {
-    scale[(group * blocks + block) * lds + row] = mine;
+  data += (group * m + row0) * ldd + column;
+#pragma unroll
+  for (int i = 0; i < ROWS; ++i) {
+    const Divisor by = of_lane(my_divisor, i);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) y[i][j] = divide(y[i][j], by);
+    store(data + i * ldd, cast(y[i]), row0 + i < rows ? k - column : 0);
   }
 }

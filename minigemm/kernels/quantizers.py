@@ -14,7 +14,8 @@ library's calls as they are. Each call reads x from memory once.
 Arguments, common to all:
 
 - x: bfloat16, float16 or float32, 2-D or with groups 3-D, last dimension contiguous, any other strides. Loads
-  are 16 bytes wide where every row begins at a multiple of 16 bytes, else one element.
+  are 16 bytes wide where every row begins at a multiple of 16 bytes and has a multiple of 8 columns, else one
+  element.
 - ue8m0: whether each scale is rounded up to a power of two.
 - floor: the least amax of a block. DeepSeek's is 1e-4; 0 leaves it to the data.
 - out: where the result goes, a `Quantized` or (data, scales): float8_e4m3fn, rows contiguous (3-D: all of
@@ -59,7 +60,7 @@ __all__ = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # by their number in quantize.cuh
 THREADS = 256
 WARPS = THREADS // 32
-LOAD_BYTES, STORE_BYTES = 16, 8  # of a wide access
+VECTOR, LOAD_BYTES, STORE_BYTES = 8, 16, 8  # elements of a thread; bytes of a wide access
 GRID_X, GRID_Y = (1 << 31) - 1, (1 << 16) - 1
 BUSY = 16 * SMS  # warps that keep a GPU's memory busy
 
@@ -70,8 +71,8 @@ class Config(types.Config):
 
     Attributes:
         dtype: of x, as a number: 0 bfloat16, 1 float16, 2 float32.
-        wide_loads: every row of x begins at a multiple of 16 bytes.
-        wide_stores: every row of the result begins at a multiple of 8 bytes.
+        wide_loads: every row of x begins at a multiple of 16 bytes and holds a multiple of 8 elements.
+        wide_stores: every row of the result begins at a multiple of 8 bytes and holds a multiple of 8.
     """
 
     dtype: int = 0
@@ -284,7 +285,7 @@ def describe_rows(
     *_, m, k = result.data.shape
     groups, blocks = _groups(x), ceil_div(k, BLOCK)
     rows = 4 if groups * ceil_div(m, 8) * blocks >= BUSY else 1
-    config = RowsConfig(*_widths(x, result, k if swiglu else 0), rows, swiglu)
+    config = RowsConfig(*_widths(x, result, 2 if swiglu else 1), rows, swiglu)
     grid = ceil_div(ceil_div(m, 2 * rows) * blocks, WARPS)
     args = (counts if counts is not None else c_void_p(None), m, k, *_strides(x, result))
     return _described("quantize_rows", config, grid, x, result, args, ue8m0, floor)
@@ -345,19 +346,20 @@ def _groups(x: torch.Tensor) -> int:
     return x.shape[0] if x.dim() == 3 else 1
 
 
-def _widths(x: torch.Tensor, result: Quantized, up: int = 0) -> tuple[int, bool, bool]:
+def _widths(x: torch.Tensor, result: Quantized, halves: int = 1) -> tuple[int, bool, bool]:
     """Return the fields of a Config: x's dtype, and whether loads and stores are wide.
 
-    `up` is where the columns of up begin.
+    A row of x has `halves` parts, 2 for gate and up.
     """
-    loads = _begin_at_multiples(x, LOAD_BYTES) and not up * x.element_size() % LOAD_BYTES
-    return DTYPES.index(x.dtype), loads, _begin_at_multiples(result.data, STORE_BYTES)
+    loads = _is_wide(x, x.shape[-1] // halves, LOAD_BYTES)
+    return DTYPES.index(x.dtype), loads, _is_wide(result.data, result.data.shape[-1], STORE_BYTES)
 
 
-def _begin_at_multiples(tensor: torch.Tensor, size: int) -> bool:
-    """Return whether every row begins at a multiple of `size` bytes."""
+def _is_wide(tensor: torch.Tensor, columns: int, size: int) -> bool:
+    """Return whether every row begins at a multiple of `size` bytes, and columns come in whole vectors."""
     strides = [s for s, length in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if length > 1]
-    return not any(each % size for each in (tensor.data_ptr(), *(s * tensor.element_size() for s in strides)))
+    starts = (tensor.data_ptr(), *(stride * tensor.element_size() for stride in strides))
+    return not columns % VECTOR and not any(start % size for start in starts)
 
 
 def _strides(x: torch.Tensor, result: Quantized) -> tuple[c_int64, c_int64, c_int64, int]:
