@@ -234,6 +234,7 @@ def _add_bench(commands: Any) -> None:
     measurement("--ladder", "TFLOPS of every stage on a Hopper GPU")
     measurement("--multicast", "s09_multicast beside s08_persistent at the same tiles, on a Hopper GPU")
     measurement("--pdl", "chains of products with set_pdl and without, on a Hopper GPU")
+    measurement("--quantize", "the kernels that quantize beside a copy, on a Hopper GPU")
     ncu = (
         "hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, "
         "masked:GROUPSxMxNxK, multicast or stages; default: 7 shapes and multicast"
@@ -303,6 +304,7 @@ def _bench(options: argparse.Namespace) -> int:
             (options.ladder, bench.ladder, bench.ladder_as_text),
             (options.multicast, bench.multicast_gain, bench.multicast_as_text),
             (options.pdl, bench.pdl_gain, bench.pdl_as_text),
+            (options.quantize, bench.quantize_speed, bench.quantize_as_text),
         ):
             if wanted and done(results := measure()):
                 print(as_text(results))
