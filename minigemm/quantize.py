@@ -124,7 +124,8 @@ def check_scaling(ue8m0: object, floor: object) -> None:
 
 def _scale(amax: torch.Tensor, ue8m0: bool, floor: float) -> torch.Tensor:
     """Return amax / 448, or 1 for blocks of zeros; never a subnormal, which has too few bits to divide by."""
-    amax = amax.clamp_min(floor)
+    if floor:
+        amax = amax.clamp_min(floor)
 
     # The divisor is a tensor. By a Python number, CUDA would multiply with the reciprocal, and its bits would
     # not be the CPU's.

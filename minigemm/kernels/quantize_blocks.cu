@@ -6,11 +6,12 @@
 #include "quantize.cuh"
 
 constexpr int kThreads = 256;
+constexpr int kCtas = DTYPE == kFP32 ? 2 : 3;  // on an SM: as many as have registers for their part
 constexpr int kWarps = kThreads / 32;
 constexpr int kRows = kThreads / kVectors;  // that the CTA loads at once
 constexpr int kSteps = kBlock / kRows;
 
-extern "C" __global__ void __launch_bounds__(kThreads, 2) quantize_blocks(
+extern "C" __global__ void __launch_bounds__(kThreads, kCtas) quantize_blocks(
     const Element* __restrict__ x,  // (groups, n, k)
     e4m3* __restrict__ data,        // (groups, n, k), groups one behind the other
     float* __restrict__ scale,      // (groups, ceil(n / 128), ceil(k / 128)), contiguous

@@ -9,12 +9,13 @@
 #include "quantize.cuh"
 
 constexpr int kThreads = 256;
+constexpr int kCtas = DTYPE == kFP32 ? 2 : 3;  // on an SM: as many as have registers for their part
 constexpr int kWarpRows = 8, kWarpColumns = 4;                        // threads
 constexpr int kHalves = kBlock / (kWarpRows * kVector);               // warps along the rows
 constexpr int kColumns = kThreads / 32 / kHalves * kWarpColumns * kVector;  // of a CTA
 static_assert(kColumns == kBlock, "a CTA has a block");
 
-extern "C" __global__ void __launch_bounds__(kThreads) quantize_transposed(
+extern "C" __global__ void __launch_bounds__(kThreads, kCtas) quantize_transposed(
     const Element* __restrict__ x,  // (groups, m, k)
     e4m3* __restrict__ data,        // (groups, k, m), groups one behind the other
     float* __restrict__ scale,      // (groups, k, ceil(m / 128)), M-major

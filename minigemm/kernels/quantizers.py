@@ -61,7 +61,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # by their number in qu
 THREADS = 256
 WARPS = THREADS // 32
 VECTOR, LOAD_BYTES, STORE_BYTES = 8, 16, 8  # elements of a thread; bytes of a wide access
-GRID_X, GRID_Y = (1 << 31) - 1, (1 << 16) - 1
+MOST_GROUPS = (1 << 16) - 1  # of a grid, along y
 BUSY = 16 * SMS  # warps that keep a GPU's memory busy
 
 
@@ -212,8 +212,8 @@ def _checked(x: object, ue8m0: object, floor: object) -> torch.Tensor:
         raise TypeError(f"x: expected bfloat16, float16 or float32, got {x.dtype}")
     if x.dim() not in (2, 3):
         raise ValueError(f"x: expected (rows, k) or (groups, rows, k), got shape {tuple(x.shape)}")
-    if max(x.shape) > checks.SIZE_LIMIT or (x.dim() == 3 and x.shape[0] > GRID_Y):
-        expected = f"at most 2**30 rows and columns and {GRID_Y} groups"
+    if max(x.shape) > checks.SIZE_LIMIT or (x.dim() == 3 and x.shape[0] > MOST_GROUPS):
+        expected = f"at most 2**30 rows and columns and {MOST_GROUPS} groups"
         raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
     if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
         raise ValueError(f"x: expected a contiguous last dimension, got strides {tuple(x.stride())}")
@@ -321,8 +321,6 @@ def run(described: Described, device: torch.device, source: str | os.PathLike[st
 def _finish(described: Described, result: Quantized) -> Quantized:
     """Run the launch, unless there is nothing to write, and return the result."""
     if result.data.numel():
-        if described.launch.grid[0] > GRID_X:
-            raise ValueError(f"x: expected at most 2**31 - 1 CTAs' worth, got {described.launch.grid[0]}")
         run(described, result.data.device)
     return result
 
