@@ -205,11 +205,13 @@ def check_out_dtype(out_dtype: object, d: torch.Tensor | None) -> torch.dtype:
     return d.dtype
 
 
-def check_out(name: str, d: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+def check_out(
+    name: str, d: torch.Tensor, shape: tuple[int, ...], device: torch.device, of: str = "a"
+) -> None:
     """Check the shape and device of a result or of an addend, and whether the kernel can address its rows."""
     if tuple(d.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(d.shape)}")
-    check_same(name, d, device)
+    check_same(name, d, device, of)
     if not d.numel():
         return
 
@@ -252,16 +254,19 @@ def same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def check_overlap(d: torch.Tensor, others: dict[str, torch.Tensor]) -> None:
-    """Check that d shares no memory with the tensors that the kernel reads while it writes d."""
+def check_overlap(d: torch.Tensor, others: dict[str, torch.Tensor], name: str = "d") -> None:
+    """Check that d shares no memory with the tensors that the kernel reads while it writes d.
+
+    `name` is what messages call d.
+    """
     if not d.numel():
         return
     first, behind = _span(d)
-    for name, tensor in others.items():
+    for other, tensor in others.items():
         if tensor.numel():
             start, end = _span(tensor)
             if start < behind and first < end and not _interleaved(d, tensor):
-                raise ValueError(f"d: expected memory of its own, got a tensor that overlaps {name}")
+                raise ValueError(f"{name}: expected memory of its own, got a tensor that overlaps {other}")
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
@@ -307,8 +312,10 @@ def check_operands(
     return data_a, scale_a, data_b, scale_b
 
 
-def check_groups(name: str, groups: object, length: int, what: str, device: torch.device) -> torch.Tensor:
-    """Return row ids, prefix sums or counts: a contiguous int32 (length,) on `device`.
+def check_groups(
+    name: str, groups: object, length: int, what: str, device: torch.device, of: str = "a"
+) -> torch.Tensor:
+    """Return row ids, prefix sums or counts: a contiguous int32 (length,) on `device`, that of `of`.
 
     `what` explains the length in the message.
     """
@@ -317,7 +324,7 @@ def check_groups(name: str, groups: object, length: int, what: str, device: torc
         raise TypeError(f"{name}: expected int32, got {layout.dtype}")
     if tuple(layout.shape) != (length,):
         raise ValueError(f"{name}: expected shape ({length},), {what}, got {tuple(layout.shape)}")
-    check_same(name, layout, device)
+    check_same(name, layout, device, of)
     if length > 1 and layout.stride(0) != 1:
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(layout.stride())}")
     if length:

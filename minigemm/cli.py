@@ -236,6 +236,7 @@ def _add_bench(commands: Any) -> None:
     measurement("--pdl", "chains of products with set_pdl and without, on a Hopper GPU")
     measurement("--ideas", "what single ideas of the kernels gain, on a Hopper GPU")
     measurement("--choice", "the chosen config beside all others, on a Hopper GPU")
+    measurement("--quantize", "the kernels that quantize beside a copy, on a Hopper GPU")
     ncu = (
         "hardware counters by Nsight Compute, on a Hopper GPU: MxNxK, contiguous:GROUPSxMxNxK, "
         "masked:GROUPSxMxNxK, multicast or stages; default: 7 shapes and multicast"
@@ -307,6 +308,7 @@ def _bench(options: argparse.Namespace) -> int:
             (options.pdl, bench.pdl_gain, bench.pdl_as_text),
             (options.ideas, bench.ideas_gain, bench.ideas_as_text),
             (options.choice, bench.choice_quality, bench.choice_as_text),
+            (options.quantize, bench.quantize_speed, bench.quantize_as_text),
         ):
             if wanted and done(results := measure()):
                 print(as_text(results))

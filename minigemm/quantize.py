@@ -2,8 +2,9 @@
 
 There is one scale per tensor, per 1x128 row block, or per 128x128 block. A scale is amax / 448, so that the
 largest magnitude of its block becomes e4m3's largest finite value. An element stands for the number
-`data * scale`. Source of the fine-grained scheme: DeepSeek-V3 Technical Report (arXiv 2412.19437), section
-3.3.2.
+`data * scale`. This is the definition, in operations of torch; `kernels.quantizers` does the same in one
+kernel, bit for bit. Source of the fine-grained scheme: DeepSeek-V3 Technical Report (arXiv 2412.19437),
+section 3.3.2.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "dequantize",
     "quantize",
     "reference",
+    "swiglu",
     "weights",
 ]
 
@@ -55,7 +57,9 @@ class Quantized:
         return Quantized(self.data.to(device), self.scale.to(device), self.granularity)
 
 
-def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
+def quantize(
+    x: torch.Tensor, granularity: str = "tensor", *, ue8m0: bool = False, floor: float = 0.0
+) -> Quantized:
     """Cast a matrix to e4m3.
 
     Args:
@@ -64,14 +68,16 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
             has no code, becomes NaN: both spoil their row of a product and no other, so neither counts for
             the scale.
         granularity: "tensor" (one scale), "1x128" (activations) or "128x128" (weights).
+        ue8m0: whether each scale is rounded up to a power of two, as an exponent alone can store it.
+        floor: the least amax of a block, from 0 on and finite, rounded to float32. DeepSeek's is 1e-4.
 
     Returns:
         Quantized with `x ~= data * scale`. Blocks of zeros get the scale 1, so that nothing is divided by
-        zero.
+        zero; above a floor of 0 they get the floor's scale.
 
     Raises:
-        TypeError: x is no dense floating-point tensor of these dtypes.
-        ValueError: x is not 2-D, or the granularity is unknown.
+        TypeError: x is no dense floating-point tensor of these dtypes, ue8m0 no bool or floor no number.
+        ValueError: x is not 2-D, the granularity is unknown, or floor is negative or not finite.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
@@ -83,10 +89,11 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
         raise ValueError(f"x: expected a matrix (rows, k), got shape {tuple(x.shape)}")
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
+    check_scaling(ue8m0, floor)
     rows, k = x.shape
     x = x.detach().to(torch.float32).contiguous()
     if granularity == "tensor":
-        scale = _scale(_magnitude(x).amax() if x.numel() else x.new_zeros(()))
+        scale = _scale(_magnitude(x).amax() if x.numel() else x.new_zeros(()), ue8m0, floor)
         return Quantized(_cast(x / scale), scale, granularity)
 
     # Pad to whole blocks of (height, 128), and give each block its scale.
@@ -95,7 +102,7 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     padded = torch.nn.functional.pad(x, (0, blocks_k * BLOCK - k, 0, blocks_m * height - rows))
     tiles = padded.reshape(blocks_m, height, blocks_k, BLOCK)
     amax = _magnitude(tiles).amax((1, 3)) if tiles.numel() else x.new_zeros((blocks_m, blocks_k))
-    scale = _scale(amax)
+    scale = _scale(amax, ue8m0, floor)
 
     # Cut the padding off, and lay the scales of activations out as the kernels read them.
     cast = _cast(tiles / scale[:, None, :, None]).view(torch.uint8)
@@ -105,11 +112,27 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
     return Quantized(data.contiguous().view(torch.float8_e4m3fn), scale, granularity)
 
 
-def _scale(amax: torch.Tensor) -> torch.Tensor:
+def check_scaling(ue8m0: object, floor: object) -> None:
+    """Check the two arguments that say how a scale is made."""
+    if not isinstance(ue8m0, bool):
+        raise TypeError(f"ue8m0: expected True or False, got {ue8m0!r}")
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)):
+        raise TypeError(f"floor: expected a number, the least amax of a block, got {floor!r}")
+    if not 0 <= floor <= torch.finfo(torch.float32).max:
+        raise ValueError(f"floor: expected a finite float32 number from 0 on, got {floor!r}")
+
+
+def _scale(amax: torch.Tensor, ue8m0: bool, floor: float) -> torch.Tensor:
     """Return amax / 448, or 1 for blocks of zeros; never a subnormal, which has too few bits to divide by."""
+    if floor:
+        amax = amax.clamp_min(floor)
+
     # The divisor is a tensor. By a Python number, CUDA would multiply with the reciprocal, and its bits would
     # not be the CPU's.
     scale = (amax / torch.full_like(amax, E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    if ue8m0:
+        # The bits of a mantissa that is not zero carry into the exponent. A logarithm would round.
+        scale = ((scale.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
     return torch.where(amax == 0, torch.ones_like(scale), scale)
 
 
@@ -121,10 +144,70 @@ def _magnitude(x: torch.Tensor) -> torch.Tensor:
 def _cast(x: torch.Tensor) -> torch.Tensor:
     """Return x in e4m3, saturating, since torch versions differ on numbers above 448.
 
-    Clamp and cast keep NaN; infinities become NaN.
+    NaN and infinities become the NaN of positive sign, since devices differ on the sign of a NaN.
     """
     saturated = x.clamp(-E4M3_MAX, E4M3_MAX)
-    return torch.where(x.isinf(), torch.full_like(x, float("nan")), saturated).to(torch.float8_e4m3fn)
+    return torch.where(x.isfinite(), saturated, torch.full_like(x, float("nan"))).to(torch.float8_e4m3fn)
+
+
+# --- SwiGLU: what a layer quantizes before its second product
+
+
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * up in float32, with silu(g) = g / (1 + exp(-g)); `kernels.quantizers` has its bits.
+
+    Args:
+        x: (..., 2 * h) float16, bfloat16 or float32: the gate's h columns, then those of up.
+
+    Returns:
+        (..., h). Every operation is rounded to float32 once. The exponential's relative error is below 1.3 *
+        2**-24, that of silu below 3 * 2**-24 for |g| < 88; from g = -89 on silu is -0. The silu of minus
+        infinity is NaN.
+    """
+    gate, up = x.detach().to(torch.float32).chunk(2, -1)
+    return gate / _one_plus_exp(-gate) * up
+
+
+#: Float32 numbers of the exponential: 1 / ln(2); ln(2) in two parts; and of e**r = 1 + r + r**2 * (...) for
+#: |r| <= ln(2) / 2 the coefficients, highest power first, fitted for the least relative error.
+_PER_LN2, _LN2, _LN2_REST, *_POLYNOMIAL = map(
+    float.fromhex,
+    ("0x1.715476p0", "0x1.62e43p-1", "-0x1.05c61p-29")
+    + ("0x1.6a2434p-10", "0x1.1239e2p-7", "0x1.5558f2p-5", "0x1.555492p-3", "0x1.fffffcp-2", "1", "1"),
+)
+
+
+def _one_plus_exp(t: torch.Tensor) -> torch.Tensor:
+    """Return 1 + exp(t), with exp(t) = 2**n * e**r. Hardware's own exp2 has other bits on each machine."""
+    # Beyond these limits the sum is 1, or infinite.
+    t = t.clamp(-60, 89)
+
+    # Adding 1.5 * 2**23 rounds to an integer. ln(2) has two parts, so that r keeps its bits.
+    magic = 1.5 * 2**23
+    n = _fma(t, _PER_LN2, magic) - magic
+    r = _fma(n, -_LN2_REST, _fma(n, -_LN2, t))
+    p = torch.full_like(t, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        p = _fma(p, r, coefficient)
+
+    # Half the power is finite where the power is not.
+    half = p * torch.exp2(n.double() - 1).to(torch.float32)
+    return _fma(half, 2.0, 1.0)
+
+
+def _fma(x: torch.Tensor, y: torch.Tensor | float, z: torch.Tensor | float) -> torch.Tensor:
+    """Return x * y + z for float32 numbers, rounded to float32 once."""
+    # The product is exact in float64. The sum's error, exact too, makes its last bit odd where it is not
+    # zero, so that the second rounding sees on which side of a tie the sum lies.
+    product = x.double() * y
+    z = torch.as_tensor(z, dtype=torch.float64, device=x.device)
+    total = product + z
+    part = total - product
+    error = (product - (total - part)) + (z - part)
+    bits = total.view(torch.int64)
+    step = torch.where((error > 0) == (total > 0), 1, -1)
+    odd = torch.where((error != 0) & (bits % 2 == 0) & error.isfinite(), bits + step, bits)
+    return odd.view(torch.float64).to(torch.float32)
 
 
 def dequantize(q: Quantized) -> torch.Tensor:

@@ -4,8 +4,8 @@
   of the `wide` set, makes their tensors (`cases`), checks the results, and times them (`timing`). `summary`
   says who is faster, `report` prints all of it, `field` draws it, and `stored` reads and joins results.
 - `ladder` times every stage, and `multicast` two of them. `dependent` times chains of products whose kernels
-  may overlap, `choice` the config that a call gets beside all others, and `ideas` the
-  kernels with one idea taken out.
+  may overlap, `choice` the config that a call gets beside all others, `ideas` the kernels with one idea taken
+  out, and `quantizing` the kernels that quantize.
 - `host_overhead` measures how long a call keeps the host.
 - `counters` counts what the hardware did, through NVIDIA's Nsight Compute (`ncu`). It is imported when it is
   asked for.
@@ -25,6 +25,7 @@ from .ideas import ideas_as_text, ideas_gain
 from .ladder import ladder, ladder_as_text
 from .multicast import multicast_as_text, multicast_gain
 from .peers import PEERS, Peer, named
+from .quantizing import quantize_as_text, quantize_speed
 from .report import plot, show, table
 from .summary import summarize
 from .timing import gpu_seconds, seconds_by_flush
@@ -59,6 +60,8 @@ __all__ = [
     "pdl_gain",
     "picture",
     "plot",
+    "quantize_as_text",
+    "quantize_speed",
     "seconds_by_flush",
     "show",
     "summarize",

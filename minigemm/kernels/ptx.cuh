@@ -65,6 +65,23 @@ inline u32 cvt_rn_bf16x2_f32(float low, float high) {
   return rounded;
 }
 
+// An FP16 as a float, exactly.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+inline float cvt_f32_f16(u16 x) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
+  return wide;
+}
+
+// The nearest E4M3, ties to even, at most 448 in magnitude; every NaN becomes 0x7f. `low` in the
+// lower half, where memory has the first.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
+inline u16 cvt_rn_satfinite_e4m3x2_f32(float low, float high) {
+  u16 rounded;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(rounded) : "f"(high), "f"(low));
+  return rounded;
+}
+
 // acc plus four products, one after the other, each rounded as it is added.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-fma
 inline float fma_rn_f32(float4 x, float4 y, float acc) {

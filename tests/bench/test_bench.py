@@ -6,6 +6,7 @@ Timings are made up where there is no GPU.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from minigemm.bench import (
     ideas,
     multicast,
     peers,
+    quantizing,
     report,
     timing,
     tune,
@@ -459,6 +461,7 @@ def test_a_lost_gpu_ends_the_run_and_keeps_what_there_is(on_cpu, monkeypatch, ca
         ["--pdl"],
         ["--choice"],
         ["--ideas"],
+        ["--quantize"],
     ],
 )
 def test_without_a_gpu(arguments, capsys):
@@ -626,6 +629,34 @@ def test_chains_of_dependent_products(monkeypatch, tmp_path, capsys):
     with pytest.raises(RuntimeError, match=r"set_pdl\(True, False\), m = 3, .*: not the bits"):
         dependent.pdl_gain()
     assert not minigemm.get_pdl()
+
+
+def test_quantizing_beside_a_copy(monkeypatch, tmp_path, capsys):
+    """Every kernel runs, on the emulator, and is compared with torch's operations; times are made up."""
+    monkeypatch.setattr(quantizing, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(quantizing, "identity", lambda device: MACHINE)
+    row = quantizing._row
+    monkeypatch.setattr(quantizing, "_row", lambda kind, m, k, device, repeats: row(kind, m, k, CPU, repeats))
+    monkeypatch.setattr(quantizing, "SHAPES", ((24, 256),))
+    times = itertools.cycle([2e-6, 1e-6, 9e-6])
+
+    def timed(call, device, repeats):
+        call()
+        return next(times)
+
+    monkeypatch.setattr(quantizing, "time_on_gpu", timed)
+    file = tmp_path / "quantize.json"
+    assert cli.main(["bench", "--quantize", "--json", str(file)]) == 0
+    assert capsys.readouterr().out.count("50.0% of the copy's bandwidth") == len(quantizing.KINDS)
+    rows = json.loads(file.read_text())["rows"]
+    assert [each["kind"] for each in rows] == [*quantizing.KINDS]
+    assert rows[0]["bytes"] == 24 * 256 * 3 + 24 * 2 * 4
+
+    # A kernel with other bits is not timed.
+    call = quantizing.KINDS["1x128"][0]
+    monkeypatch.setitem(quantizing.KINDS, "1x128", (call, lambda x: quantize.quantize(-x, "1x128")))
+    with pytest.raises(RuntimeError, match="1x128, 24 x 256: not the bits of quantize.quantize"):
+        quantizing.quantize_speed()
 
 
 # --- on a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -247,6 +249,71 @@ def test_what_is_not_quantized_is_named():
 def test_bad_input(x, granularity, error, words):
     with pytest.raises(error, match=words):
         quantize.quantize(x, granularity)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_scales_become_powers_of_two(granularity, device):
+    """Each is the least power of two that is not below the scale, exactly, also where a logarithm rounds."""
+    amax = 448 * torch.tensor([1.0, 1 + 2**-23, 2 - 2**-23, 2.0, 1.5 * 2**-100, 1e-45, 0.0])
+    for value in amax.tolist():
+        x = torch.full((3, 100), value, device=device)
+        exact = quantize.quantize(x, granularity).scale
+        q = quantize.quantize(x, granularity, ue8m0=True)
+        mantissa, _ = torch.frexp(q.scale)
+        assert (mantissa == 0.5).all() and (q.scale >= exact).all() and (q.scale < 2 * exact).all()
+        assert (q.data.float().abs() <= 448).all() and torch.allclose(quantize.dequantize(q), x, rtol=2**-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_floor_for_amax(granularity, device):
+    x = torch.cat([torch.zeros(1, 4), torch.full((1, 4), 1e-6)]).to(device)
+    q = quantize.quantize(x, granularity, floor=1e-4)
+    assert (q.scale == torch.tensor(1e-4) / torch.tensor(448.0)).all()
+    loud = torch.ones(2, 4, device=device)
+    assert torch.equal(
+        quantize.quantize(loud, granularity, floor=1e-4).scale, quantize.quantize(loud, granularity).scale
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_nan_has_one_code(device):
+    x = torch.tensor([[float("nan"), -float("nan"), float("inf"), -float("inf"), 1.0]]).to(device)
+    x = torch.cat([x, torch.tensor([[-1]], dtype=torch.int32).view(torch.float32).to(device)], 1)
+    codes = quantize.quantize(x, "1x128").data.view(torch.uint8).tolist()[0]
+    assert codes == [0x7F, 0x7F, 0x7F, 0x7F, 0x7E, 0x7F]
+
+
+@pytest.mark.parametrize("options, error, words", [
+    ({"ue8m0": None}, TypeError, "ue8m0: expected True or False, got None"),
+    ({"floor": True}, TypeError, "floor: expected a number, the least amax of a block, got True"),
+    ({"floor": 1e39}, ValueError, r"floor: expected a finite float32 number from 0 on, got 1e\+39"),
+])  # fmt: skip
+def test_bad_scaling(options, error, words):
+    with pytest.raises(error, match=words):
+        quantize.quantize(torch.ones(2, 2), "1x128", **options)
+
+
+def test_a_fused_multiply_add_is_rounded_once():
+    generator = torch.Generator().manual_seed(2)
+    x, y, noise = torch.randn(3, 2000, generator=generator)
+    z = torch.where(torch.arange(2000) % 2 == 0, -x * y * (1 + noise * 2**-20), noise * 2.0**-20)
+    results = quantize._fma(x, y, z)
+    around = (results, torch.nextafter(results, results - 1), torch.nextafter(results, results + 1))
+    for p, q, r, got, *others in zip(*(t.tolist() for t in (x, y, z, *around)), strict=True):
+        exact = Fraction(p) * Fraction(q) + Fraction(r)
+        assert all(abs(exact - Fraction(got)) <= abs(exact - Fraction(other)) for other in others)
+
+
+def test_swiglu_is_near_the_function():
+    gate = torch.cat([torch.linspace(-88, 88, 40_001), torch.tensor([1e-30, -1e-40, 0.0])])
+    found = quantize.swiglu(torch.stack([gate, torch.ones_like(gate)], 1))[:, 0].double()
+    exact = gate.double() / (1 + torch.exp(-gate.double()))
+    assert ((found - exact).abs() <= exact.abs() * 3 * 2**-24 + 2**-149).all()
+    loud = torch.tensor([[-89.0, 2.0], [3e38, 1.0], [-3e38, 1.0], [float("nan"), 1.0], [-float("inf"), 1.0]])
+    silu = quantize.swiglu(loud)[:, 0]
+    assert silu[0] == 0 and silu[0].signbit() and silu[1] == 3e38 and silu[2] == 0 and silu[3:].isnan().all()
 
 
 def test_activations_look_like_a_language_model_s():
