@@ -97,9 +97,8 @@ views.code(views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "mbarrier_arriv
 # %% [markdown]
 # `full` now expects two arrivals: that of the loader, who also promises bytes, and that of the lane
 # that has written the scale. The arrival orders its write before the consumers' reads, as `told`
-# does in lesson 10. `wait_together` keeps the warp's lanes in the same round of the ring. `follow`
-# waits for the kernel before, where the launch has not: the library can let kernels overlap
-# (`minigemm.set_pdl`).
+# does in lesson 10. `wait_together` keeps the lanes in the same round. `follow` waits for the
+# kernel before, where the launch has not (`minigemm.set_pdl`).
 #
 # Another saving hides in `compute`: it gets the lower half of a descriptor, kept in a register that
 # all lanes share, and adds to it. s10 builds the descriptor anew. The SASS of a k-step, 64 rows and
