@@ -232,16 +232,16 @@ def _draw_wave(
 @drawn
 def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int], ctas: int = SMS) -> Picture:
     """Plot the bytes of a and b that a wave needs, on average over all waves, against the width of the
-    raster's groups, for groups of columns and of rows.
+    raster's bands, for bands of columns and of rows.
 
     Raises ValueError for sizes below 1 and where there is no width.
     """
     # Each average is over the waves of one width, so there must be one.
     _check(m, n, k, {"": config})
     if not widths:
-        raise ValueError("widths: expected at least one width of a group, got none")
+        raise ValueError("widths: expected at least one width of a band, got none")
 
-    # There is one curve for groups of columns and one for groups of rows.
+    # There is one curve for bands of columns and one for bands of rows.
     made, axes = figure(8.6, 3.2)
     said = []
     asked = 0.0
@@ -258,7 +258,7 @@ def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int]
             asked = sum(_asked(tile, m, n, k, config) for tiles in walk for tile in tiles) / rounds / 1e6
 
         # The text lists the values and names the best width.
-        name = f"groups of {'rows' if of_rows else 'columns'} of tiles"
+        name = f"bands of {'rows' if of_rows else 'columns'} of tiles"
         axes.plot(widths, means, color=colour, marker=mark, markersize=5, linewidth=1.5, label=name)
         best = min(range(len(widths)), key=lambda i: means[i])
         values = ", ".join(f"{mean:.1f} MB at {width}" for width, mean in zip(widths, means, strict=True))
@@ -268,7 +268,7 @@ def raster_traffic(m: int, n: int, k: int, config: Config, widths: Sequence[int]
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(widths), [str(width) for width in widths])
     axes.minorticks_off()
-    axes.set(xlabel="width of a group: raster", ylabel="MB a wave")
+    axes.set(xlabel="width of a band: raster", ylabel="MB a wave")
     axes.set_title(f"Different bytes that a wave needs; its {ctas} CTAs ask for {asked:.0f} MB")
     axes.set_ylim(bottom=0)
     axes.grid(color=GREY, alpha=0.2)

@@ -245,7 +245,7 @@ picture
 views.code("scheduler.cuh", "raster", mark="width")
 
 # %% [markdown]
-# Which width is the best? **Guess** the two ends of each line first: what is a group of one column,
+# Which width is the best? **Guess** the two ends of each line first: what is a band of one column,
 # and of one row?
 
 # %%
@@ -255,8 +255,8 @@ print(picture)
 picture
 
 # %% [markdown]
-# A group of one row is the row-by-row order, a group of one column the other. Wider than d is high,
-# groups of rows are just columns. Between them many widths are nearly as good. What this is worth
+# A band of one row is the row-by-row order, a band of one column the other. Wider than d is high,
+# bands of rows are just columns. Between them many widths are nearly as good. What this is worth
 # in time depends on the L2 cache (50 MB on an H100), which the emulator does not model: only a
 # measurement can say. The order changes no bit of d:
 
@@ -271,7 +271,7 @@ print("the same bits:", all(torch.equal(result, right) for result in results))
 
 # %% [markdown]
 # **An order of your own.** `#include "scheduler.cuh"` takes the file beside the kernel, if there is
-# one. Here every other row of a group runs backwards. **Guess** for which of the four orders that
+# one. Here every other row of a band runs backwards. **Guess** for which of the four orders that
 # saves bytes.
 
 # %%

@@ -251,8 +251,8 @@ views.code("scheduler.cuh", "GroupedScheduler", mark="__ballot_sync(0xffffffff, 
 #
 # Should consumers search, too? Eight warps would do the same work, with registers that they need
 # for sums. Should the warp that loads? Then nothing is loaded while it searches, and with three
-# slots in the ring the consumers soon wait. So a warp of the producer does nothing but walk, up to
-# four parts ahead, and tells all others what it found:
+# slots in the ring the consumers soon wait. So a warp of the producer only searches, up to four
+# parts ahead, and tells all others what it found:
 
 # %%
 views.code("scheduler.cuh", "Part", mark="first, middle, last")
@@ -267,9 +267,9 @@ views.code("scheduler.cuh", "Part", mark="first, middle, last")
 views.code("scheduler.cuh", "Parts", mark="mbarrier_arrive(&told")
 
 # %% [markdown]
-# The changes as a whole. Look for the producer's warps: one *walks*, and a thread of another loads.
-# And look for what knows the layout: the warp that walks, and the row in which the scales of a
-# begin.
+# The changes as a whole. Look for the producer's warps: one *finds the parts*, and a thread of
+# another, the loader, loads. And look for what knows the layout: the warp that finds the parts, and
+# the row in which the scales of a begin.
 
 # %%
 views.diff("s08_persistent", "s10_grouped", context=1)
@@ -490,7 +490,7 @@ broken = attempt("shared.parts.init(4 * CONSUMERS + 1);",
 
 # %% [markdown]
 # The loader is early, so its arrival counts for that of a consumer's warp which has not read the
-# part, and the warp that walks writes over it. The result is right all the same, and with
+# part, and the warp that finds the parts writes over it. The result is right all the same, and with
 # `schedule="late"` not even the hazard shows: whoever comes last is then always the same. That is
 # what several schedules are for.
 #
@@ -573,8 +573,8 @@ minigemm.set_mk_alignment_for_contiguous_layout(128)  # as it was
 # empty group has the same sum as the one before it, so it is never the first.
 # </details>
 #
-# **5.** The producer's warp calls shuffles in `next`. Why must all of its 32 lanes walk, though one
-# of them tells?
+# **5.** The producer's warp calls shuffles in `next`. Why must all of its 32 lanes search, though
+# one of them tells?
 #
 # <details><summary>Answer</summary>
 # A shuffle or ballot with a full mask needs every lane to come. In s08 one elected lane could walk

@@ -18,8 +18,7 @@
 # kernel for many rows; lesson 12 builds the one for few.
 #
 # **Where it lives:** `minigemm/kernels/s11_overlapped.cu`, the kernel; `minigemm/kernels/tile.cuh`,
-# its ring; `minigemm/kernels/scheduler.cuh` with `Walk`; `minigemm/kernels/s11_overlapped.py`, its
-# config.
+# its ring, and how its roles get their parts; `minigemm/kernels/s11_overlapped.py`, its config.
 
 # %%
 from collections import Counter
@@ -98,8 +97,8 @@ views.code(views.excerpt("s11_overlapped", "if (warp % 4 == 2)", "mbarrier_arriv
 # %% [markdown]
 # `full` now expects two arrivals: that of the loader, who also promises bytes, and that of the lane
 # that has written the scale. The arrival orders its write before the consumers' reads, as `told`
-# does in lesson 10. `follow` waits for the kernel before, where the launch has not: the library can
-# let kernels overlap (`minigemm.set_pdl`).
+# does in lesson 10. `wait_together` keeps the lanes in the same round. `follow` waits for the
+# kernel before, where the launch has not (`minigemm.set_pdl`).
 #
 # Another saving hides in `compute`: it gets the lower half of a descriptor, kept in a register that
 # all lanes share, and adds to it. s10 builds the descriptor anew. The SASS of a k-step, 64 rows and
@@ -181,7 +180,7 @@ for m, n, consumers in tiles:
 
 # %%
 config = s11_overlapped.Config(**tile)
-ROLE = "if (warp % 4 == 0 && elect_sync()) {"
+ROLE = "if (elect_sync()) {"
 LANE_0 = "threadIdx.x % 32 == 0"
 by_number = views.edited("s11_overlapped", ROLE, ROLE.replace("elect_sync()", LANE_0))
 for name, source in (("elect_sync()", None), (LANE_0, by_number)):
@@ -190,18 +189,33 @@ for name, source in (("elect_sync()", None), (LANE_0, by_number)):
     loops = sum("BRA.U.ANY" in each.text for each in code)
     print(f"{name}: {len(places)} loads, {loops} loops over lanes")
 start = max(i for i in range(places[0]) if code[i].label)
-print(*(f"  {each.label:7} {each.text}" for each in code[start:places[0] + 2]), sep="\n")
+end = next(i for i in range(start, len(code)) if "BRA.U.ANY" in code[i].text)
+print(*(f"  {each.label:7} {each.text}" for each in code[start:end + 1]), sep="\n")
 
 # %% [markdown]
 # The last lines are such a loop: elect a lane, load for it, is another one there? It is right, and
 # it costs time in front of every load. So the whole loop stands in one branch of an elected thread.
+#
+# The branch helps twice if the warp *returns* behind it, for then all that it computes may stay in
+# the registers that lanes share. Otherwise it lies in ordinary ones, and `R2UR` copies it from
+# there. The kernel without that `return` is still right. **Guess** how many copies it has.
+
+# %%
+RETURN = "      }\n      return;\n    }\n    if (warp % 4 == 1)"
+goes_on = views.edited("s11_overlapped", RETURN, RETURN.replace("      return;\n", ""))
+for name, source in (("the warp returns", None), ("the warp goes on", goes_on)):
+    found = minigemm.inspect(s11_overlapped, config, source=source)
+    print(f"{name}: {found.opcodes['R2UR']} R2UR in the kernel")
+
+# %% [markdown]
+# Most of them are executed in each k-step, by the one thread that all others wait for.
 #
 # That thread does more now. It initialises the barriers, **arrives** at a barrier of all roles
 # without waiting there, and loads. And for one dense product it counts its tiles itself, where s10
 # waited for the warp that finds parts:
 
 # %%
-views.code("scheduler.cuh", "Walk", mark="kLayout == DENSE")
+views.code("tile.cuh", "Walk", mark="LAYOUT == DENSE")
 
 # %% [markdown]
 # In section 1 the first load is asked for sooner. That is worth most for a short product. Here the
@@ -234,12 +248,12 @@ picture
 # %% [markdown]
 # Columns first, a wave ends in the midst of 16 columns, and the next one reads their weights again.
 # Rows first, it ends in the midst of one. So all readers of a weight are at work together, and the
-# line may go. `Part.down` says how many readers there are, and the loader makes the policy of it.
+# line may go. `Part.readers` says how many there are, and the loader makes the policy of it.
 # In groups, readers need not run together: there only a single reader counts.
 
 # %%
 found = minigemm.inspect(s11_overlapped, small)
-views.lowered(found, "full[stage], policy);")  # in the loop; and early, with minigemm.set_pdl
+views.lowered(found, "row, full, policy);")  # in the loop; and early, with minigemm.set_pdl
 
 # %% [markdown]
 # A copy with a policy has one more operand (`desc`). The emulator checks that it was made by
@@ -348,8 +362,8 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), righ
 #   arrival more, and consumers read them from shared memory.
 # - **Two partial sums**: issue the next product, wait until one is left, promote the last. It takes
 #   registers, and helps a CTA with one consumer most.
-# - One **elected** thread runs the whole loop of the loads. It also initialises the barriers, and
-#   arrives without waiting.
+# - One **elected** thread runs the whole loop of the loads, and its warp returns behind it. It also
+#   initialises the barriers, and arrives without waiting.
 # - A **policy** lets weights leave L2 first that no later tile reads.
 # - Nothing splits k, so the bits are those of s10, whatever the config.
 #
@@ -402,9 +416,9 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), righ
 # slot at once.
 # </details>
 #
-# **3. Look at it.** Elect in each step: `if (warp % 4 == 0)` around the loop, and `if
-# (elect_sync())` in front of the loads. Does the compiler still see one thread? Count `BRA.U.ANY`.
-# Then elect once, keep the value, and use it together with another condition and an `else`.
+# **3. Look at it.** Elect in each step: take `if (elect_sync())` away from around the loop, and put
+# it in front of the loads. Does the compiler still see one thread? Count `BRA.U.ANY`. Then elect
+# once, keep the value, and use it together with another condition and an `else`.
 #
 # <details><summary>Hint</summary>
 # Two calls of <code>views.edited</code>, then <code>minigemm.inspect</code> as in section 4. It

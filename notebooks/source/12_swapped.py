@@ -406,7 +406,7 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), good
 # <code>seen[0].counters["instructions"]</code>, with <code>hazards=False, fast=True</code>.
 # </details>
 #
-# **2. Break it.** In `issue`, compute `first` with `i` for `block`. The product of section 8 stays
+# **2. Break it.** In `issue`, compute `index` with `i` for `block`. The product of section 8 stays
 # right. Which number of k-blocks shows the mistake?
 #
 # <details><summary>Hint</summary>
