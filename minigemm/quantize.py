@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .layout import ceil_div, empty_m_major
+from .layout import ceil_div, check_memory, empty_m_major
 
 __all__ = [
     "BLOCK",
@@ -71,7 +71,7 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
 
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes.
-        ValueError: x is not 2-D, or the granularity is unknown.
+        ValueError: x is not 2-D, its memory is freed, or the granularity is unknown.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
@@ -83,6 +83,7 @@ def quantize(x: torch.Tensor, granularity: str = "tensor") -> Quantized:
         raise ValueError(f"x: expected a matrix (rows, k), got shape {tuple(x.shape)}")
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
+    check_memory("x", x)
     rows, k = x.shape
     x = x.detach().to(torch.float32).contiguous()
     if granularity == "tensor":
@@ -137,6 +138,8 @@ def _check(name: str, value: object) -> None:
     if not isinstance(value, Quantized):
         expected = "a minigemm.quantize.Quantized, as quantize(x) gives"
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    check_memory(f"{name}.data", value.data)
+    check_memory(f"{name}.scale", value.scale)
 
 
 def expanded_scale(q: Quantized) -> torch.Tensor:
