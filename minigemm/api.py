@@ -436,7 +436,7 @@ def set_num_sms(num_sms: int | None) -> None:
     The others are free for communication.
     """
     if num_sms is not None:
-        checks.check_int("num_sms", num_sms, 1)
+        num_sms = checks.check_int("num_sms", num_sms, 1)
     prepared.change(num_sms=num_sms)
 
 
@@ -512,7 +512,7 @@ def get_tma_aligned_size(size: int, element_bytes: int) -> int:
 
     That is the pitch of M-major scales, in elements.
     """
-    checks.check_int("size", size, 0)
+    size = checks.check_int("size", size, 0)
     return tma_aligned_size(size, checks.check_int("element_bytes", element_bytes, 1))
 
 

@@ -7,6 +7,7 @@ debugging.
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 
 import torch
@@ -358,9 +359,16 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return the value, a Python integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+    """Return the value, an integer from `least` to `most`, of NumPy too, as a Python integer.
+
+    A tensor is refused, since a GPU's would have to be waited for.
+    """
+    try:
+        if isinstance(value, (bool, torch.Tensor)):
+            raise TypeError
+        value = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {value!r}") from None
     if value < least or (most is not None and value > most):
         bound = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name}: expected {bound}, got {value}")
