@@ -32,12 +32,13 @@ from typing import Any
 
 import torch
 
-from . import checks, runtime
+from . import checks, runtime, torch_ops
 from .kernels.grouped import CONTIGUOUS, DENSE, MASKED, PREFIX_SUMS
 from .kernels.library import Config
 from .layout import tma_aligned_size, to_m_major
 from .plan import choose, prepared
 from .quantize import Quantized
+from .torch_ops import dynamo_traces, modes
 from .types import Product
 
 __all__ = [
@@ -84,6 +85,8 @@ def fp8_gemm_nt(
         d. Where m or n is zero it is empty; where k is zero it holds c, or zeros. NaN and infinity in a scale
         or NaN in the data spread to their rows and columns of d.
     """
+    if dynamo_traces() or modes():
+        return _traced("fp8_gemm_nt", a, b, d, out_dtype, config, c=c)
     options = (DENSE, c is None)
     if (done := _repeat(options, a, b, d, c, out_dtype, config)) is not None:
         return done
@@ -130,6 +133,10 @@ def m_grouped_fp8_gemm_nt_contiguous(
     checks.check_flag("use_psum_layout", use_psum_layout)
     checks.check_flag("ensure_zero_padding", ensure_zero_padding)
     layout = PREFIX_SUMS if use_psum_layout else CONTIGUOUS
+    if dynamo_traces() or modes():
+        name = "m_grouped_fp8_gemm_nt_contiguous"
+        more = {"use_psum_layout": use_psum_layout, "ensure_zero_padding": ensure_zero_padding}
+        return _traced(name, a, b, d, out_dtype, config, c=c, grouped_layout=grouped_layout, **more)
     options = (layout, c is None, ensure_zero_padding)
     if (done := _repeat(options, a, b, d, c, out_dtype, config, grouped_layout)) is not None:
         return done
@@ -188,6 +195,9 @@ def m_grouped_fp8_gemm_nt_masked(
         c: (groups, rows, n) of d's dtype to add; rows from the count on then hold c.
         out_dtype, config: as in `fp8_gemm_nt`.
     """
+    if dynamo_traces() or modes():
+        name = "m_grouped_fp8_gemm_nt_masked"
+        return _traced(name, a, b, d, out_dtype, config, c=c, masked_m=masked_m, expected_m=expected_m)
     expected = 0 if expected_m is None else checks.check_int("expected_m", expected_m, 0)
     options = (MASKED, c is None, expected)
     if (done := _repeat(options, a, b, d, c, out_dtype, config, masked_m)) is not None:
@@ -267,12 +277,55 @@ def _repeat(
     if start is None:
         return None
     start()
+    if not made and torch.is_grad_enabled():
+        _count_write(d)
     return d
 
 
 def _labelled(operand: object, granularity: str) -> bool:
     """Return whether the operand's granularity, if it states one, is the expected one."""
     return type(operand) is not Quantized or operand.granularity == granularity
+
+
+def _count_write(d: torch.Tensor) -> None:
+    """Tell autograd that d has changed: a backward pass that saved d then raises instead of using it.
+
+    The short way does so only where autograd is on, because it takes a few tenths of a microsecond.
+    """
+    try:
+        torch.autograd.graph.increment_version(d)
+    except RuntimeError:  # a tensor of inference mode, which has no count: older torch raises
+        if not d.is_inference():
+            raise
+
+
+# --- a call that torch traces
+
+
+def _traced(
+    name: str,
+    a: object,
+    b: object,
+    d: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    config: Config | None,
+    **rest: Any,
+) -> torch.Tensor:
+    """Call the operator of this name, which a graph holds as one node; return d."""
+    if config is not None:
+        raise TypeError(f"config: expected None in a call that torch traces, got {config!r}")
+    (_, x), (_, sfa) = checks.parts("a", a, "1x128")
+    (_, y), (_, sfb) = checks.parts("b", b, "128x128")
+    for index in ("grouped_layout", "masked_m"):
+        if index in rest and not isinstance(rest[index], torch.Tensor):
+            raise TypeError(f"{index}: expected a torch.Tensor, got {type(rest[index]).__name__}")
+    if d is None:
+        made: torch.Tensor = getattr(torch.ops.minigemm, name)(x, sfa, y, sfb, out_dtype=out_dtype, **rest)
+        return made
+    if out_dtype is not None and out_dtype != d.dtype:
+        raise ValueError(f"out_dtype: expected the dtype of d, {d.dtype}, got {out_dtype}")
+    getattr(torch.ops.minigemm, f"{name}_out")(x, sfa, y, sfb, d=d, **rest)
+    return d
 
 
 # --- any other call
@@ -282,6 +335,10 @@ def _operands(
     a: object, b: object, dims_a: int, dims_b: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Check data and scales of a and b, and return them."""
+    if torch.jit.is_tracing():
+        raise TypeError(
+            "a: expected a call outside of torch.jit.trace, which loses the product; use torch.export"
+        )
     checked = checks.check_operands(a, b, dims_a, dims_b)
     device = checked[0].device
     runtime.of(device).check_device(device)
@@ -306,7 +363,7 @@ def _output(
     if c is not None:
         checks.check_sum(c, d, dtype, shape, device)
     if d is None:
-        return torch.empty(shape, dtype=dtype, device=device)
+        return checks.check_tensor("d", torch.empty(shape, dtype=dtype, device=device))
     checks.check_out("d", d, shape, device)
     checks.check_overlap(d, dict(zip(READ, read, strict=True)) | index)
     return d
@@ -353,9 +410,11 @@ def _launch(
         start = prepared.ready(options, tensors) or prepared.resized(options, tensors, overlap_checked=True)
         if start is not None:
             start()
+            _count_write(d)
             return d
 
     prepared.execute(product, tensors, config, options if config is None else None)
+    _count_write(d)
     return d
 
 
@@ -377,7 +436,7 @@ def set_num_sms(num_sms: int | None) -> None:
     The others are free for communication.
     """
     if num_sms is not None:
-        checks.check_int("num_sms", num_sms, 1)
+        num_sms = checks.check_int("num_sms", num_sms, 1)
     prepared.change(num_sms=num_sms)
 
 
@@ -453,5 +512,13 @@ def get_tma_aligned_size(size: int, element_bytes: int) -> int:
 
     That is the pitch of M-major scales, in elements.
     """
-    checks.check_int("size", size, 0)
+    size = checks.check_int("size", size, 0)
     return tma_aligned_size(size, checks.check_int("element_bytes", element_bytes, 1))
+
+
+torch_ops.register(
+    {
+        call.__name__: call
+        for call in (fp8_gemm_nt, m_grouped_fp8_gemm_nt_contiguous, m_grouped_fp8_gemm_nt_masked)
+    }
+)

@@ -7,12 +7,14 @@ debugging.
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 
 import torch
 
-from .layout import ceil_div, round_up
+from .layout import ceil_div, check_memory, is_wrapped, round_up
 from .quantize import BLOCK, Quantized
+from .torch_ops import NO_GRADIENT, OUT_DTYPES
 from .types import Config
 
 __all__ = [
@@ -34,13 +36,14 @@ __all__ = [
     "check_same",
     "check_scale",
     "check_sum",
+    "check_tensor",
     "parts",
     "same_memory",
 ]
 
 SIZE_LIMIT = 1 << 30  # rows or columns: the tile that hangs over the edge stays below 2**31 too
-OUT_DTYPES = (torch.bfloat16, torch.float32)
 Named = tuple[str, torch.Tensor]
+_READABLE = "a plain torch.Tensor, whose memory a kernel can read"
 
 
 # --- operands
@@ -52,6 +55,8 @@ def check_quantized(name: str, operand: object, granularity: str) -> None:
         came = type(operand).__name__
         raise TypeError(f"{name}: expected a Quantized (from minigemm.quantize.quantize), got {came}")
     data, scale = parts(name, operand, granularity)
+    for part in (data, scale):
+        check_tensor(*part)
     check_data(data, 2)
     check_scale(scale, data[1], granularity)
 
@@ -70,16 +75,36 @@ def parts(name: str, operand: object, granularity: str) -> tuple[Named, Named]:
             came += f" of {len(operand)}"
         raise TypeError(f"{name}: expected (data, scales) or a Quantized, got {came}")
     for part, tensor in named:
-        _tensor(part, tensor)
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{part}: expected a torch.Tensor, got {type(tensor).__name__}")
     return named
 
 
-def _tensor(name: str, tensor: object) -> torch.Tensor:
-    """Check that the argument is a dense torch.Tensor, and return it."""
+def check_tensor(name: str, tensor: object) -> torch.Tensor:
+    """Check that the argument is a plain dense torch.Tensor, which a kernel can read; return it.
+
+    A kernel gets addresses. So a tensor is refused that stands for others, or whose elements are not what its
+    memory holds: a FakeTensor, a DTensor, a tensor inside `torch.func` or `torch.vmap`, a nested one. A
+    tensor that needs a gradient is refused where autograd is on.
+    """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
+    kind = type(tensor)
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        advice = "; pass its local tensor" if hasattr(kind, "to_local") else ""
+        raise TypeError(f"{name}: expected {_READABLE}, got a {kind.__name__}{advice}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        came = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name}: expected a dense tensor, got {came}")
+    if is_wrapped(tensor):
+        raise TypeError(
+            f"{name}: expected {_READABLE}, got one inside a transform (torch.vmap, torch.func.grad, functionalize); "
+            "call outside of it"
+        )
+    if tensor.is_neg():
+        raise TypeError(f"{name}: expected a plain torch.Tensor, got a negated view; pass .resolve_neg()")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: {NO_GRADIENT}")
     return tensor
 
 
@@ -153,7 +178,8 @@ def check_scale(named: Named, data: torch.Tensor, granularity: str) -> None:
 
 
 def _check_start(name: str, tensor: torch.Tensor, alignment: int) -> None:
-    """Check that the tensor begins at a multiple of `alignment` bytes."""
+    """Check that the tensor has its memory, and begins at a multiple of `alignment` bytes."""
+    check_memory(name, tensor)
     if past := tensor.data_ptr() % alignment:
         expected = f"a {alignment}-byte aligned start"
         raise ValueError(f"{name}: expected {expected}, got an address that is {past} bytes past one")
@@ -197,7 +223,7 @@ def check_out_dtype(out_dtype: object, d: torch.Tensor | None) -> torch.dtype:
         raise TypeError(f"out_dtype: expected torch.bfloat16 or torch.float32, got {out_dtype!r}")
     if d is None:
         return torch.bfloat16 if out_dtype is None else out_dtype  # type: ignore[return-value]
-    _tensor("d", d)
+    check_tensor("d", d)
     if d.dtype not in OUT_DTYPES:
         raise TypeError(f"d: expected bfloat16 or float32, got {d.dtype}")
     if out_dtype is not None and out_dtype != d.dtype:
@@ -225,24 +251,23 @@ def check_out(
     if len(shape) == 3 and not d.is_contiguous():
         expected = "groups that lie one behind the other (contiguous)"
         raise ValueError(f"{name}: expected {expected}, got strides {strides}")
+    check_memory(name, d)
     if d.data_ptr() % d.element_size():
         expected = f"an address that is a multiple of its {d.element_size()} bytes an element"
         raise ValueError(f"{name}: expected {expected}, got {d.data_ptr():#x}")
-    if d.requires_grad and torch.is_grad_enabled():
-        expected = "a tensor that needs no gradient, which this call does not compute"
-        raise ValueError(f"{name}: expected {expected}")
 
 
 def check_sum(
     c: object, d: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
 ) -> None:
     """Check c, which is added to the product: it is like d, and is d itself or shares no memory with it."""
-    added = _tensor("c", c)
+    added = check_tensor("c", c)
     if added.dtype != dtype:
         raise TypeError(f"c: expected the dtype of d, {dtype}, got {added.dtype}")
     if tuple(added.shape) != shape:
         raise ValueError(f"c: expected shape {shape}, got {tuple(added.shape)}")
     check_same("c", added, device)
+    check_memory("c", added)
     if d is not None and not same_memory(added, d):
         check_overlap(d, {"c": added})
 
@@ -299,6 +324,8 @@ def check_operands(
     """Check a call's a and b, each (data, scales) or a Quantized; return data and scales of both."""
     named_a, named_b = parts("a", a, "1x128"), parts("b", b, "128x128")
     for (data, scale), dims, granularity in ((named_a, dims_a, "1x128"), (named_b, dims_b, "128x128")):
+        check_tensor(*data)
+        check_tensor(*scale)
         check_data(data, dims)
         check_scale(scale, data[1], granularity)
 
@@ -319,7 +346,7 @@ def check_groups(
 
     `what` explains the length in the message.
     """
-    layout = _tensor(name, groups)
+    layout = check_tensor(name, groups)
     if layout.dtype != torch.int32:
         raise TypeError(f"{name}: expected int32, got {layout.dtype}")
     if tuple(layout.shape) != (length,):
@@ -339,9 +366,16 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return the value, a Python integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+    """Return the value, an integer from `least` to `most`, of NumPy too, as a Python integer.
+
+    A tensor is refused, since a GPU's would have to be waited for.
+    """
+    try:
+        if isinstance(value, (bool, torch.Tensor)):
+            raise TypeError
+        value = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {value!r}") from None
     if value < least or (most is not None and value > most):
         bound = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name}: expected {bound}, got {value}")

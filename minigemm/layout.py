@@ -12,7 +12,18 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["ceil_div", "empty_m_major", "is_m_major", "round_up", "tma_aligned_size", "to_m_major"]
+from .torch_ops import dynamo_traces, modes
+
+__all__ = [
+    "ceil_div",
+    "check_memory",
+    "empty_m_major",
+    "is_m_major",
+    "is_wrapped",
+    "round_up",
+    "tma_aligned_size",
+    "to_m_major",
+]
 
 TMA_ALIGNMENT = 16  # bytes
 
@@ -59,9 +70,11 @@ def empty_m_major(
 def is_m_major(scale: torch.Tensor) -> bool:
     """Return whether float32 scales, (m, k) or (g, m, k), have the strides of `empty_m_major`.
 
-    Their address must suit TMA, too.
+    Their address must suit TMA, too. Where torch traces there is no address; the call that runs looks again.
     """
-    return scale.stride() == _strides(scale.shape) and scale.data_ptr() % TMA_ALIGNMENT == 0
+    if scale.stride() != _strides(scale.shape):
+        return False
+    return dynamo_traces() or modes() > 0 or scale.data_ptr() % TMA_ALIGNMENT == 0
 
 
 def to_m_major(scale: torch.Tensor) -> torch.Tensor:
@@ -71,7 +84,34 @@ def to_m_major(scale: torch.Tensor) -> torch.Tensor:
     """
     if scale.dtype != torch.float32 or scale.dim() not in (2, 3):
         raise ValueError(f"scale: expected a 2-D or 3-D float32 tensor, got {scale.dim()}-D {scale.dtype}")
+    check_memory("scale", scale)
     if is_m_major(scale):
         return scale
     groups = scale.shape[0] if scale.dim() == 3 else None
     return empty_m_major(scale.shape[-2], scale.shape[-1], scale.device, groups).copy_(scale)
+
+
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor belongs to torch.vmap, torch.func or functionalize, and has no memory."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or torch._is_functional_tensor(tensor)
+
+
+def check_memory(name: str, tensor: torch.Tensor) -> None:
+    """Check that the storage holds all elements: `resize_` may have freed it, or cut it short.
+
+    torch itself reads such memory, and the process ends. Tensors that stand for others, or for none, pass.
+    """
+    if dynamo_traces() or type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return
+    if tensor.is_meta or is_wrapped(tensor) or not tensor.numel():
+        return
+    storage = tensor.untyped_storage()
+    held = storage.nbytes() if storage.data_ptr() else 0
+    if tensor.is_contiguous():
+        last = tensor.numel() - 1
+    else:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    if held < needed:
+        raise ValueError(f"{name}: expected memory for all elements, {needed} bytes, got {held}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .layout import ceil_div, empty_m_major
+from .layout import ceil_div, check_memory, empty_m_major
 
 __all__ = [
     "BLOCK",
@@ -77,7 +77,8 @@ def quantize(
 
     Raises:
         TypeError: x is no dense floating-point tensor of these dtypes, ue8m0 no bool or floor no number.
-        ValueError: x is not 2-D, the granularity is unknown, or floor is negative or not finite.
+        ValueError: x is not 2-D, its memory is freed, the granularity is unknown, or floor is negative or not
+            finite.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
@@ -90,6 +91,7 @@ def quantize(
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: expected one of "tensor", "1x128", "128x128", got {granularity!r}')
     check_scaling(ue8m0, floor)
+    check_memory("x", x)
     rows, k = x.shape
     x = x.detach().to(torch.float32).contiguous()
     if granularity == "tensor":
@@ -220,6 +222,8 @@ def _check(name: str, value: object) -> None:
     if not isinstance(value, Quantized):
         expected = "a minigemm.quantize.Quantized, as quantize(x) gives"
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    check_memory(f"{name}.data", value.data)
+    check_memory(f"{name}.scale", value.scale)
 
 
 def expanded_scale(q: Quantized) -> torch.Tensor:

@@ -108,10 +108,15 @@ def folder() -> Path | None:
     Returns None, after one warning, for a folder that cannot be used.
     """
     chosen = os.environ.get("MINIGEMM_CACHE_DIR")
-    if chosen:
-        path = Path(chosen).expanduser().absolute()
-    else:
-        path = platformdirs.user_cache_path("minigemm", appauthor=False)
+    path = Path(chosen or "minigemm")
+    try:
+        if chosen:
+            path = path.expanduser().absolute()
+        else:
+            path = platformdirs.user_cache_path("minigemm", appauthor=False)
+    except (OSError, RuntimeError) as error:  # there is no home, or no working folder
+        _give_up(path, str(error))
+        return None
     if path in _given_up:
         return None
 

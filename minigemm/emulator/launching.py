@@ -308,11 +308,34 @@ def _add_tensor(name: str, tensor: torch.Tensor, memory: Memory) -> None:
     """Add a tensor's bytes, from its first element to its last, to memory."""
     if tensor.device.type != "cpu":
         raise ValueError(f"{name}: the emulator takes CPU tensors, got one on {tensor.device}")
+    _check_plain(name, tensor)
     if tensor.numel():
         span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        _check_memory(name, tensor, span * tensor.element_size())
         shape = "x".join(str(n) for n in tensor.shape) or "scalar"
         owner = _Owner(f"{name} ({shape} {str(tensor.dtype).removeprefix('torch.')})", tensor)
         memory.add(tensor.data_ptr(), span * tensor.element_size(), True, owner)
+
+
+def _check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Check that a kernel can read the tensor's memory as it is: none that stands for another tensor."""
+    kind, came = type(tensor), ""
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        came = f"a {kind.__name__}"
+    elif tensor.layout != torch.strided or tensor.is_nested:
+        came = "one that is sparse or nested"
+    elif torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor):
+        came = "one inside a transform (torch.vmap, torch.func)"
+    if came:
+        raise TypeError(f"{name}: expected a plain CPU tensor, whose memory a kernel can read, got {came}")
+
+
+def _check_memory(name: str, tensor: torch.Tensor, size: int) -> None:
+    """Check that the storage holds the `size` bytes from the first element to the last."""
+    storage = tensor.untyped_storage()
+    held = storage.nbytes() - tensor.storage_offset() * tensor.element_size() if storage.data_ptr() else 0
+    if held < size:
+        raise ValueError(f"{name}: expected memory for all elements, {size} bytes, got {max(held, 0)}")
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,8 @@ def resized(
     m = a.shape[0]
     if m < 2 or sfa.shape[0] != m or d.shape[0] != m or not is_m_major(sfa):
         return None
-    if (a.data_ptr() | d.data_ptr()) % 16:  # bytes, as TMA wants them
+    places = a.data_ptr(), sfa.data_ptr(), d.data_ptr()
+    if not all(places) or (places[0] | places[2]) % 16:  # freed memory; bytes, as TMA wants them
         return None
     if not overlap_checked:
         checks.check_overlap(d, {"a": a, "b": b, "the scales of a": sfa, "the scales of b": sfb})
@@ -242,18 +243,31 @@ def _guard(
     """Make the comparison of other tensors with these; a size or stride of None may be any.
 
     Every call asks, so the guards of torch.compile compare where this torch has them: Python takes three
-    times as long.
+    times as long. They also compare type, need of a gradient, and dispatch keys, those of modes and
+    transforms included. So no tensor passes that `checks.check_tensor` would refuse: the long way says why.
     """
+    if any(x.requires_grad for x in tensors):  # made where autograd was off
+        same = _same(tensors, sizes, strides)
+        return lambda *others: not torch.is_grad_enabled() and same(*others)
+    return _same(tensors, sizes, strides)
+
+
+def _same(tensors: Sequence[torch.Tensor], sizes: list[Any] | None, strides: list[Any] | None) -> Guard:
+    """Make the comparison of `_guard`, which does not ask whether autograd is on."""
     if TensorGuards is not None:
         return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
     sizes, strides = sizes or [x.shape for x in tensors], strides or [x.stride() for x in tensors]
-    kinds = [(x.dtype, x.device) for x in tensors]
+    kinds = [_kind(x) for x in tensors]
 
     def alike(*others: torch.Tensor) -> bool:
-        return kinds == [(x.dtype, x.device) for x in others] and all(
+        return kinds == [_kind(x) for x in others] and all(
             len(wanted) == len(found) and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
             for x, *both in zip(others, sizes, strides, strict=True)
             for wanted, found in zip(both, (x.shape, x.stride()), strict=True)
         )
 
     return alike
+
+
+def _kind(x: torch.Tensor) -> tuple[object, ...]:
+    return type(x), x.dtype, x.device, x.requires_grad, x.is_neg()

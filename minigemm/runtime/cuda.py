@@ -183,7 +183,7 @@ def load(kernel: jit.Kernel, shared: int, device: torch.device) -> Loaded:
 def tensor_map(description: types.TensorMap) -> Any:
     """Return the driver's 128-byte tensor map: zero fill, no interleave, 256-byte L2 promotion."""
     tensor, box, swizzle = description.tensor, description.box, description.swizzle
-    return _encoded(tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), box, swizzle)
+    return _encoded(_place(tensor), tensor.element_size(), tensor.shape, tensor.stride(), box, swizzle)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -241,12 +241,21 @@ def _parameter(arg: Any) -> Any:
     if isinstance(arg, types.TensorMap):
         return tensor_map(arg)
     if isinstance(arg, torch.Tensor):
-        return ctypes.c_void_p(arg.data_ptr())
+        return ctypes.c_void_p(_place(arg))
     if isinstance(arg, float):
         return ctypes.c_float(arg)
     if isinstance(arg, ctypes._SimpleCData):
         return arg
     raise TypeError(f"args: no kernel parameter for a {type(arg).__name__}")
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Return where a tensor of a launch lies. ValueError for one that owns no memory."""
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        kind = type(tensor).__name__
+        raise ValueError(f"args: expected tensors with memory on the GPU, got a {kind} without any")
+    return address
 
 
 def _address(stored: Any) -> int:

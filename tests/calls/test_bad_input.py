@@ -739,6 +739,7 @@ def test_bad_observations(name, value):
 SETTINGS = [
     (minigemm.set_num_sms, (0,), ValueError, "num_sms: expected at least 1, got 0"),
     (minigemm.set_num_sms, (1.5,), TypeError, "num_sms: expected an int, got 1.5"),
+    (minigemm.set_num_sms, (np.True_,), TypeError, "num_sms: expected an int, got"),
     (minigemm.set_num_sms, (True,), TypeError, "num_sms: expected an int, got True"),
     (minigemm.set_batch_invariant, (1,), TypeError, "invariant: expected True or False, got 1"),
     (minigemm.set_pdl, (1,), TypeError, "enabled: expected True or False, got 1"),

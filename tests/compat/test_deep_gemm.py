@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -314,6 +315,26 @@ def test_settings(deep_gemm):
         and theoretical(4096, 8) == 128
         and theoretical(4096, 64) == 64
     )
+
+
+@pytest.mark.parametrize("expected_m", [np.int64(3), np.int32(3), torch.tensor(3)])
+def test_integers_of_other_kinds(deep_gemm, expected_m):
+    q, w = quantize.quantize(torch.ones(4, 128), "1x128"), quantize.quantize(torch.ones(8, 128), "128x128")
+    a, b = (q.data[None], q.scale[None].contiguous()), (w.data[None], w.scale[None])
+    d, counts = torch.zeros(1, 4, 8, dtype=torch.bfloat16), torch.tensor([3], dtype=torch.int32)
+    deep_gemm.m_grouped_fp8_gemm_nt_masked(a, b, d, counts, expected_m)
+    assert torch.equal(d[0, :, 0], torch.tensor([128.0, 128, 128, 0], dtype=torch.bfloat16))
+    if not isinstance(expected_m, torch.Tensor):
+        deep_gemm.set_num_sms(expected_m)
+        assert type(deep_gemm.get_num_sms()) is int
+        minigemm.set_num_sms(None)
+
+
+@pytest.mark.parametrize("name", ["bf16_gemm_nt", "fp8_gemm_nn", "fp8_gemm_tt", "einsum", "fp8_mqa_logits"])
+def test_names_that_are_left_out_say_so(deep_gemm, name):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': minigemm covers"):
+        getattr(deep_gemm, name)
+    assert not hasattr(deep_gemm, name)
 
 
 def test_what_is_not_here(deep_gemm):

@@ -20,15 +20,15 @@ ROOT = Path(minigemm.__file__).parent
 
 # Bottom first. A module may import its own room and those before it.
 ROOMS = (
-    "store", "emulator", "types", "hopper", "layout", "quantize", "checks", "compiler", "runtime", "kernels",
-    "plan", "api", "machine", "verify", "views", "bench", "labs", "compat", "tour", "cli", "__main__",
+    "store", "emulator", "types", "hopper", "torch_ops", "layout", "quantize", "checks", "compiler", "runtime",
+    "kernels", "plan", "api", "machine", "verify", "views", "bench", "labs", "compat", "tour", "cli", "__main__",
 )  # fmt: skip
 # The rooms of the emulator, and its modules that belong to none.
 EMULATOR_ROOMS = ("errors", "clusters", "context", "ptx", "translate", "watch", "machine", "launching")
 RANK = {room: rank for rank, room in enumerate(ROOMS)}
 EMULATOR_RANK = {room: rank for rank, room in enumerate(EMULATOR_ROOMS)}
 MAY_USE_THE_PUBLIC_NAMES = {"verify", "bench", "views", "labs", "compat", "tour", "cli", "__main__"}
-DOOR_LIMIT = 22
+DOOR_LIMIT = 23  # torch_ops.py is beside the calls, which a reader of api.py looks for there
 
 
 def module_name(path: Path) -> str:

@@ -212,6 +212,26 @@ def test_a_place_where_no_folder_can_be_made(monkeypatch: pytest.MonkeyPatch, tm
     memory_only("cannot be used", tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("chosen", ["~nobody at all/cache", ""])
+def test_no_home(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the place cannot even be named, kernels stay in memory too."""
+
+    def nowhere(*args: object, **options: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", chosen)
+    monkeypatch.setattr(store.platformdirs, "user_cache_path", nowhere)
+    memory_only("home directory", Path(chosen or "minigemm"))
+
+
+@POSIX
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    monkeypatch.setenv("MINIGEMM_CACHE_DIR", "relative")
+    memory_only("No such file", Path("relative"))
+
+
 @POSIX
 @pytest.mark.parametrize("trouble", ["a read-only folder", "a full disk"])
 def test_a_disk_that_takes_nothing(trouble: str) -> None:

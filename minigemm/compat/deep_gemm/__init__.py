@@ -94,3 +94,24 @@ __all__ = [
     "transform_sf_into_required_layout",
     "utils",
 ]
+
+# Parts of the names that DeepGEMM has beside these.
+_LEFT_OUT = (
+    "bf16",
+    "cublaslt",
+    "einsum",
+    "mega_moe",
+    "mqa_logits",
+    "prenorm",
+    "skip_head_mid",
+    "_nn",
+    "_tn",
+    "_tt",
+)
+
+
+def __getattr__(name: str) -> object:
+    message = f"module {__name__!r} has no attribute {name!r}"
+    if any(part in name for part in _LEFT_OUT):
+        message += ": minigemm covers DeepGEMM's FP8 products of K-major operands, dense and grouped along m"
+    raise AttributeError(message)

@@ -6,6 +6,7 @@ All write to `d` (or `out`) and return nothing.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, ParamSpec
 
@@ -144,6 +145,8 @@ def m_grouped_fp8_gemm_nt_masked(
     """The first `masked_m[g]` rows of each group's buffer times the weights of the group."""
     _check_options(recipe, recipe_a, recipe_b, compiled_dims)
     _check_given(d=d, masked_m=masked_m)
+    if isinstance(expected_m, torch.Tensor):  # the original takes one, and waits for it
+        expected_m = operator.index(expected_m)
     api.m_grouped_fp8_gemm_nt_masked(a, b, d, masked_m, expected_m)
 
 
