@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s11_overlapped_fp8_gem
     const int* index, int span, int zero_padding,  // see GroupedScheduler
     int m, int n, int k, int groups, i64 ld_sfb, i64 group_sfb, i64 ldd, int aligned, int early) {
   // Groups of sfb are group_sfb apart, rows ld_sfb. Aligned: 16 bytes divide d's start, ldd and n.
-  // Early: no kernel that may still run writes b. So DENSE, which needs no index, loads it before.
+  // Early: no kernel that may still run writes b, so a DENSE product loads it before `follow`.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;  // uniform
   const int sfb_rows = (n + BLOCK_K - 1) / BLOCK_K, steps = (k + BLOCK_K - 1) / BLOCK_K;

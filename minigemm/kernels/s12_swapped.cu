@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) s12_swapped_fp8_gemm_n
   // Boxes of b are (BLOCKS, BLOCK_N, 128), of sfa (BLOCKS, BLOCK_M). If BLOCKS is 1, the maps of a
   // and b are those of s11. If MASKED, m counts the rows of all groups' buffers, `span` rows each.
   // Groups of sfb are group_sfb apart, rows ld_sfb. Aligned: 16 bytes divide d's start, ldd and n.
-  // Early: no kernel that may still run writes b. So DENSE, which needs no index, loads it before.
+  // Early: no kernel that may still run writes b, so a DENSE product loads it before `follow`.
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), warpgroup = warp / 4;  // uniform
   const int steps = (k + BLOCK_K - 1) / BLOCK_K;
