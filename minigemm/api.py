@@ -287,13 +287,16 @@ def _labelled(operand: object, granularity: str) -> bool:
     return type(operand) is not Quantized or operand.granularity == granularity
 
 
+_increment = torch.autograd.graph.increment_version
+
+
 def _count_write(d: torch.Tensor) -> None:
     """Tell autograd that d has changed: a backward pass that saved d then raises instead of using it.
 
     The short way does so only where autograd is on, because it takes a few tenths of a microsecond.
     """
     try:
-        torch.autograd.graph.increment_version(d)
+        _increment(d)
     except RuntimeError:  # a tensor of inference mode, which has no count: older torch raises
         if not d.is_inference():
             raise

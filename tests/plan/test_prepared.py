@@ -234,6 +234,27 @@ def test_operands_of_no_dimensions_are_named(prepared):
         minigemm.fp8_gemm_nt((nothing, a[1]), b, d)
 
 
+def test_what_a_repeated_call_refuses(prepared):
+    """The same addresses, and yet not the same tensors."""
+    (x, scale), b = operands(10)
+    d = torch.zeros(10, 24)
+    minigemm.fp8_gemm_nt((x, scale), b, d)
+    with pytest.raises(ValueError, match=r"a\[1\]: expected a tensor that needs no gradient"):
+        minigemm.fp8_gemm_nt((x, scale.detach().requires_grad_()), b, d)
+    weights = (b[0], b[1].detach().requires_grad_())
+    with torch.no_grad():
+        minigemm.fp8_gemm_nt((x, scale), weights, d)
+        assert prepared.made == 2
+        minigemm.fp8_gemm_nt((x, scale), weights, d)
+    assert (prepared.made, prepared.fired) == (2, 3)
+    with pytest.raises(ValueError, match=r"b\[1\]: expected a tensor that needs no gradient"):
+        minigemm.fp8_gemm_nt((x, scale), weights, d)
+
+    version = d._version
+    minigemm.fp8_gemm_nt((x, scale), b, d)
+    assert d._version > version
+
+
 def test_debugging_is_read_at_each_call(prepared, checked, monkeypatch):
     """Set after the import, MINIGEMM_DEBUG checks first calls and repeated ones alike."""
     a, b = operands()
@@ -320,6 +341,12 @@ def test_another_m_gives_its_own_result(prepared, checked):
     assert prepared.made <= 2 and len(checked) <= 6
 
 
+def freed(x):
+    x = x.clone()
+    x.untyped_storage().resize_(0)
+    return x
+
+
 def test_another_m_that_is_wrong(prepared):
     a, b = operands(124)
     memory = torch.zeros(64 * 1024, dtype=torch.uint8)
@@ -338,6 +365,9 @@ def test_another_m_that_is_wrong(prepared):
             "d: expected memory of its own, got a tensor that overlaps a",
             ((inside, scale), b, memory[: 114 * 48].view(torch.bfloat16).view(114, 24)),
         ),
+        (r"a\[0\]: expected memory for all", ((freed(x), scale), b, out)),
+        (r"a\[1\]: expected memory for all", ((x, freed(scale)), b, out)),
+        ("d: expected memory for all", ((x, scale), b, freed(out))),
         (r"a\[0\]: expected a row stride", ((x.expand(114, 256)[:1].expand(114, 256), scale), b, out)),
         ("a.granularity: expected '1x128', got '128x128'", (quantize.Quantized(x, scale, "128x128"), b, out)),
         (
