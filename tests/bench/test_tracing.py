@@ -132,17 +132,18 @@ def test_what_is_counted(traced, name):
     assert line.about["events"]["product groups"] == groups
     assert kinds(line, "tensor core") == {"warpgroup": groups}
     if name >= "s06":
-        # a warp of s10 tells the others of each part, and of the end; those of s11 and s12 count tiles here
-        grouped, slots = name == "s10_grouped", ceil_div(steps, blocks) * tiles
-        told = grouped * (tiles + 1)
+        # A warp of s10 and s11 tells the others of each part, and of the end. The loader of s11 and all roles
+        # of s12 count the tiles of a dense product.
+        slots = ceil_div(steps, blocks) * tiles
+        told = (name in ("s10_grouped", "s11_overlapped")) * (tiles + 1)
         for warp in range(8):
             assert kinds(line, f"warp {warp}")["mbarrier"] == slots + told
             assert kinds(line, f"warp {warp}")["WGMMA"] == steps * tiles + (name == "s06_warp_specialized")
-        assert kinds(line, "warp 8")["mbarrier"] == slots + told
+        assert kinds(line, "warp 8")["mbarrier"] == slots + (name == "s10_grouped") * told
         assert line.about["events"]["arrivals"] >= 8 * (slots - 1) + (1 + 9) * told
         others = [{"barrier": 1, "mbarrier": told}, {"barrier": 1}, {"barrier": 1}]
         if name >= "s11":  # warp 10 brings the scales of b, and warp 11 has no role
-            others = [{"barrier": 1}, {"barrier": 1, "mbarrier": slots}, {}]
+            others = [{"barrier": 1, "mbarrier": told}, {"barrier": 1, "mbarrier": slots + told}, {}]
         own = Counter(setmaxnreg=name != "s12_swapped")
         for warp, what in zip((9, 10, 11), others, strict=True):
             assert kinds(line, f"warp {warp}") == own + Counter(what)
