@@ -80,10 +80,7 @@ def quantize(
         ValueError: x is not 2-D, its memory is freed, the granularity is unknown, or floor is negative or not
             finite.
     """
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise TypeError(f"x: expected a dense (strided) tensor, got layout {x.layout}")
+    check_dense(x)
     if x.dtype not in _INPUTS:
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() != 2:
@@ -112,6 +109,15 @@ def quantize(
     if granularity == "1x128":
         scale = empty_m_major(rows, blocks_k, x.device).copy_(scale)
     return Quantized(data.contiguous().view(torch.float8_e4m3fn), scale, granularity)
+
+
+def check_dense(x: object) -> torch.Tensor:
+    """Check that x, which is to be quantized, is a dense tensor; return it."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x: expected a dense (strided) tensor, got layout {x.layout}")
+    return x
 
 
 def check_scaling(ue8m0: object, floor: object) -> None:

@@ -39,8 +39,8 @@ import torch
 from .. import checks, runtime, types
 from ..compiler import jit
 from ..hopper import SMS
-from ..layout import ceil_div, empty_m_major, is_m_major
-from ..quantize import BLOCK, Quantized, check_scaling
+from ..layout import ceil_div, check_memory, empty_m_major, is_m_major
+from ..quantize import BLOCK, Quantized, check_dense, check_scaling
 from ..types import Launch
 
 __all__ = [
@@ -202,12 +202,9 @@ def quantize_transposed(
 # --- checks
 
 
-def _checked(x: object, ue8m0: object, floor: object) -> torch.Tensor:
-    """Return x if a kernel can read it, without its gradient."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise TypeError(f"x: expected a dense (strided) tensor, got layout {x.layout}")
+def _checked(given: object, ue8m0: object, floor: object) -> torch.Tensor:
+    """Return x, without its gradient, if a kernel can read it."""
+    x = checks.check_tensor("x", check_dense(given).detach())
     if x.dtype not in DTYPES:
         raise TypeError(f"x: expected bfloat16, float16 or float32, got {x.dtype}")
     if x.dim() not in (2, 3):
@@ -217,11 +214,12 @@ def _checked(x: object, ue8m0: object, floor: object) -> torch.Tensor:
         raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
     if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
         raise ValueError(f"x: expected a contiguous last dimension, got strides {tuple(x.stride())}")
+    check_memory("x", x)
     if past := x.data_ptr() % x.element_size():
         raise ValueError(f"x: expected an address of whole elements, got one that is {past} bytes past one")
     check_scaling(ue8m0, floor)
     runtime.of(x.device).check_device(x.device)
-    return x.detach()
+    return x
 
 
 def _counts(masked_m: object, x: torch.Tensor) -> torch.Tensor | None:
@@ -253,7 +251,9 @@ def _result(out: object, shape: tuple[int, ...], granularity: str, x: torch.Tens
         return Quantized(data, scale, granularity)
 
     # What a caller brings must be what would have been made, but for the stride of the data's rows.
-    (name, data), (scales_name, scale) = checks.parts("out", out, granularity)
+    (name, data), (scales_name, scale) = parts = checks.parts("out", out, granularity)
+    for part in parts:
+        checks.check_tensor(*part)
     if data.dtype != torch.float8_e4m3fn:
         raise TypeError(f"{name}: expected float8_e4m3fn, got {data.dtype}")
     checks.check_out(name, data, tuple(shape), x.device, "x")
@@ -262,6 +262,7 @@ def _result(out: object, shape: tuple[int, ...], granularity: str, x: torch.Tens
     if tuple(scale.shape) != blocks:
         raise ValueError(f"{scales_name}: expected shape {blocks}, got {tuple(scale.shape)}")
     checks.check_same(scales_name, scale, x.device, "x")
+    check_memory(scales_name, scale)
     if scale.numel() and not (is_m_major(scale) if m_major else scale.is_contiguous()):
         expected = "M-major scales, as layout.empty_m_major makes them" if m_major else "contiguous scales"
         raise ValueError(f"{scales_name}: expected {expected}, got strides {tuple(scale.stride())}")

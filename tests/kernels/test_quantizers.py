@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minigemm import emulator, observe
 from minigemm.compiler.jit import HEADERS, build
@@ -307,6 +308,27 @@ SCALE = empty_m_major(4, 1)
 def test_bad_input(x, options, error, words):
     with pytest.raises(error, match=words):
         quantizers.quantize_1x128(x, **options)
+
+
+def test_tensors_that_a_kernel_cannot_read_are_refused():
+    with FakeTensorMode():
+        fake = torch.ones(4, 32)
+    freed = torch.ones(4, 32)
+    freed.untyped_storage().resize_(0)
+    for x, error, words in (
+        (fake, TypeError, "x: expected a plain torch.Tensor, .* got a FakeTensor"),
+        (freed, ValueError, "x: expected memory for all elements, 512 bytes, got 0"),
+    ):
+        with pytest.raises(error, match=words):
+            quantizers.quantize_1x128(x)
+    scale = empty_m_major(4, 1)
+    scale.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match=r"out\[1\]: expected a dense tensor, got torch.sparse_coo"):
+        quantizers.quantize_1x128(X, out=(DATA, torch.ones(4, 1).to_sparse()))
+    with pytest.raises(ValueError, match=r"out\[1\]: expected memory for all elements, 16 bytes, got 0"):
+        quantizers.quantize_1x128(X, out=(DATA, scale))
+    with pytest.raises(TypeError, match="x: expected a plain torch.Tensor, .* inside a transform"):
+        torch.vmap(quantizers.quantize_1x128)(X[None])
 
 
 def test_bad_input_of_the_others():
