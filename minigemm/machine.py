@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Finding", "best_device", "driver_version", "examine", "identity", "show"]
+__all__ = ["Finding", "best_device", "driver_version", "examine", "hopper_gpu", "identity", "show"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ def best_device() -> torch.device:
             if torch.cuda.get_device_capability(index) == (9, 0):
                 return torch.device("cuda", index)
     return torch.device("cpu")
+
+
+def hopper_gpu(what: str) -> torch.device:
+    """Return the first Hopper GPU. ValueError that names `what` needs it, if there is none."""
+    device = best_device()
+    if device.type != "cuda":
+        raise ValueError(f"{what} needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    return device
 
 
 def identity(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,7 @@ from .peers.minigemm import call as library_call
 from .timing import gpu_seconds
 from .workloads import Workload
 
-__all__ = ["Tuned", "autotune", "near", "timed_alike"]
+__all__ = ["Tuned", "autotune", "fastest_of", "near", "timed_alike"]
 
 ROUNDS = 20
 NEAR = 1.6  # times the best prediction: whatever is predicted to take longer is not timed
@@ -152,10 +152,15 @@ def tune(product: Product, configs: Sequence[Config], where: torch.device, round
         again = list(dict.fromkeys([configs[0], fastest, *others]))
         finalists = timed_alike(again, d, held, call, where, rounds)
 
-    # Of equals, up to the noise of the clock, the prediction comes first, then the menu.
-    least = min(finalists.values())
-    winner, us = next((config, us) for config, us in finalists.items() if us <= TIE * least)
-    return Tuned(product, winner, us, configs[0], finalists[configs[0]], timed | finalists)
+    # The prediction comes first, then the menu.
+    winner = fastest_of(finalists)
+    return Tuned(product, winner, finalists[winner], configs[0], finalists[configs[0]], timed | finalists)
+
+
+def fastest_of(times: Mapping[Config, float]) -> Config:
+    """Return the fastest config; of equals, up to the noise of the clock, the first."""
+    least = min(times.values())
+    return next(config for config, us in times.items() if us <= TIE * least)
 
 
 def _neighbours(config: Config, product: Product) -> Iterator[Config]:

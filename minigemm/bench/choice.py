@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..kernels.library import Config, stage_of
-from ..machine import best_device, identity
-from ..plan import ahead, choose, cost
+from ..machine import hopper_gpu, identity
+from ..plan import ahead, choose
 from ..types import Product
 from . import autotune, cases, tune, workloads
 from .peers.minigemm import call
@@ -52,9 +52,7 @@ def choice_quality(rounds: int = ROUNDS) -> dict[str, Any]:
         ValueError: there is no Hopper GPU.
         RuntimeError: two configs gave different bits.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --choice needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --choice")
     works = shapes()
     plans = [_able(work.product, device) for work in works]
     ahead.compile_all(list(dict.fromkeys(config for plan in plans for config in plan)), device, None, False)
@@ -82,15 +80,12 @@ def _able(product: Product, device: Any) -> list[Config]:
     machine = choose.machine_of(device)
     found = [choose.config_for(product, device)]
     found += autotune.near(choose.ranked(product, device))
-    others = []
-    for config in choose.candidates():
-        for along in (config, replace(config, raster_m=not config.raster_m)):
-            try:
-                others.append(choose.suited(product, replace(along, ctas=found[0].ctas)))
-            except ValueError:
-                continue
-    times = {config: cost.cost(product, config, machine).ns for config in others}
-    found += [config for config in others if times[config] <= WITHIN * min(times.values())]
+    others = [
+        replace(config, raster_m=raster_m, ctas=found[0].ctas)
+        for config in choose.candidates()
+        for raster_m in (False, True)
+    ]
+    found += tune.likely(others, product, machine, WITHIN)
     return list(dict.fromkeys(found))
 
 
@@ -102,8 +97,7 @@ def _row(work: Workload, configs: Sequence[Config], device: Any, rounds: int) ->
     )
     # autotune times those with the best predictions, and takes a tie's best prediction.
     tried = autotune.near(choose.ranked(work.product, device))
-    least = min(times[config] for config in tried)
-    won = next(config for config in tried if times[config] <= autotune.TIE * least)
+    won = autotune.fastest_of({config: times[config] for config in tried})
     best = min(times, key=times.__getitem__)
 
     def told(config: Config) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import hopper
 from ..hopper import Chip
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from . import cases, host_overhead
 from .failures import Lost, check_alive, reason
 from .peers import MiniGemm, Peer, named
@@ -37,7 +37,6 @@ MOST_ROUNDS, LEAST_ROUNDS = 30, 8
 PATIENCE_S = 0.02  # for everybody's counted calls of one workload after one flush
 FLUSH_S = 70e-6  # that a flush takes, about
 Seconds = Mapping[str, Mapping[str, Sequence[float]]]  # by flush, then by peer
-NO_GPU = "bench needs a Hopper GPU (compute capability 9.0), and torch sees none"
 
 
 def compare(
@@ -66,9 +65,7 @@ def compare(
     import torch
 
     # The kernels need Hopper, so a machine without such a GPU is refused at once.
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError(NO_GPU)
+    device = hopper_gpu("bench")
     torch.cuda.set_device(device)
 
     # The least time of a workload depends on the bandwidth, so it is measured on this very GPU.

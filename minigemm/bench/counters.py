@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import hopper
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from . import workloads
 from .ncu import Kernel, command_of, find_ncu, known_metrics, parse, said, version_of
 from .programs import environment
@@ -100,9 +100,7 @@ def count(wanted: Sequence[str] = ()) -> dict[str, Any]:
     """
     # A missing GPU or ncu is reported before anything is counted.
     wanted = [text if text in (MULTICAST, STAGES) else _with_layout(text) for text in wanted or DEFAULT]
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --ncu needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --ncu")
     ncu = find_ncu()
     machine = {**identity(device), "ncu": version_of(ncu)}
     metrics, missing = known_metrics(ncu, METRICS.values())

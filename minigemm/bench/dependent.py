@@ -13,7 +13,7 @@ import torch
 from .. import api, quantize
 from ..hopper import FLUSH_BYTES
 from ..layout import ceil_div
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from ..plan import choose, prepared
 
 __all__ = ["pdl_as_text", "pdl_gain"]
@@ -35,9 +35,7 @@ def pdl_gain(rounds: int = ROUNDS) -> dict[str, Any]:
         ValueError: there is no Hopper GPU.
         RuntimeError: a setting changes a bit of a result, so that the times cannot be compared.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --pdl needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --pdl")
     before = choose.settings()
     try:
         rows = [_row(m, layers, device, rounds) for layers in LAYERS for m in ROWS]

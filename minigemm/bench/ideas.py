@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from .. import runtime
-from ..compiler import jit
 from ..compiler.jit import HEADERS
 from ..kernels import grouped, s11_overlapped, s12_swapped
 from ..kernels.library import Config, stage_of
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from . import cases, workloads
 from .cases import Case
 from .timing import FLUSHED, gpu_seconds
@@ -122,10 +120,8 @@ def undone(idea: Idea, folder: Path) -> Path:
 
 def launched(source: Path, config: Config, case: Case, d: torch.Tensor) -> Callable[[], Any]:
     """Return a call that launches this source under a config, from a dense case into d."""
-    stage = stage_of(config)
-    kernel = jit.build(source, config, name=stage.name, symbol=stage.symbol)
     launch = grouped.launch_dense(case.a, case.sfa, case.b, case.sfb, d, config)
-    return functools.partial(runtime.run, kernel, launch, d.device)
+    return functools.partial(stage_of(config).run, launch, config, d.device, source)
 
 
 def compared(idea: Idea, case: Case, folder: Path) -> dict[str, Callable[[], Any]]:
@@ -149,9 +145,7 @@ def ideas_gain(rounds: int = ROUNDS) -> dict[str, Any]:
         ValueError: there is no Hopper GPU.
         RuntimeError: a kernel without an idea gives other bits.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --ideas needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --ideas")
     rows = []
     for idea in IDEAS:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import hopper, quantize
 from ..kernels import stages
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from ..types import Config, Product
 from .timing import FLUSHED, gpu_seconds
 
@@ -45,9 +45,7 @@ def ladder(rounds: int = ROUNDS) -> dict[str, Any]:
     Raises:
         ValueError: there is no Hopper GPU.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --ladder needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --ladder")
     machine = identity(device)
     chip = hopper.chip_of(machine["gpu"])
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import quantize
 from ..kernels import s08_persistent, s09_multicast
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from ..types import Product
 from .timing import FLUSHED, gpu_seconds
 
@@ -32,9 +32,7 @@ def multicast_gain(rounds: int = ROUNDS) -> dict[str, Any]:
         ValueError: there is no Hopper GPU.
         RuntimeError: a cluster changes a bit of the result, so that the times cannot be compared.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --multicast needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --multicast")
     return {
         "what": "s08_persistent beside s09_multicast, python -m minigemm bench --multicast",
         "date": datetime.date.today().isoformat(),

@@ -10,7 +10,7 @@ import torch
 
 from .. import quantize
 from ..kernels import quantizers
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from .timing import FLUSH_BYTES, time_on_gpu
 
 __all__ = ["quantize_as_text", "quantize_speed"]
@@ -33,9 +33,7 @@ def quantize_speed(repeats: int = REPEATS) -> dict[str, Any]:
         ValueError: there is no Hopper GPU.
         RuntimeError: a kernel's bits are not those of `quantize.quantize`, so that the times mean nothing.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError("bench --quantize needs a Hopper GPU (compute capability 9.0), and torch sees none")
+    device = hopper_gpu("bench --quantize")
     return {
         "what": "kernels that quantize BF16 to E4M3, python -m minigemm bench --quantize",
         "date": datetime.date.today().isoformat(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from .. import hopper
 from ..kernels import s11_overlapped
 from ..kernels.library import Config, stage_of, stages_by_name
-from ..machine import best_device, identity
+from ..machine import hopper_gpu, identity
 from ..plan import ahead, choose, cost, prepared
 from ..types import Product
 from . import cases, workloads
@@ -29,9 +29,8 @@ from .peers.minigemm import call
 from .timing import FLUSHED
 from .workloads import Workload
 
-__all__ = ["fit", "grid", "measure", "tune"]
+__all__ = ["fit", "grid", "likely", "measure", "tune"]
 
-NO_GPU = "tune needs a Hopper GPU (compute capability 9.0), and torch sees none"
 ROUNDS = 6
 WITHIN = 1.9  # times the best prediction: slower tiles are not timed
 MOST = 16  # tiles of one product
@@ -96,9 +95,7 @@ def tune(
     Raises:
         ValueError: there is no Hopper GPU, or a CUDA graph is being captured, or nothing was timed.
     """
-    device = best_device()
-    if device.type != "cuda":
-        raise ValueError(NO_GPU)
+    device = hopper_gpu("tune")
     if torch.cuda.is_current_stream_capturing():
         raise ValueError("tune: expected no CUDA graph to be under capture, since timing waits for the GPU")
     torch.cuda.set_device(device)
@@ -166,18 +163,28 @@ def measure(
 def _tiles(product: Product, device: torch.device) -> list[Config]:
     """Return the configs that could be the quickest for the product: at most MOST, the likeliest first."""
     machine = choose.machine_of(device)
+    able = [
+        replace(config, ctas=machine.sms)
+        for config in choose.candidates()
+        if not (cost.wrong_raster(product, config) and isinstance(config, s11_overlapped.Config))
+    ]
+    return likely(able, product, machine, WITHIN)[:MOST]
+
+
+def likely(configs: Iterable[Config], product: Product, machine: cost.Machine, within: float) -> list[Config]:
+    """Return the configs that can run the product, as it needs them, the best prediction first.
+
+    Those whose prediction is more than `within` times the best are left out.
+    """
     able = []
-    for config in choose.candidates():
-        config = replace(config, ctas=machine.sms)
-        if cost.wrong_raster(product, config) and isinstance(config, s11_overlapped.Config):
-            continue
+    for config in configs:
         try:
             able.append(choose.suited(product, config))
         except ValueError:
             continue
     times = {config: cost.cost(product, config, machine).ns for config in able}
-    likely = [config for config in able if times[config] <= WITHIN * min(times.values())]
-    return sorted(likely, key=times.__getitem__)[:MOST]
+    near = [config for config in able if times[config] <= within * min(times.values())]
+    return sorted(near, key=times.__getitem__)
 
 
 def _timed(work: Workload, configs: Sequence[Config], device: torch.device) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def on_cpu(monkeypatch):
         }
         return {"fill": filled, "read": {name: [t / 2 for t in times] for name, times in filled.items()}}
 
-    monkeypatch.setattr(comparison, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(comparison, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(comparison, "identity", lambda device: MACHINE)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(comparison, "copy_bandwidth", lambda device: CHIP.bandwidth)
@@ -558,7 +558,7 @@ def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
 
     A gain is against the same tile.
     """
-    monkeypatch.setattr(multicast, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(multicast, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(multicast, "identity", lambda device: MACHINE)
     on_the_cpu = SimpleNamespace(
         quantize=quantize.quantize,
@@ -590,7 +590,7 @@ def test_multicast_beside_s08(monkeypatch, tmp_path, capsys):
 
 def test_chains_of_dependent_products(monkeypatch, tmp_path, capsys):
     """Each setting computes every product of the chain, on the emulator; times are made up."""
-    monkeypatch.setattr(dependent, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(dependent, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(dependent, "identity", lambda device: MACHINE)
     row = dependent._row
     monkeypatch.setattr(
@@ -633,7 +633,7 @@ def test_chains_of_dependent_products(monkeypatch, tmp_path, capsys):
 
 def test_quantizing_beside_a_copy(monkeypatch, tmp_path, capsys):
     """Every kernel runs, on the emulator, and is compared with torch's operations; times are made up."""
-    monkeypatch.setattr(quantizing, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(quantizing, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(quantizing, "identity", lambda device: MACHINE)
     row = quantizing._row
     monkeypatch.setattr(quantizing, "_row", lambda kind, m, k, device, repeats: row(kind, m, k, CPU, repeats))
@@ -760,7 +760,7 @@ def test_the_shapes_of_choice_are_not_those_of_tune():
 
 def test_the_choice_is_compared_with_the_least_time(monkeypatch, tmp_path, capsys):
     """With made-up times: the chosen config takes twice the least, autotune finds the best that it tries."""
-    monkeypatch.setattr(choice, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(choice, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(choice, "identity", lambda device: {"gpu": "Chip"})
     monkeypatch.setattr(choice, "shapes", lambda: [workloads.dense(200, 512, 1024)])
     monkeypatch.setattr(choice.ahead, "compile_all", lambda *about: None)
@@ -801,7 +801,7 @@ def test_an_idea_that_cannot_be_taken_out_is_no_measurement(tmp_path):
 
 
 def test_what_ideas_gain_is_a_table_of_the_lesson(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ideas, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(ideas, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(ideas, "identity", lambda device: MACHINE)
     monkeypatch.setattr(ideas, "IDEAS", ideas.IDEAS[:1])
     monkeypatch.setattr(ideas.cases, "make", lambda *about: None)

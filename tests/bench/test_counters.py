@@ -169,7 +169,7 @@ def test_shapes():
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that is said to be there."""
-    monkeypatch.setattr(counters, "best_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(counters, "hopper_gpu", lambda what: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(counters, "identity", lambda device: MACHINE)
 
 
