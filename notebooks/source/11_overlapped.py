@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11 Overlapped: nothing waits for what could be done meanwhile
+# # 11 Overlapped: no role waits where it could work
 #
 # **You will be able to**
 # - find in a timeline what the tensor core waits for, and in SASS what a consumer does meanwhile;
@@ -364,7 +364,7 @@ print(f"on {device}: the same bits as the emulator's: {torch.equal(d.cpu(), righ
 #   registers, and helps a CTA with one consumer most.
 # - One **elected** thread runs the whole loop of the loads, and its warp returns behind it. It also
 #   initialises the barriers, and arrives without waiting.
-# - A **policy** lets weights leave L2 first that no later tile reads.
+# - A **policy** lets weights leave L2 first that few tiles read, all at the same time.
 # - Nothing splits k, so the bits are those of s10, whatever the config.
 #
 # ## Quiz
